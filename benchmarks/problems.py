@@ -1,0 +1,239 @@
+"""The problems of the table. Network weights are drawn from a fixed seed and their last layer is
+fitted by least squares, so that the dynamics are those of a trained model and no file is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.problem import Problem
+
+__all__ = ["NAMES", "make"]
+
+F64 = torch.float64
+
+
+def times(t1: float, n: int) -> Tensor:
+    return torch.linspace(0.0, t1, n, dtype=F64)
+
+
+def network(x: Any, p: dict[str, Any], layers: int, xp: Any) -> Any:
+    """Dense layers with tanh between them, on the last axis of ``x``."""
+    for i in range(layers - 1):
+        x = xp.tanh(x @ p[f"w{i}"].T + p[f"b{i}"])
+    return x @ p[f"w{layers - 1}"].T + p[f"b{layers - 1}"]
+
+
+def fitted_network(
+    sizes: list[int], x: Tensor, target: Tensor, seed: int, ridge: float = 1e-4
+) -> dict[str, Tensor]:
+    """Weights of ``network``: hidden layers random, the last by ridge regression onto ``target``."""
+    generator = torch.Generator().manual_seed(seed)
+    p: dict[str, Tensor] = {}
+    for i, (n_in, n_out) in enumerate(zip(sizes[:-2], sizes[1:-1], strict=True)):
+        p[f"w{i}"] = torch.randn(n_out, n_in, generator=generator, dtype=F64) / n_in**0.5
+        p[f"b{i}"] = torch.randn(n_out, generator=generator, dtype=F64) / 2
+        x = torch.tanh(x @ p[f"w{i}"].T + p[f"b{i}"])
+    features = torch.cat([x, torch.ones(len(x), 1, dtype=F64)], 1)
+    gram = features.T @ features + ridge * len(x) * torch.eye(features.shape[1], dtype=F64)
+    last = torch.linalg.solve(gram, features.T @ target).T.contiguous()
+    i = len(sizes) - 2
+    p[f"w{i}"], p[f"b{i}"] = last[:, :-1].contiguous(), last[:, -1].contiguous()
+    return p
+
+
+def lotka_volterra_ude() -> Problem:
+    """Growth and death known, the interaction a network 2-16-16-2 (Rackauckas et al. 2020)."""
+    generator = torch.Generator().manual_seed(1)
+    x = 8 * torch.rand(2000, 2, generator=generator, dtype=F64)
+    product = x[:, :1] * x[:, 1:]
+    p = fitted_network([2, 16, 16, 2], x, product * torch.tensor([[-0.9, 0.8]], dtype=F64), 2)
+    p["rates"] = torch.tensor([1.3, -1.8], dtype=F64)
+
+    def rhs(u: Any, p: dict[str, Any], t: Any, xp: Any) -> Any:
+        return p["rates"] * u + network(u, p, 3, xp)
+
+    return Problem(
+        "lotka_volterra_ude",
+        "Lotka-Volterra UDE (2-16-16-2)",
+        rhs,
+        torch.tensor([0.44249296, 4.6280594], dtype=F64),
+        p,
+        (0.0, 3.0),
+        times(3.0, 31),
+        stiff=False,
+    )
+
+
+def spiral_node() -> Problem:
+    """A cubic spiral as a neural ODE 2-50-2, batch of 32 starts (after Chen et al. 2018)."""
+    generator = torch.Generator().manual_seed(3)
+    x = 4 * torch.rand(2000, 2, generator=generator, dtype=F64) - 2
+    a = torch.tensor([[-0.1, 2.0], [-2.0, -0.1]], dtype=F64)
+    p = fitted_network([2, 50, 2], x**3 / 4, (x**3 / 4) @ a, 4, ridge=1e-6)
+
+    def rhs(u: Any, p: dict[str, Any], t: Any, xp: Any) -> Any:
+        return network(u**3 / 4, p, 2, xp)
+
+    angle = 2 * torch.pi * torch.arange(32, dtype=F64) / 32
+    u0 = 1.5 * torch.stack([angle.cos(), angle.sin()], 1)
+    return Problem(
+        "spiral_node",
+        "spiral neural ODE (2-50-2), batch 32",
+        rhs,
+        u0,
+        p,
+        (0.0, 5.0),
+        times(5.0, 21),
+        stiff=False,
+        batch=True,
+    )
+
+
+def rober() -> Problem:
+    """Robertson's reaction to t = 1e5; parameters are the logarithms of the three rates."""
+
+    def rhs(u: Any, p: dict[str, Any], t: Any, xp: Any) -> Any:
+        k = xp.exp(p["log_k"])
+        slow = 0.04 * k[0] * u[..., 0]
+        fast = 1e4 * k[1] * u[..., 1] * u[..., 2]
+        fastest = 3e7 * k[2] * u[..., 1] ** 2
+        return xp.stack([fast - slow, slow - fast - fastest, fastest], -1)
+
+    saveat = torch.cat([torch.zeros(1, dtype=F64), torch.logspace(-5, 5, 31, dtype=F64)])
+    return Problem(
+        "rober",
+        "ROBER to 1e5",
+        rhs,
+        torch.tensor([1.0, 0.0, 0.0], dtype=F64),
+        {"log_k": torch.zeros(3, dtype=F64)},
+        (0.0, 1e5),
+        saveat,
+        stiff=True,
+        scale=torch.tensor([1.0, 1e-4, 1.0], dtype=F64),
+    )
+
+
+#: POLLU: rate, and the concentrations (from 1) it is proportional to (Verwer 1994).
+REACTIONS: list[tuple[float, tuple[int, ...]]] = [
+    (0.35, (1,)), (26.6, (2, 4)), (1.23e4, (5, 2)), (8.6e-4, (7,)), (8.2e-4, (7,)),
+    (1.5e4, (7, 6)), (1.3e-4, (9,)), (2.4e4, (9, 6)), (1.65e4, (11, 2)), (9e3, (11, 1)),
+    (0.022, (13,)), (1.2e4, (10, 2)), (1.88, (14,)), (1.63e4, (1, 6)), (4.8e6, (3,)),
+    (3.5e-4, (4,)), (0.0175, (4,)), (1e8, (16,)), (4.44e11, (16,)), (1.24e3, (17, 6)),
+    (2.1, (19,)), (5.78, (19,)), (0.0474, (1, 4)), (1.78e3, (19, 1)), (3.12, (20,)),
+]  # fmt: skip
+#: POLLU: reactions (from 1) that make each concentration, and those that take it.
+BALANCE: list[tuple[tuple[int, ...], tuple[int, ...]]] = [
+    ((2, 3, 9, 11, 12, 22, 25), (1, 10, 14, 23, 24)), ((1, 21), (2, 3, 9, 12)),
+    ((1, 17, 19, 22), (15,)), ((15,), (2, 16, 17, 23)), ((4, 4, 6, 7, 13, 20), (3,)),
+    ((3, 18, 18), (6, 8, 14, 20)), ((13,), (4, 5, 6)), ((4, 5, 6, 7), ()), ((), (7, 8)),
+    ((7, 9), (12,)), ((8, 11), (9, 10)), ((9,), ()), ((10,), (11,)), ((12,), (13,)), ((14,), ()),
+    ((16,), (18, 19)), ((), (20,)), ((20,), ()), ((23, 25), (21, 22, 24)), ((24,), (25,)),
+]  # fmt: skip
+
+
+def pollu() -> Problem:
+    """20 species of air pollution; parameters are the logarithms of the 25 rates."""
+
+    def rhs(u: Any, p: dict[str, Any], t: Any, xp: Any) -> Any:
+        k = xp.exp(p["log_k"])
+        rates = []
+        for i, (rate, species) in enumerate(REACTIONS):
+            value = rate * k[i] * u[..., species[0] - 1]
+            rates.append(value * u[..., species[1] - 1] if len(species) > 1 else value)
+        return xp.stack(
+            [
+                sum(rates[i - 1] for i in made) - sum(rates[i - 1] for i in taken)
+                for made, taken in BALANCE
+            ],
+            -1,
+        )
+
+    u0 = torch.zeros(20, dtype=F64)
+    u0[[1, 3, 6, 7, 8, 16]] = torch.tensor([0.2, 0.04, 0.1, 0.3, 0.01, 0.007], dtype=F64)
+    # the largest size that each concentration takes
+    scale = [0.06, 0.2, 4e-9, 0.04, 2e-7, 2e-7, 0.1, 0.3, 0.01, 2e-8]
+    scale += [1e-8, 2e-3, 2e-4, 1e-5, 9e-3, 1e-17, 7e-3, 1e-4, 2e-6, 6e-5]
+    return Problem(
+        "pollu",
+        "POLLU",
+        rhs,
+        u0,
+        {"log_k": torch.zeros(25, dtype=F64)},
+        (0.0, 60.0),
+        times(60.0, 21),
+        stiff=True,
+        scale=torch.tensor(scale, dtype=F64),
+    )
+
+
+def reaction_diffusion_ude() -> Problem:
+    """Fisher's equation on 128 periodic cells, the reaction a network 1-8-1."""
+    cells = 128
+    generator = torch.Generator().manual_seed(5)
+    x = 1.2 * torch.rand(2000, 1, generator=generator, dtype=F64) - 0.1
+    p = fitted_network([1, 8, 1], x, 5 * x * (1 - x), 6, ridge=1e-6)
+    p["diffusion"] = torch.tensor([0.01], dtype=F64)
+
+    def rhs(u: Any, p: dict[str, Any], t: Any, xp: Any) -> Any:
+        spread = xp.roll(u, 1, -1) - 2 * u + xp.roll(u, -1, -1)
+        return p["diffusion"] * cells**2 * spread + network(u[..., None], p, 2, xp)[..., 0]
+
+    grid = torch.arange(cells, dtype=F64) / cells
+    return Problem(
+        "reaction_diffusion_ude",
+        "1-d reaction-diffusion UDE, 128 cells",
+        rhs,
+        torch.exp(-100 * (grid - 0.5) ** 2),
+        p,
+        (0.0, 1.0),
+        times(1.0, 21),
+        stiff=False,
+    )
+
+
+def large_node() -> Problem:
+    """A neural ODE with 100,216 parameters (16-300-300-16)."""
+    generator = torch.Generator().manual_seed(8)
+    x = torch.randn(1000, 16, generator=generator, dtype=F64)
+    a = torch.randn(16, 16, generator=generator, dtype=F64)
+    p = fitted_network([16, 300, 300, 16], x, x @ (a - a.T) / 4 - x / 5, 9, ridge=1e-2)
+
+    def rhs(u: Any, p: dict[str, Any], t: Any, xp: Any) -> Any:
+        return network(u, p, 3, xp)
+
+    return Problem(
+        "large_node",
+        "neural ODE, 100,216 parameters",
+        rhs,
+        torch.linspace(-1, 1, 16, dtype=F64),
+        p,
+        (0.0, 5.0),
+        times(5.0, 11),
+        stiff=False,
+    )
+
+
+_MAKERS: dict[str, Callable[[], Problem]] = {
+    maker.__name__: maker
+    for maker in (
+        lotka_volterra_ude,
+        spiral_node,
+        rober,
+        pollu,
+        reaction_diffusion_ude,
+        large_node,
+    )
+}
+NAMES = tuple(_MAKERS)
+
+
+@cache
+def make(name: str) -> Problem:
+    """The problem of that name, one of NAMES."""
+    return _MAKERS[name]()

@@ -1,0 +1,36 @@
+"""
+The Julia side of pysciml: differential equations written in torch, solved here.
+
+Python hands over kernels as Julia source (see `define`), flat problems as pointers (see
+`bridge.jl`), and algorithms as Julia expressions. Every model has the same types, so that the
+solvers' code is compiled once, into this package's image, and a new model compiles its own
+kernels only.
+"""
+module PySciML
+
+using ADTypes: AutoFiniteDiff, AutoForwardDiff
+using FunctionWrappers: FunctionWrapper
+using LinearAlgebra
+using LinearSolve: LinearSolve
+using OrdinaryDiffEqBDF: OrdinaryDiffEqBDF, DFBDF, FBDF
+using OrdinaryDiffEqCore: OrdinaryDiffEqCore
+using OrdinaryDiffEqDefault: OrdinaryDiffEqDefault, DefaultODEAlgorithm
+using OrdinaryDiffEqRosenbrock: OrdinaryDiffEqRosenbrock, Rodas5P, Rosenbrock23
+using OrdinaryDiffEqTsit5: OrdinaryDiffEqTsit5, AutoTsit5, Tsit5
+using OrdinaryDiffEqVerner: OrdinaryDiffEqVerner, Vern7
+using PrecompileTools: @compile_workload, @setup_workload
+using SciMLBase: SciMLBase, CallbackSet, ContinuousCallback, DAEFunction, DAEProblem,
+    DiscreteCallback, FullSpecialize, ODEFunction, ODEProblem, ReturnCode, remake, terminate!
+using SciMLLogging: SciMLLogging
+
+include("runtime.jl")
+include("kernels.jl")
+include("models.jl")
+include("algorithms.jl")
+include("events.jl")
+include("solve.jl")
+include("adjoint.jl")
+include("bridge.jl")
+include("precompile.jl")
+
+end

@@ -1,0 +1,44 @@
+# Algorithms by name: Julia expressions, evaluated where the packages that they need are loaded.
+
+const ALGORITHMS = Dict{String, Any}()
+const ALGORITHMS_LOCK = ReentrantLock()
+const ALGORITHM_SPACE = Ref{Module}()
+
+# Every package of the solvers' family, by the name Python gives; loaded on first need.
+function require(name::AbstractString)
+    id = Base.identify_package(PySciML, String(name))
+    id === nothing && (id = Base.identify_package(String(name)))
+    id === nothing && error(
+        "the Julia package $name is not installed in this project; " *
+            "`python -m pysciml setup` installs it"
+    )
+    return Base.require(id)
+end
+
+function algorithm_space()
+    if !isassigned(ALGORITHM_SPACE)
+        space = Module(:PySciMLAlgorithms)
+        Core.eval(space, :(using PySciML: AutoFiniteDiff, AutoForwardDiff, DefaultODEAlgorithm))
+        ALGORITHM_SPACE[] = space
+    end
+    return ALGORITHM_SPACE[]
+end
+
+"""
+    object(text, packages)
+
+The value of a Julia expression such as `"Rodas5P(; autodiff = AutoFiniteDiff())"` where the names
+of `packages` are in scope. Values are kept by text.
+"""
+function object(text::AbstractString, packages)
+    return lock(ALGORITHMS_LOCK) do
+        get!(ALGORITHMS, String(text)) do
+            space = algorithm_space()
+            for name in packages
+                package = require(name)
+                Core.eval(space, Expr(:(=), Symbol(name), package))
+            end
+            Core.eval(space, Meta.parse(String(text)))
+        end
+    end
+end

@@ -1,0 +1,99 @@
+# Events: what happens during a solve besides the equation itself, and a record of it.
+
+"""
+    EventRecord{T}
+
+One event: its time, the callback (from 1), the states before and after, and how many points the
+solution held before the state after it was saved.
+"""
+struct EventRecord{T}
+    t::T
+    index::Int
+    before::Vector{T}
+    after::Vector{T}
+    position::Int
+end
+
+"""
+    Event{T}
+
+A callback: `kind` is `:continuous`, `:discrete` or `:preset`; `condition` and `affect` are
+`Functions` or nothing, with parameters of their own.
+"""
+struct Event{T}
+    kind::Symbol
+    condition::Union{Nothing, Functions{T}}
+    affect::Union{Nothing, Functions{T}}
+    terminate::Bool
+    direction::Int
+    times::Vector{T}
+    save_positions::Tuple{Bool, Bool}
+    condition_p::Vector{T}
+    affect_p::Vector{T}
+end
+
+# What SciML calls: concrete types, whatever the model.
+struct Condition{T} <: Function
+    f::Functions{T}
+    p::Vector{T}
+    out::Vector{T}
+end
+function (c::Condition)(u, t, integrator)
+    c.f.value(c.out, u, c.p, t)
+    return @inbounds c.out[1]
+end
+
+struct Holds{T} <: Function
+    condition::Condition{T}
+end
+(h::Holds)(u, t, integrator) = h.condition(u, t, integrator) != 0
+
+struct AtTimes{T} <: Function
+    times::Vector{T}
+end
+(a::AtTimes)(u, t, integrator) = insorted(t, a.times)
+
+struct Affect{T} <: Function
+    index::Int
+    f::Union{Nothing, Functions{T}}
+    p::Vector{T}
+    terminate::Bool
+    log::Vector{EventRecord{T}}
+end
+function (a::Affect{T})(integrator) where {T}
+    before = copy(integrator.u)
+    # SciML saves the state again after this, also where nothing acts: records rely on it
+    a.f === nothing || a.f.value(integrator.u, before, a.p, integrator.t)
+    record = EventRecord{T}(
+        integrator.t, a.index, before, copy(integrator.u), length(integrator.sol.t)
+    )
+    push!(a.log, record)
+    a.terminate && terminate!(integrator)
+    return nothing
+end
+
+"""
+    callback_set(events, log) -> CallbackSet
+
+SciML's form of the events; what happens is appended to `log`. Every event saves the state on
+both sides, from which the outputs that were asked for are taken later.
+"""
+function callback_set(events::Vector{Event{T}}, log::Vector{EventRecord{T}}) where {T}
+    return CallbackSet(ntuple(i -> callback(events[i], i, log), length(events))...)
+end
+
+function callback(e::Event{T}, index, log) where {T}
+    affect = Affect{T}(index, e.affect, e.affect_p, e.terminate, log)
+    if e.kind === :continuous
+        condition = Condition{T}(e.condition, e.condition_p, zeros(T, 1))
+        return ContinuousCallback(
+            condition, e.direction < 0 ? nothing : affect, e.direction > 0 ? nothing : affect;
+            save_positions = (true, true)
+        )
+    elseif e.kind === :discrete
+        condition = Condition{T}(e.condition, e.condition_p, zeros(T, 1))
+        return DiscreteCallback(Holds{T}(condition), affect; save_positions = (true, true))
+    else
+        return DiscreteCallback(AtTimes{T}(sort(e.times)), affect; save_positions = (true, true))
+    end
+end

@@ -1,0 +1,130 @@
+# Models: a function with all that derives from it, as SciML wants it.
+
+"""
+    compile(text, sizes, constants, T) -> KernelSource
+
+Compile an emitted function (Julia source text of an anonymous function). Equal texts share one
+function, so that building the same model again compiles nothing.
+"""
+function compile(text::AbstractString, sizes, constants, ::Type{T}) where {T}
+    f = lock(SOURCES_LOCK) do
+        get!(SOURCES, String(text)) do
+            Core.eval(kernel_space(), Meta.parse(String(text)))
+        end
+    end
+    kf, ki, kb = constants
+    return KernelSource(
+        f, (Int(sizes[1]), Int(sizes[2]), Int(sizes[3])),
+        Vector{T}(kf), Vector{Int}(ki), Vector{Bool}(kb)
+    )
+end
+
+const SOURCES = Dict{String, Any}()
+const SOURCES_LOCK = ReentrantLock()
+const SPACE = Ref{Module}()
+
+# Emitted functions live in a module of their own, made when the first of them comes.
+function kernel_space()
+    if !isassigned(SPACE)
+        SPACE[] = Module(:PySciMLKernels)
+        Core.eval(SPACE[], :(using PySciML.Runtime))
+    end
+    return SPACE[]
+end
+
+"""
+    Functions{T}
+
+Everything about one function `f(u, p, t)`: value, derivatives and products, each a kernel that
+is compiled on first need. `np` counts the parameters.
+"""
+struct Functions{T}
+    value::VectorKernel{T}
+    jac::MatrixKernel{T}
+    tgrad::VectorKernel{T}
+    paramjac::MatrixKernel{T}
+    jvp::ProductKernel{T}
+    vjp::ProductKernel{T}
+    vjp_p::ProductKernel{T}
+    vjp_t::ProductKernel{T}
+    lock::ReentrantLock
+end
+
+function Functions{T}(load, nc::Integer = 0) where {T}
+    c = zeros(T, nc)
+    return Functions{T}(
+        VectorKernel{T}(:value, c, load), MatrixKernel{T}(:jac_u, c, load),
+        VectorKernel{T}(:jac_t, c, load), MatrixKernel{T}(:jac_p, c, load),
+        ProductKernel{T}(:jvp_u, c, load), ProductKernel{T}(:vjp_u, c, load),
+        ProductKernel{T}(:vjp_p, c, load), ProductKernel{T}(:vjp_t, c, load),
+        ReentrantLock()
+    )
+end
+
+function clone(f::Functions{T}) where {T}
+    kernels = (f.value, f.jac, f.tgrad, f.paramjac, f.jvp, f.vjp, f.vjp_p, f.vjp_t)
+    new = Functions{T}(f.value.load, length(f.value.c))
+    for (to, from) in zip(
+            (new.value, new.jac, new.tgrad, new.paramjac, new.jvp, new.vjp, new.vjp_p, new.vjp_t),
+            kernels
+        )
+        isloaded(from) && attach!(to, from.source)
+    end
+    return new
+end
+
+"The data vector, shared by all kernels of the function."
+data(f::Functions) = f.value.c
+
+"""
+    Residual{T}
+
+Everything about one residual `f(du, u, p, t)` of an implicit equation.
+"""
+struct Residual{T}
+    value::ProductKernel{T}
+    jac_u::ResidualMatrixKernel{T}
+    jac_du::ResidualMatrixKernel{T}
+    lock::ReentrantLock
+end
+
+function Residual{T}(load, nc::Integer = 0) where {T}
+    c = zeros(T, nc)
+    return Residual{T}(
+        ProductKernel{T}(:value, c, load), ResidualMatrixKernel{T}(:jac_u, c, load),
+        ResidualMatrixKernel{T}(:jac_du, c, load), ReentrantLock()
+    )
+end
+data(f::Residual) = f.value.c
+function clone(f::Residual{T}) where {T}
+    new = Residual{T}(f.value.load, length(f.value.c))
+    for (to, from) in ((new.value, f.value), (new.jac_u, f.jac_u), (new.jac_du, f.jac_du))
+        isloaded(from) && attach!(to, from.source)
+    end
+    return new
+end
+
+# The Jacobian of a residual along `du = gamma u`, as DAE solvers ask for it.
+struct ResidualJacobian{T} <: Function
+    f::Residual{T}
+    part::Base.RefValue{Matrix{T}}
+end
+function (j::ResidualJacobian{T})(J, du, u, p, gamma, t) where {T}
+    size(j.part[]) == size(J) || (j.part[] = similar(J, T))
+    j.f.jac_u(J, du, u, p, t)
+    j.f.jac_du(j.part[], du, u, p, t)
+    J .+= gamma .* j.part[]
+    return nothing
+end
+
+ode_function(f::Functions{T}, n, ::Nothing) where {T} = ODEFunction{true, FullSpecialize}(
+    f.value; f.jac, f.tgrad, f.paramjac, f.jvp, f.vjp, f.vjp_p, jac_prototype = zeros(T, n, n)
+)
+ode_function(f::Functions{T}, n, mass_matrix::Matrix{T}) where {T} =
+    ODEFunction{true, FullSpecialize}(
+    f.value; f.jac, f.tgrad, f.paramjac, f.jvp, f.vjp, f.vjp_p, mass_matrix,
+    jac_prototype = zeros(T, n, n)
+)
+dae_function(f::Residual{T}) where {T} = DAEFunction{true, FullSpecialize}(
+    f.value; jac = ResidualJacobian(f, Ref(Matrix{T}(undef, 0, 0)))
+)

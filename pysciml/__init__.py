@@ -1,0 +1,72 @@
+"""Write a differential equation as a PyTorch function; solve it, with gradients.
+
+    >>> import torch, pysciml as ps
+    >>> prob = ps.ODEProblem(lambda u, p, t: -p * u, torch.tensor([1.0]), (0.0, 1.0), 0.5)
+    >>> sol = ps.solve(prob, ps.CVODE_BDF(), engine="sundials", reltol=1e-6)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pysciml.algorithms import Algorithm, algorithm, algorithm_names
+from pysciml.callbacks import (
+    CallbackSet,
+    ContinuousCallback,
+    DiscreteCallback,
+    PresetTimeCallback,
+    terminate,
+)
+from pysciml.errors import CaptureWarning, EngineError, InputError, PyscimlError, SolveError
+from pysciml.problems import DAEProblem, ODEProblem, remake
+from pysciml.sensitivity import (
+    BacksolveAdjoint,
+    ForwardDiffSensitivity,
+    ForwardSensitivity,
+    GaussAdjoint,
+    InterpolatingAdjoint,
+    QuadratureAdjoint,
+)
+from pysciml.solution import Event, Solution
+from pysciml.solve import solve
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Algorithm",
+    "BacksolveAdjoint",
+    "CallbackSet",
+    "CaptureWarning",
+    "ContinuousCallback",
+    "DAEProblem",
+    "DiscreteCallback",
+    "EngineError",
+    "Event",
+    "ForwardDiffSensitivity",
+    "ForwardSensitivity",
+    "GaussAdjoint",
+    "InputError",
+    "InterpolatingAdjoint",
+    "ODEProblem",
+    "PresetTimeCallback",
+    "PyscimlError",
+    "QuadratureAdjoint",
+    "Solution",
+    "SolveError",
+    "algorithm",
+    "algorithm_names",
+    "remake",
+    "solve",
+    "terminate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Every algorithm is an attribute of the package: pysciml.Tsit5, pysciml.CVODE_BDF, ...
+    if name in algorithm_names():
+        return algorithm(name)
+    raise AttributeError(f"module 'pysciml' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *algorithm_names()})

@@ -1,0 +1,106 @@
+"""Solver algorithms as data: DifferentialEquations.jl's names, and the options each takes.
+
+An algorithm object says what to run; the engines know how. ``Tsit5()``, ``CVODE_BDF()`` and the
+rest are instances of :class:`Algorithm` made by calling an :class:`AlgorithmName`.
+The names of OrdinaryDiffEq stand in :mod:`pysciml.ordinarydiffeq`, a plain table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pysciml.errors import InputError, did_you_mean
+from pysciml.ordinarydiffeq import ALGORITHMS, COMMON_OPTIONS, COMPOSITES
+
+__all__ = ["Algorithm", "AlgorithmName", "algorithm", "algorithm_names"]
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """An algorithm with its options.
+
+    name
+        DifferentialEquations.jl's name, e.g. ``"Rodas5P"``.
+    package
+        The Julia package that holds it; ``"Sundials"`` for the embedded engine's.
+    options
+        Keyword arguments, as Julia takes them.
+    parts
+        The algorithms it is composed of (``AutoTsit5(Rosenbrock23())``, ``MethodOfSteps(Tsit5())``).
+    """
+
+    name: str
+    package: str
+    options: dict[str, Any] = field(default_factory=dict)
+    parts: tuple[Algorithm, ...] = ()
+
+    def __repr__(self) -> str:
+        inner = [repr(a) for a in self.parts]
+        inner += [f"{k}={v!r}" for k, v in self.options.items()]
+        return f"{self.name}({', '.join(inner)})"
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """The engines that have it."""
+        return ("sundials",) if self.package == "Sundials" else ("julia",)
+
+
+@dataclass(frozen=True)
+class AlgorithmName:
+    """Callable that makes an :class:`Algorithm`; checks its options by name."""
+
+    name: str
+    package: str
+    allowed: tuple[str, ...] = ()
+    arity: int = 0
+
+    def __call__(self, *parts: Algorithm, **options: Any) -> Algorithm:
+        """Raises InputError for an option the algorithm does not take, or a wrong part."""
+        parts = tuple(p() if isinstance(p, AlgorithmName) else p for p in parts)
+        if len(parts) != self.arity or not all(isinstance(p, Algorithm) for p in parts):
+            what = f"{self.arity} algorithm(s)" if self.arity else "no positional argument"
+            given = ", ".join(repr(p) for p in parts) or "none"
+            raise InputError(
+                f"{self.name} takes {what}, got {given}; options are given by keyword."
+            )
+        for key in options:
+            if key not in self.allowed:
+                hint = did_you_mean(key, self.allowed)
+                takes = ", ".join(self.allowed) or "no options"
+                raise InputError(f"{self.name} does not take {key!r} (it takes {takes}).{hint}")
+        return Algorithm(self.name, self.package, dict(options), parts)
+
+    def __repr__(self) -> str:
+        return f"pysciml.{self.name}"
+
+
+#: Options of the embedded engine's algorithms (Sundials.jl's names where it has one).
+_SUNDIALS = ("linear_solver", "jac_upper", "jac_lower", "krylov_dim", "max_order",
+             "max_nonlinear_iters", "max_convergence_failures")  # fmt: skip
+
+CVODE_BDF = AlgorithmName("CVODE_BDF", "Sundials", _SUNDIALS)
+CVODE_Adams = AlgorithmName("CVODE_Adams", "Sundials", _SUNDIALS)
+IDA = AlgorithmName("IDA", "Sundials", (*_SUNDIALS, "init_all"))
+
+_NAMES: dict[str, AlgorithmName] = {"CVODE_BDF": CVODE_BDF, "CVODE_Adams": CVODE_Adams, "IDA": IDA}
+for _name, (_package, _options) in ALGORITHMS.items():
+    _NAMES[_name] = AlgorithmName(_name, _package, (*COMMON_OPTIONS.get(_package, ()), *_options))
+for _name, (_package, _options, _arity) in COMPOSITES.items():
+    _NAMES[_name] = AlgorithmName(_name, _package, _options, _arity)
+
+
+def algorithm_names() -> tuple[str, ...]:
+    """Every algorithm name there is, sorted."""
+    return tuple(sorted(_NAMES))
+
+
+def algorithm(name: str) -> AlgorithmName:
+    """The algorithm of that name. Raises InputError, with the nearest name, for an unknown one."""
+    try:
+        return _NAMES[name]
+    except KeyError:
+        raise InputError(
+            f"There is no algorithm {name!r}.{did_you_mean(name, _NAMES)} "
+            "pysciml.algorithm_names() lists them all."
+        ) from None

@@ -1,0 +1,215 @@
+"""The contract between the front door and an engine.
+
+An engine sees flat vectors only: a state ``u`` of length n, parameters ``p`` (the user's, with
+the closed-over tensors that require grad appended), data ``c`` (closed-over tensors that don't),
+all NumPy arrays of float64 (or float32 where the problem says so). It gives flat arrays back and
+a handle of its own, from which it later interpolates and computes gradients.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pysciml.algorithms import Algorithm
+from pysciml.sensitivity import SensitivityAlgorithm
+
+Array = npt.NDArray[np.float64]
+
+#: Where an output time came from, see :attr:`FlatSolution.source`.
+FROM_T0, FROM_T1, FIXED, FIRST_EVENT = -1, -2, -3, -4
+
+
+class Functions(Protocol):
+    """A right-hand side (or residual, condition, affect) and all that derives from it.
+
+    Two kinds exist: captured (:class:`pysciml.kernels.kernels.Kernels` inside) and called back
+    in torch. Roles are named ``"value"``, ``"jac:u"``, ``"jac:t"``, ``"jac:p"``, ``"jvp:u"``,
+    ``"vjp:u"``, ``"vjp:p"``; see :mod:`pysciml.kernels.derivatives`.
+    """
+
+    kernels: Any | None  # Kernels, or None where capture failed
+    names: tuple[str, ...]
+    sizes: dict[str, int]
+    n_out: int
+
+    def bind(self, role: str, p: Array, c: Array) -> Callable[..., None]:
+        """``fn(*inputs without p and c, *outs)`` on NumPy arrays, writing into ``outs``."""
+        ...
+
+    def bind_batched(self, role: str, p: Array, c: Array, reduce: bool = False) -> Callable[..., Any]:
+        """``fn(*inputs without p and c)``, each with a leading batch axis, to one array.
+
+        With ``reduce`` the result is summed over the batch.
+        """
+        ...
+
+    def sparsity(self, wrt: str) -> npt.NDArray[np.bool_] | None:
+        """Pattern of the Jacobian with respect to ``wrt``, or None where unknown (dense)."""
+        ...
+
+
+@dataclass(frozen=True)
+class FlatCallback:
+    """An event, flat.
+
+    kind ``"continuous"``: ``condition`` is a function to one number whose root is the event;
+    ``"discrete"``: ``condition`` to one number, true where nonzero, asked after every step;
+    ``"preset"``: ``times`` alone. ``affect`` maps (u, p, t) to the new state, or is None for
+    an event that ends the solve when ``terminate`` is set, and otherwise only records.
+    """
+
+    kind: Literal["continuous", "discrete", "preset"]
+    condition: Functions | None
+    affect: Functions | None
+    terminate: bool = False
+    direction: int = 0
+    times: Array | None = None
+    save_positions: tuple[bool, bool] = (True, True)
+    condition_p: Array | None = None  # the condition's own p (user's p and its closures)
+    condition_c: Array | None = None
+    affect_p: Array | None = None
+    affect_c: Array | None = None
+
+
+@dataclass(frozen=True)
+class FlatProblem:
+    """An initial value problem on flat vectors.
+
+    kind ``"ode"``: ``functions`` takes (u, p, t, c) and gives du, with ``mass_matrix`` (n, n)
+    or None for the identity. kind ``"dae"``: ``functions`` takes (du, u, p, t, c) and gives
+    the residual; ``du0`` and ``differential_vars`` (n booleans) belong to it.
+    """
+
+    kind: Literal["ode", "dae"]
+    functions: Functions
+    u0: Array
+    p: Array
+    c: Array
+    t0: float
+    t1: float
+    mass_matrix: Array | None = None
+    du0: Array | None = None
+    differential_vars: npt.NDArray[np.bool_] | None = None
+    callbacks: tuple[FlatCallback, ...] = ()
+    dtype: Literal["float64", "float32"] = "float64"
+    name: str = "f"
+
+
+@dataclass(frozen=True)
+class SolveOptions:
+    """What a solve was asked for. Times are in the direction of integration."""
+
+    abstol: float | Array = 1e-6
+    reltol: float = 1e-3
+    saveat: Array | None = None
+    tstops: Array | None = None
+    dt: float | None = None
+    dtmax: float | None = None
+    dtmin: float | None = None
+    maxiters: int = 100_000
+    adaptive: bool = True
+    gradient: bool = False
+    sensealg: SensitivityAlgorithm | None = None
+    progress: Callable[[float], None] | None = None
+    seed: int | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Stats:
+    """Counts of a solve; the names are SciML's.
+
+    nf right-hand sides, njacs Jacobians, naccept and nreject steps, nsolve linear solves,
+    nnonliniter nonlinear iterations; None where an engine does not count it.
+    """
+
+    nf: int | None = None
+    njacs: int | None = None
+    naccept: int | None = None
+    nreject: int | None = None
+    nsolve: int | None = None
+    nnonliniter: int | None = None
+    algorithm: str = ""
+
+
+@dataclass
+class FlatSolution:
+    """What an engine gives back.
+
+    Attributes
+    ----------
+    t : array (m,), u : array (m, n)
+    source : int array (m,)
+        For each output: index into ``saveat``, or FROM_T0, FROM_T1, FIXED (an inner step), or
+        ``FIRST_EVENT - k`` for the k-th event of ``events``.
+    events : list of (time, index of the callback)
+    """
+
+    t: Array
+    u: Array
+    source: npt.NDArray[np.int64]
+    retcode: str
+    stats: Stats
+    handle: Any
+    message: str = ""
+    t_reached: float = 0.0
+    events: list[tuple[float, int]] = field(default_factory=list)
+
+    @property
+    def success(self) -> bool:
+        return self.retcode in ("Success", "Terminated")
+
+
+@dataclass
+class FlatGradient:
+    """Cotangents of the inputs.
+
+    ``u0`` (n,), ``p`` (n_p,), ``t0`` a number, ``times`` (m,): the change of the loss with each
+    output time through the state there (zero at events, whose motion is part of ``p`` and
+    ``u0``). ``callbacks_p``: one pair (condition, affect) a callback, each None or an array.
+    """
+
+    u0: Array
+    p: Array
+    t0: float
+    times: Array
+    du0: Array | None = None
+    callbacks_p: list[tuple[Array | None, Array | None]] = field(default_factory=list)
+
+
+class Engine(ABC):
+    """A place where problems are solved. One instance lives for the whole process."""
+
+    name: str
+
+    @abstractmethod
+    def check(self, problem_kind: str, alg: Algorithm | None, has_mass_matrix: bool) -> None:
+        """Raise EngineError where this engine cannot run ``alg`` on such a problem."""
+
+    @abstractmethod
+    def solve(self, problem: FlatProblem, alg: Algorithm | None, options: SolveOptions) -> FlatSolution:
+        """Solve; a failure on the way is a retcode, not an exception."""
+
+    @abstractmethod
+    def interpolate(self, solution: FlatSolution, ts: Array, deriv: int = 0) -> Array:
+        """The solution (or its ``deriv``-th derivative) at times ``ts``: array (len(ts), n)."""
+
+    @abstractmethod
+    def adjoint(
+        self,
+        solution: FlatSolution,
+        grad_u: Array,
+        grad_t: Array | None = None,
+        at: Array | None = None,
+    ) -> FlatGradient:
+        """Gradient of ``sum(grad_u * u) + sum(grad_t * t)``.
+
+        The state is taken at the outputs of the solution, or, where ``at`` is given, at those
+        times (between steps too; the right limit at an event).
+        """

@@ -1,0 +1,5 @@
+"""The embedded engine: SUNDIALS through scikit-sundae."""
+
+from pysciml.engines.sundials.engine import SundialsEngine
+
+__all__ = ["SundialsEngine"]

@@ -1,0 +1,198 @@
+"""The adjoint equation by collocation on a mesh: 3-stage Radau IIA, all steps at once.
+
+With ``mu = M^T lambda`` the adjoint of ``M u' = f(u, p, t)`` is, backwards in time,
+
+    mu(a) = mu(b) + integral_a^b J(t)^T lambda(t) dt,   dL/dp = integral lambda^T f_p dt.
+
+On each mesh interval ``lambda`` is represented at the nodes of the Radau IIA rule taken backwards
+from ``b`` (Hairer and Wanner, "Solving Ordinary Differential Equations II", section IV.5: order 5,
+stiffly accurate, L-stable). The state at the nodes comes from the forward solution, so all
+Jacobians are one batched call and all stage systems one batched solve; then a short sweep of small
+matrix-vector products carries ``mu`` from the last interval to the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import solve_banded
+
+Array = npt.NDArray[np.float64]
+
+_S6 = np.sqrt(6.0)
+#: Nodes, matrix and weights of the 3-stage Radau IIA rule.
+C = np.array([(4.0 - _S6) / 10.0, (4.0 + _S6) / 10.0, 1.0])
+A = np.array(
+    [
+        [(88 - 7 * _S6) / 360, (296 - 169 * _S6) / 1800, (-2 + 3 * _S6) / 225],
+        [(296 + 169 * _S6) / 1800, (88 + 7 * _S6) / 360, (-2 - 3 * _S6) / 225],
+        [(16 - _S6) / 36, (16 + _S6) / 36, 1 / 9],
+    ]
+)
+B = A[2]
+
+
+@dataclass
+class Nodes:
+    """Collocation nodes of a mesh: times (K, 3) and step lengths (K,), signed."""
+
+    mesh: Array
+    h: Array
+    t: Array
+
+    @staticmethod
+    def of(mesh: Array) -> Nodes:
+        """``mesh`` (K + 1,) in the direction of the forward integration."""
+        h = np.diff(mesh)
+        t = mesh[1:, None] - C[None, :] * h[:, None]
+        t[:, 2] = mesh[:-1]
+        return Nodes(mesh, h, t)
+
+    @property
+    def weights(self) -> Array:
+        """Quadrature weights (K, 3)."""
+        return self.h[:, None] * B[None, :]
+
+
+@dataclass
+class Sweep:
+    """Result of a sweep: mu at the mesh points' left sides, and lambda at the nodes (K, 3, n)."""
+
+    mu_start: Array
+    stages: Array
+
+
+def _carry(
+    nodes: Nodes, jumps: dict[int, Array], n: int, step: Callable[[int, Array], Array]
+) -> tuple[Array, Array]:
+    """Run ``mu`` backwards, adding the jumps: mu at the start, and mu entering each interval."""
+    count = len(nodes.h)
+    entering = np.empty((count, n))
+    mu = np.zeros(n)
+    for k in range(count - 1, -1, -1):
+        jump = jumps.get(k + 1)
+        if jump is not None:
+            mu = mu + jump
+        entering[k] = mu
+        mu = step(k, mu)
+    if 0 in jumps:
+        mu = mu + jumps[0]
+    return mu, entering
+
+
+def sweep_dense(
+    nodes: Nodes,
+    jac: Array,
+    jumps: dict[int, Array],
+    mass: Array | None = None,
+) -> Sweep:
+    """Dense Jacobians ``jac`` (K, 3, n, n); ``mass`` None, (n, n) or (K, 3, n, n).
+
+    ``jumps`` maps a mesh index to what the loss adds to mu there.
+    """
+    count, _, n, _ = jac.shape
+    # Row i of the stage system: M_i^T L_i - h sum_j A_ij J_j^T L_j = mu.
+    coupling = nodes.h[:, None, None] * A[None]
+    system = -np.einsum("kij,kjba->kiajb", coupling, jac)
+    eye = np.eye(n) if mass is None else mass
+    for i in range(3):
+        own = eye[:, i].transpose(0, 2, 1) if eye.ndim == 4 else eye.T
+        system[:, i, :, i, :] += own
+    system = system.reshape(count, 3 * n, 3 * n)
+    if n <= 12:
+        # The solution for every mu at once: small matrices, then the sweep is mat-vecs only.
+        rhs = np.tile(np.eye(n), (3, 1))[None].repeat(count, axis=0)
+        solution = np.linalg.solve(system, rhs)
+        last = solution[:, 2 * n :]
+        carry = last if mass is None else _times_mass(mass, last)
+        mu, entering = _carry(nodes, jumps, n, lambda k, m: carry[k] @ m)
+        stages = (solution @ entering[:, :, None]).reshape(count, 3, n)
+        return Sweep(mu, stages)
+    stages = np.empty((count, 3, n))
+
+    def step(k: int, mu: Array) -> Array:
+        stages[k] = np.linalg.solve(system[k], np.tile(mu, 3)).reshape(3, n)
+        last = stages[k, 2]
+        if mass is None:
+            return last
+        return (mass[k, 2] if mass.ndim == 4 else mass).T @ last
+
+    mu, _ = _carry(nodes, jumps, n, step)
+    return Sweep(mu, stages)
+
+
+def _times_mass(mass: Array, last: Array) -> Array:
+    if mass.ndim == 4:
+        return mass[:, 2].transpose(0, 2, 1) @ last
+    return mass.T @ last
+
+
+def sweep_blocks(
+    nodes: Nodes, jac: Array, blocks: npt.NDArray[np.int64], jumps: dict[int, Array]
+) -> Sweep:
+    """A Jacobian that falls into ``nb`` independent blocks of one size m.
+
+    ``jac`` (K, 3, nb, m, m); ``blocks`` (nb, m): the state's entries in each block.
+    """
+    count, _, nb, m, _ = jac.shape
+    n = nb * m
+    coupling = nodes.h[:, None, None] * A[None]
+    system = -np.einsum("kij,kjsba->ksiajb", coupling, jac)
+    for i in range(3):
+        system[:, :, i, :, i, :] += np.eye(m)
+    system = system.reshape(count, nb, 3 * m, 3 * m)
+    rhs = np.tile(np.eye(m), (3, 1))[None, None]
+    solution = np.linalg.solve(system, np.broadcast_to(rhs, (count, nb, 3 * m, m)))
+    last = np.ascontiguousarray(solution[:, :, 2 * m :])
+    inside = {k: v[blocks] for k, v in jumps.items()}
+    mu = np.zeros((nb, m))
+    entering = np.empty((count, nb, m))
+    for k in range(count - 1, -1, -1):
+        if k + 1 in inside:
+            mu = mu + inside[k + 1]
+        entering[k] = mu
+        mu = (last[k] @ mu[:, :, None])[:, :, 0]
+    if 0 in inside:
+        mu = mu + inside[0]
+    by_block = (solution @ entering[..., None]).reshape(count, nb, 3, m)
+    stages = np.empty((count, 3, n))
+    stages[:, :, blocks] = by_block.transpose(0, 2, 1, 3)
+    start = np.empty(n)
+    start[blocks] = mu
+    return Sweep(start, stages)
+
+
+def sweep_banded(
+    nodes: Nodes, bands: Array, lband: int, uband: int, jumps: dict[int, Array]
+) -> Sweep:
+    """A banded Jacobian, ``bands`` (K, 3, lband + uband + 1, n): J[i, j] at [uband + i - j, j].
+
+    Stages are interleaved with the state's entries, so the stage system is banded too.
+    """
+    count, _, width, n = bands.shape
+    lower, upper = 3 * uband + 2, 3 * lband + 2  # of the transposed, interleaved system
+    base = np.zeros((lower + upper + 1, 3 * n))
+    stages = np.empty((count, 3, n))
+    # Entry (3a+i, 3b+j) of the system is delta - h A_ij J_j[b, a], for |a - b| within the bands.
+    places = []
+    for d in range(-uband, lband + 1):  # b - a = d: J[b, a] with b = a + d
+        a = np.arange(max(0, -d), min(n, n - d))
+        for i in range(3):
+            for j in range(3):
+                row, col = 3 * a + i, 3 * (a + d) + j
+                places.append((d, a, i, j, upper + row - col, col))
+
+    def step(k: int, mu: Array) -> Array:
+        ab = base.copy()
+        ab[upper] = 1.0
+        for d, a, i, j, row, col in places:
+            ab[row, col] -= nodes.h[k] * A[i, j] * bands[k, j, uband + d, a]
+        x = solve_banded((lower, upper), ab, np.repeat(mu, 3), overwrite_ab=True, check_finite=False)
+        stages[k] = x.reshape(n, 3).T
+        return stages[k, 2]
+
+    mu, _ = _carry(nodes, jumps, n, step)
+    return Sweep(mu, stages)

@@ -1,0 +1,460 @@
+"""The embedded engine: CVODE and IDA of SUNDIALS through scikit-sundae, with gradients.
+
+Source: Hindmarsh et al., "SUNDIALS: Suite of nonlinear and differential/algebraic equation
+solvers", ACM TOMS 31 (2005).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pysciml.algorithms import Algorithm
+from pysciml.engines.base import (
+    FIRST_EVENT,
+    FIXED,
+    FROM_T0,
+    FROM_T1,
+    Engine,
+    FlatGradient,
+    FlatProblem,
+    FlatSolution,
+    SolveOptions,
+    Stats,
+)
+from pysciml.engines.sundials import jacobian
+from pysciml.engines.sundials.adjoint import (
+    Injections,
+    outputs_to_injections,
+    rate,
+    run_adjoint,
+)
+from pysciml.engines.sundials.gauss import CollocationAdjoint
+from pysciml.engines.sundials.integrate import Conditions, Events, Trajectory, integrate
+from pysciml.engines.sundials.stiffness import is_stiff, stiffness_monitor
+from pysciml.engines.sundials.steppers import (
+    Counts,
+    CvodeStepper,
+    IdaStepper,
+    Linear,
+    NotFinite,
+    Tolerances,
+)
+from pysciml.errors import EngineError, InputError
+from pysciml.sensitivity import GaussAdjoint
+
+Array = npt.NDArray[np.float64]
+
+#: Steps an interpolating polynomial goes through, by method: BDF has order 5 at most, Adams 12.
+_WIDTH = {"BDF": 6, "Adams": 8}
+
+
+@dataclass
+class Handle:
+    """What a solution keeps for interpolation and for its gradient."""
+
+    problem: FlatProblem
+    options: SolveOptions
+    trajectory: Trajectory
+    segment_of: npt.NDArray[np.int64]
+
+
+class SundialsEngine(Engine):
+    """ODEs by CVODE, DAEs (also in mass-matrix form) by IDA."""
+
+    name = "sundials"
+
+    def check(self, problem_kind: str, alg: Algorithm | None, has_mass_matrix: bool) -> None:
+        if problem_kind not in ("ode", "dae"):
+            raise EngineError(
+                f"The sundials engine solves ODEs and DAEs, not {problem_kind!r} problems; "
+                "they need engine='julia' (install it with: python -m pysciml setup)."
+            )
+        if alg is None:
+            return
+        if "sundials" not in alg.engines:
+            raise EngineError(
+                f"{alg.name} belongs to the julia engine; install it with 'python -m pysciml "
+                "setup', or use CVODE_BDF, CVODE_Adams or IDA on the sundials engine."
+            )
+        needs_ida = problem_kind == "dae" or has_mass_matrix
+        if needs_ida != (alg.name == "IDA"):
+            what = "a DAE (or a mass matrix)" if needs_ida else "an ODE"
+            use = "IDA" if needs_ida else "CVODE_BDF or CVODE_Adams"
+            raise EngineError(
+                f"{alg.name} does not solve {what}; use pysciml.{use}() on the sundials engine."
+            )
+
+    # -- forward ---------------------------------------------------------------
+
+    def solve(
+        self, problem: FlatProblem, alg: Algorithm | None, options: SolveOptions
+    ) -> FlatSolution:
+        with np.errstate(all="ignore"):  # kernels give inf and NaN; they are looked at here
+            return self._solve(problem, alg, options)
+
+    def _solve(
+        self, problem: FlatProblem, alg: Algorithm | None, options: SolveOptions
+    ) -> FlatSolution:
+        counts = Counts()
+        ida = problem.kind == "dae" or problem.mass_matrix is not None
+        events = _bind_events(problem, ida)
+        stops = _stops(problem, options)
+        if ida:
+            name = "IDA"
+            make, width = _ida(problem, alg, options, events, counts)
+        else:
+            make, width, name = _cvode(problem, alg, options, events, counts)
+        try:
+            trajectory = integrate(
+                make, problem.t0, problem.t1, problem.u0, problem.du0, stops, events,
+                options.maxiters, width, options.progress,
+            )  # fmt: skip
+        except NotFinite:
+            trajectory = _nothing(problem, "the right-hand side is not finite")
+        if trajectory.retcode != "Success" and counts.bad and trajectory.retcode != "MaxIters":
+            if trajectory.retcode != "Terminated":
+                trajectory.retcode = "Unstable"
+                trajectory.message = "the right-hand side became inf or NaN"
+        return _collect(problem, options, trajectory, counts, name)
+
+    def interpolate(self, solution: FlatSolution, ts: Array, deriv: int = 0) -> Array:
+        handle: Handle = solution.handle
+        out = np.empty((len(ts), len(handle.problem.u0)))
+        which = _segment_at(handle, ts)
+        for k in np.unique(which):
+            mask = which == k
+            out[mask] = handle.trajectory.segments[k].interpolant(ts[mask], deriv)
+        return out
+
+    # -- backward --------------------------------------------------------------
+
+    def adjoint(
+        self,
+        solution: FlatSolution,
+        grad_u: Array,
+        grad_t: Array | None = None,
+        at: Array | None = None,
+    ) -> FlatGradient:
+        with np.errstate(all="ignore"):
+            return self._adjoint(solution, grad_u, grad_t, at)
+
+    def _adjoint(
+        self, solution: FlatSolution, grad_u: Array, grad_t: Array | None, at: Array | None
+    ) -> FlatGradient:
+        handle: Handle = solution.handle
+        problem, options, trajectory = handle.problem, handle.options, handle.trajectory
+        f = None if problem.kind == "dae" else rate(problem)
+        if problem.callbacks and (f is None or _singular(problem.mass_matrix)):
+            raise EngineError(
+                "Gradients through events of a DAE are not available on the sundials engine; "
+                "solve it as an ODE, or without gradients."
+            )
+        if at is None:
+            injections, times = outputs_to_injections(
+                solution, trajectory, handle.segment_of, grad_u, grad_t, f
+            )
+            if f is None and grad_u.any():
+                rates = self.interpolate(solution, solution.t, 1)
+                times = np.einsum("ij,ij->i", grad_u, rates)
+        else:
+            injections = Injections.empty(len(trajectory.segments))
+            for i, k in enumerate(_segment_at(handle, at)):
+                injections.add(int(k), float(at[i]), grad_u[i])
+            times = np.einsum("ij,ij->i", grad_u, self.interpolate(solution, at, 1))
+        method = _method(problem, options)
+        mu, grad_p, extra = run_adjoint(problem, trajectory, injections, method)
+        first = trajectory.segments[0]
+        if problem.kind == "dae":
+            start = first.du0 if first.du0 is not None else first.interpolant(first.t[:1], 1)[0]
+        else:
+            assert f is not None
+            start = f(first.u[0], float(first.t[0]))
+        return FlatGradient(
+            u0=mu, p=grad_p, t0=-float(mu @ start), times=times, callbacks_p=extra,
+            du0=np.zeros_like(mu) if problem.kind == "dae" else None,
+        )  # fmt: skip
+
+
+def _singular(mass: Array | None) -> bool:
+    return mass is not None and np.linalg.matrix_rank(mass) < len(mass)
+
+
+def _method(problem: FlatProblem, options: SolveOptions) -> Any:
+    sensealg = options.sensealg or GaussAdjoint()
+    rtol = sensealg.reltol or options.reltol
+    if sensealg.name == "GaussAdjoint" and jacobian.plan(problem.functions).kind != "none":
+        return CollocationAdjoint(problem, rtol)
+    from pysciml.engines.sundials.stepping import stepping_adjoint
+
+    return stepping_adjoint(problem, options, sensealg)
+
+
+# -- setting up ------------------------------------------------------------------
+
+
+def _bind_events(problem: FlatProblem, ida: bool) -> Events | None:
+    if not problem.callbacks:
+        return None
+    continuous, discrete, affects = [], {}, {}
+    for i, c in enumerate(problem.callbacks):
+        if c.condition is not None:
+            assert c.condition_p is not None and c.condition_c is not None
+            value = c.condition.bind("value", c.condition_p, c.condition_c)
+            if c.kind == "continuous":
+                continuous.append(value)
+            else:
+                discrete[i] = value
+        if c.affect is not None:
+            assert c.affect_p is not None and c.affect_c is not None
+            affects[i] = c.affect.bind("value", c.affect_p, c.affect_c)
+    conditions = Conditions(problem.callbacks, continuous, ida) if continuous else None
+    return Events(problem.callbacks, conditions, discrete, affects)
+
+
+def _stops(problem: FlatProblem, options: SolveOptions) -> Array:
+    parts = [np.asarray(c.times, dtype=float) for c in problem.callbacks if c.times is not None]
+    if options.tstops is not None:
+        parts.append(options.tstops)
+    if not parts:
+        return np.empty(0)
+    sign = 1.0 if problem.t1 > problem.t0 else -1.0
+    return sign * np.unique(sign * np.concatenate(parts))
+
+
+def _tolerances(alg: Algorithm | None, options: SolveOptions) -> Tolerances:
+    extra: dict[str, Any] = {}
+    given = {} if alg is None else alg.options
+    for ours, theirs in (
+        ("max_order", "max_order"),
+        ("max_nonlinear_iters", "max_nonlin_iters"),
+        ("max_convergence_failures", "max_conv_fails"),
+    ):
+        if ours in given:
+            extra[theirs] = int(given[ours])
+    atol = options.abstol
+    return Tolerances(
+        rtol=float(options.reltol),
+        atol=float(atol) if np.ndim(atol) == 0 else np.asarray(atol, dtype=float),
+        first_step=abs(options.dt or 0.0),
+        max_step=abs(options.dtmax or 0.0),
+        min_step=abs(options.dtmin or 0.0),
+        extra=extra,
+    )
+
+
+def _linear(alg: Algorithm | None, made: jacobian.Plan) -> Linear:
+    given = {} if alg is None else alg.options
+    wish = given.get("linear_solver")
+    if wish is None:
+        return made.linear
+    table = {
+        "Dense": "dense", "LapackDense": "lapackdense", "Band": "band",
+        "GMRES": "gmres", "BCG": "bicgstab", "TFQMR": "tfqmr",
+    }  # fmt: skip
+    if wish not in table:
+        raise InputError(f"linear_solver is {wish!r}; give one of {', '.join(table)}.")
+    if wish == "Band":
+        if "jac_lower" not in given or "jac_upper" not in given:
+            raise InputError("linear_solver='Band' needs jac_lower= and jac_upper=.")
+        return Linear("band", int(given["jac_lower"]), int(given["jac_upper"]))
+    return Linear(table[wish], krylov_dim=int(given.get("krylov_dim", 0)))
+
+
+def _cvode(
+    problem: FlatProblem,
+    alg: Algorithm | None,
+    options: SolveOptions,
+    events: Events | None,
+    counts: Counts,
+) -> tuple[Callable[[], CvodeStepper], Callable[[], int], str]:
+    functions, p, c = problem.functions, problem.p, problem.c
+    value = functions.bind("value", p, c)
+    made = jacobian.plan(functions)
+    linear = _linear(alg, made)
+    jac = jacobian.dense_filler(functions, p, c) if linear.kind != "gmres" else None
+    jvp = None
+    if linear.kind == "gmres" and getattr(functions, "differentiable", True):
+        jvp = functions.bind("jvp:u", p, c)
+    conditions = None if events is None else events.conditions
+    tol = _tolerances(alg, options)
+    state = {"method": "BDF", "auto": alg is None}
+    if alg is None:
+        stiff = is_stiff(jac, jvp, problem.u0, problem.t0, problem.t1)
+        state["method"] = "BDF" if stiff else "Adams"
+    elif alg.name == "CVODE_Adams":
+        state["method"] = "Adams"
+    if state["method"] == "BDF" and int(tol.extra.get("max_order", 5)) > 5:
+        raise InputError(f"max_order is {tol.extra['max_order']}; CVODE_BDF has orders 1 to 5.")
+    monitor = stiffness_monitor(state, jac, jvp) if alg is None else None
+
+    def make() -> CvodeStepper:
+        return CvodeStepper(
+            str(state["method"]), value, jac, jvp, linear, tol, conditions, counts,
+            monitor if state["method"] == "Adams" else None,
+        )  # fmt: skip
+
+    return make, lambda: _WIDTH[str(state["method"])], f"CVODE_{state['method']}"
+
+
+def _ida(
+    problem: FlatProblem,
+    alg: Algorithm | None,
+    options: SolveOptions,
+    events: Events | None,
+    counts: Counts,
+) -> tuple[Callable[[], IdaStepper], Callable[[], int]]:
+    functions, p, c = problem.functions, problem.p, problem.c
+    n = len(problem.u0)
+    made = jacobian.plan(functions)
+    wish = _linear(alg, made)
+    linear = wish if wish.kind not in ("band",) else Linear("dense")
+    value, jac = _residual(problem)
+    if problem.kind == "dae":
+        flags = problem.differential_vars
+        algebraic = [] if flags is None else [i for i in range(n) if not flags[i]]
+        initial = "yp0" if flags is not None else None
+    else:
+        mass = problem.mass_matrix
+        assert mass is not None
+        algebraic = [i for i in range(n) if not mass[:, i].any()]
+        initial = "yp0"
+    span = problem.t1 - problem.t0
+    conditions = None if events is None else events.conditions
+    tol = _tolerances(alg, options)
+    usable = getattr(functions, "differentiable", True)
+
+    def make() -> IdaStepper:
+        return IdaStepper(
+            value, jac if usable else None, None, linear, tol, conditions, counts,
+            algebraic, initial, span,
+        )  # fmt: skip
+
+    return make, lambda: _WIDTH["BDF"]
+
+
+def _residual(problem: FlatProblem) -> tuple[Callable[..., None], Callable[..., None]]:
+    """(residual, dF/du + cj dF/du') of IDA's form, from either kind of problem."""
+    functions, p, c = problem.functions, problem.p, problem.c
+    value = functions.bind("value", p, c)
+    jac_u = functions.bind("jac:u", p, c)
+    n = len(problem.u0)
+    work = np.empty((n, n))
+    if problem.kind == "dae":
+        jac_du = functions.bind("jac:du", p, c)
+
+        def jac(du: Array, u: Array, t: float, cj: float, out: Array) -> None:
+            jac_u(du, u, t, out)
+            jac_du(du, u, t, work)
+            out += cj * work
+
+        return value, jac
+    mass = problem.mass_matrix
+    assert mass is not None
+
+    def residual(du: Array, u: Array, t: float, out: Array) -> None:
+        value(u, t, out)
+        out -= mass @ du
+
+    def jac_mass(du: Array, u: Array, t: float, cj: float, out: Array) -> None:
+        jac_u(u, t, work)
+        out[...] = work - cj * mass
+
+    return residual, jac_mass
+
+
+# -- collecting ------------------------------------------------------------------
+
+
+def _nothing(problem: FlatProblem, message: str) -> Trajectory:
+    from pysciml.engines.sundials.integrate import Segment
+    from pysciml.engines.sundials.interpolant import Interpolant
+
+    t, u = np.array([problem.t0]), problem.u0[None]
+    segment = Segment(t, u, Interpolant(t, u))
+    return Trajectory([segment], [[]], "Unstable", message)
+
+
+def _collect(
+    problem: FlatProblem,
+    options: SolveOptions,
+    trajectory: Trajectory,
+    counts: Counts,
+    name: str,
+) -> FlatSolution:
+    sign = 1.0 if problem.t1 > problem.t0 else -1.0
+    ts: list[Array] = []
+    us: list[Array] = []
+    sources: list[npt.NDArray[np.int64]] = []
+    segments: list[npt.NDArray[np.int64]] = []
+    events: list[tuple[float, int]] = []
+
+    def put(k: int, t: Array, u: Array, source: Any) -> None:
+        ts.append(t)
+        us.append(u)
+        sources.append(np.broadcast_to(np.asarray(source, dtype=np.int64), t.shape))
+        segments.append(np.full(t.shape, k, dtype=np.int64))
+
+    grid = options.saveat
+    last = len(trajectory.segments) - 1
+    for k, (segment, ends) in enumerate(zip(trajectory.segments, trajectory.ends, strict=True)):
+        a, b = segment.t[0], segment.t[-1]
+        if grid is None:
+            source = np.full(len(segment.t), FIXED)
+            if k == 0:
+                source[0] = FROM_T0
+            if b == problem.t1:
+                source[-1] = FROM_T1
+            keep = slice(None)
+            if k > 0:  # the right limit at an event is saved by the event itself
+                keep = slice(1, None)
+            if ends:
+                keep = slice(keep.start, -1)
+            put(k, segment.t[keep], segment.u[keep], source[keep])
+        else:
+            inside = (sign * grid > sign * a) & (sign * grid <= sign * b)
+            if k == 0:
+                inside |= grid == a
+            index = np.nonzero(inside)[0]
+            if len(index):
+                put(k, grid[index], segment.interpolant(grid[index]), index)
+        if not ends:
+            continue
+        for r in ends:
+            events.append((r.t, r.index))
+        before, after = problem.callbacks[ends[0].index].save_positions
+        label = FIRST_EVENT - (len(events) - len(ends))
+        terminal = any(r.terminal for r in ends)
+        moment = np.array([ends[0].t])
+        if grid is None or before or terminal:
+            already = grid is not None and len(ts) and len(ts[-1]) and ts[-1][-1] == ends[0].t
+            if not already:
+                put(k, moment, ends[0].u_before[None], label)
+        changed = not np.array_equal(ends[-1].u_after, ends[0].u_before)
+        if (grid is None or after) and not (terminal and not changed) and k < last:
+            put(k + 1, moment, ends[-1].u_after[None], label)
+    n = len(problem.u0)
+    t = np.concatenate(ts) if ts else np.empty(0)
+    u = np.concatenate(us) if us else np.empty((0, n))
+    source = np.concatenate(sources) if sources else np.empty(0, dtype=np.int64)
+    segment_of = np.concatenate(segments) if segments else np.empty(0, dtype=np.int64)
+    handle = Handle(problem, options, trajectory, segment_of)
+    stats = Stats(
+        nf=counts.nf, njacs=counts.njacs, naccept=trajectory.steps, algorithm=name
+    )
+    return FlatSolution(
+        t=t, u=u, source=source, retcode=trajectory.retcode, stats=stats, handle=handle,
+        message=trajectory.message, t_reached=float(trajectory.segments[-1].t[-1]), events=events,
+    )  # fmt: skip
+
+
+def _segment_at(handle: Handle, ts: Array) -> npt.NDArray[np.int64]:
+    """The segment that holds each time; at an event the one after it."""
+    sign = 1.0 if handle.problem.t1 > handle.problem.t0 else -1.0
+    starts = np.array([s.t[0] for s in handle.trajectory.segments])
+    which = np.searchsorted(sign * starts, sign * ts, side="right") - 1
+    return np.clip(which, 0, len(starts) - 1)

@@ -1,0 +1,146 @@
+"""The Jacobian of a right-hand side in the form that its structure allows.
+
+Small systems: dense. Larger ones whose pattern falls into equal independent blocks (a batch), or
+is banded (a discretised PDE in one dimension): only the entries of the pattern are computed, by
+a coloured product ``J @ seed`` (Curtis, Powell and Reid, "On the estimation of sparse Jacobian
+matrices", 1974), and the linear algebra keeps to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pysciml.engines.base import Functions
+from pysciml.engines.sundials.steppers import Linear
+from pysciml.kernels import emit_numpy
+from pysciml.kernels.structure import Structure, analyse
+
+Array = npt.NDArray[np.float64]
+
+#: Up to this size dense linear algebra is as fast as any other.
+_SMALL = 12
+#: Beyond this size a dense Jacobian is not formed: Krylov solver, stepped adjoint.
+DENSE_LIMIT = 400
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the Jacobian of one set of functions is computed. ``kind``: dense, blocks, banded, none."""
+
+    kind: str
+    n: int
+    structure: Structure | None = None
+    blocks: npt.NDArray[np.int64] | None = None  # (nb, m)
+    seed: Array | None = None
+    rows: npt.NDArray[np.int64] | None = None
+    cols: npt.NDArray[np.int64] | None = None
+    compressed: Any = None
+
+    @property
+    def linear(self) -> Linear:
+        """The linear solver that CVODE's Newton iteration should use."""
+        if self.kind == "banded":
+            assert self.structure is not None
+            return Linear("band", self.structure.lband, self.structure.uband)
+        if self.kind == "none":
+            return Linear("gmres", krylov_dim=min(self.n, 30))
+        return Linear("dense")
+
+
+def plan(functions: Functions) -> Plan:
+    """The plan for d value / d u, made once a set of functions and kept with it."""
+    cached = getattr(functions, "_jacobian_plan", None)
+    if cached is None:
+        cached = _make_plan(functions)
+        functions._jacobian_plan = cached  # type: ignore[attr-defined]
+    return cached
+
+
+def _make_plan(functions: Functions) -> Plan:
+    n = functions.sizes["u"]
+    if n <= _SMALL:
+        return Plan("dense", n)
+    pattern = functions.sparsity("u")
+    if pattern is None or functions.kernels is None:
+        return Plan("dense" if n <= DENSE_LIMIT else "none", n)
+    structure = analyse(pattern)
+    rows, cols = np.nonzero(pattern)
+    if structure.ncolors <= max(4, n // 3):
+        seed = np.zeros((n, structure.ncolors))
+        seed[np.arange(n), structure.colors] = 1.0
+        common = {"structure": structure, "seed": seed, "rows": rows, "cols": cols}
+        blocks = _equal_blocks(structure)
+        if blocks is not None:
+            graph = functions.kernels.compressed_jacobian(seed)
+            return Plan("blocks", n, blocks=blocks, compressed=graph, **common)
+        if structure.lband + structure.uband + 1 <= n // 3:
+            graph = functions.kernels.compressed_jacobian(seed)
+            return Plan("banded", n, compressed=graph, **common)
+    return Plan("dense" if n <= DENSE_LIMIT else "none", n, structure=structure)
+
+
+def _equal_blocks(structure: Structure) -> npt.NDArray[np.int64] | None:
+    sizes = {len(b) for b in structure.blocks}
+    if len(sizes) != 1 or len(structure.blocks) < 2 or sizes.pop() > 16:
+        return None
+    return np.array([np.sort(b) for b in structure.blocks], dtype=np.int64)
+
+
+def dense_filler(functions: Functions, p: Array, c: Array) -> Callable[..., None] | None:
+    """fn(u, t, out (n, n)) for CVODE: dense or coloured; None where no Jacobian is to be formed."""
+    made = plan(functions)
+    if made.kind == "none" or not getattr(functions, "differentiable", True):
+        return None
+    if made.compressed is None:
+        return functions.bind("jac:u", p, c)
+    inner = emit_numpy.compile(made.compressed).bind(errstate=False, p=p, c=c)
+    assert made.seed is not None and made.structure is not None
+    buffer = np.empty(made.seed.shape)
+    rows, cols = made.rows, made.cols
+    colors = made.structure.colors[cols]
+
+    def fill(u: Array, t: float, out: Array) -> None:
+        inner(u, t, buffer)
+        out[rows, cols] = buffer[rows, colors]
+
+    return fill
+
+
+def batched(functions: Functions, p: Array, c: Array) -> Callable[[Array, Array], Array]:
+    """fn(u (B, n), t (B,)) to the plan's form.
+
+    dense: (B, n, n); blocks: (B, nb, m, m); banded: (B, lband + uband + 1, n).
+    """
+    made = plan(functions)
+    if made.compressed is None:
+        return functions.bind_batched("jac:u", p, c)
+    names = frozenset(k for k in functions.names if k not in ("p", "c"))
+    inner = emit_numpy.compile_batched(made.compressed, names).bind(p=p, c=c)
+    assert made.structure is not None
+    colors = made.structure.colors
+    if made.kind == "blocks":
+        blocks = made.blocks
+        assert blocks is not None
+        take_rows = blocks[:, :, None]
+        take_colors = colors[blocks][:, None, :]
+
+        def by_blocks(u: Array, t: Array) -> Array:
+            return inner(u, t)[0][:, take_rows, take_colors]
+
+        return by_blocks
+    lband, uband, n = made.structure.lband, made.structure.uband, made.n
+    rows, cols = made.rows, made.cols
+    assert rows is not None and cols is not None
+
+    def by_bands(u: Array, t: Array) -> Array:
+        product = inner(u, t)[0]
+        bands = np.zeros((len(u), lband + uband + 1, n))
+        bands[:, uband + rows - cols, cols] = product[:, rows, colors[cols]]
+        return bands
+
+    return by_bands

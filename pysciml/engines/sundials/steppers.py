@@ -1,0 +1,214 @@
+"""CVODE and IDA (through scikit-sundae) set up for one problem: kernels in, a Stepper out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sksundae.cvode import CVODE, CVODEJacTimes
+from sksundae.ida import IDA, IDAJacTimes
+
+from pysciml.engines.sundials.integrate import Conditions
+
+Array = npt.NDArray[np.float64]
+
+#: Stands for a derivative that is not finite: a trial step that left the function's domain is
+#: rejected and shortened. SUNDIALS itself would compare with NaN and never come back.
+_HUGE = 1e100
+
+
+class NotFinite(Exception):
+    """The right-hand side was not finite where it had to be: at the start, or again and again."""
+
+
+@dataclass
+class Linear:
+    """The linear solver of Newton's iteration, chosen by size and structure of the Jacobian."""
+
+    kind: str  # "dense", "band", "gmres"
+    lband: int = 0
+    uband: int = 0
+    krylov_dim: int = 0
+
+    def options(self) -> dict[str, Any]:
+        if self.kind == "band":
+            return {"linsolver": "band", "lband": self.lband, "uband": self.uband}
+        if self.kind in ("gmres", "bicgstab", "tfqmr"):
+            return {"linsolver": self.kind, "krylov_dim": self.krylov_dim or 10}
+        return {"linsolver": self.kind}
+
+
+@dataclass
+class Counts:
+    """Evaluations, counted where they are made."""
+
+    nf: int = 0
+    njacs: int = 0
+    njv: int = 0
+    bad: int = 0
+
+
+@dataclass
+class Tolerances:
+    rtol: float
+    atol: float | Array
+    first_step: float = 0.0
+    max_step: float = 0.0
+    min_step: float = 0.0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def options(self) -> dict[str, Any]:
+        return {
+            "rtol": self.rtol,
+            "atol": self.atol,
+            "first_step": self.first_step,
+            "max_step": self.max_step,
+            "min_step": self.min_step,
+            **self.extra,
+        }
+
+
+def guarded(value: Callable[..., None], counts: Counts) -> Callable[..., None]:
+    """``value`` with its result checked; the last argument is the output."""
+    isfinite = math.isfinite
+
+    def check(out: Array) -> None:
+        if not np.isfinite(out).all():
+            counts.bad += 1
+            if counts.nf <= 1 or counts.bad > 1000:
+                raise NotFinite
+            out[...] = _HUGE
+
+    def rhs(t: float, y: Array, yp: Array) -> None:
+        counts.nf += 1
+        value(y, t, yp)
+        if not isfinite(yp.dot(yp)):
+            check(yp)
+
+    return rhs
+
+
+class CvodeStepper:
+    """CVODE on ``u' = f(u, t)``.
+
+    ``value``: fn(u, t, out); ``jac``: fn(u, t, out (n, n)) or None for difference quotients;
+    ``jvp``: fn(v, u, t, out) for the Krylov solvers.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        value: Callable[..., None],
+        jac: Callable[..., None] | None,
+        jvp: Callable[..., None] | None,
+        linear: Linear,
+        tol: Tolerances,
+        conditions: Conditions | None,
+        counts: Counts,
+        monitor: Callable[[float, Array, float], bool] | None = None,
+    ) -> None:
+        options: dict[str, Any] = {"method": method, **linear.options(), **tol.options()}
+        if linear.kind == "gmres" and jvp is not None:
+
+            def times(t: float, y: Array, yp: Array, v: Array, out: Array) -> None:
+                counts.njv += 1
+                jvp(v, y, t, out)
+
+            options["jactimes"] = CVODEJacTimes(None, times)
+        elif jac is not None and linear.kind in ("dense", "band"):
+
+            def jacobian(t: float, y: Array, yp: Array, out: Array) -> None:
+                counts.njacs += 1
+                jac(y, t, out)
+
+            options["jacfn"] = jacobian
+        if conditions is not None and len(conditions):
+            options["eventsfn"] = conditions.fn
+            options["num_events"] = len(conditions)
+        self._monitor = monitor
+        self._make = lambda: CVODE(guarded(value, counts), **options)
+
+    def start(self, t: float, u: Array, du: Array | None) -> tuple[Array, Array | None]:
+        self._solver = self._make()
+        self._solver.init_step(t, u)
+        return u, None
+
+    def step(self, t1: float, stop: float) -> Any:
+        return self._solver.step(t1, "onestep", stop)
+
+    def after_step(self, t: float, u: Array, h: float) -> bool:
+        return self._monitor is not None and self._monitor(t, u, h)
+
+
+class IdaStepper:
+    """IDA on ``F(u', u, t) = 0``.
+
+    ``value``: fn(du, u, t, out); ``jac``: fn(du, u, t, cj, out) filling dF/du + cj dF/du'.
+    """
+
+    def __init__(
+        self,
+        value: Callable[..., None],
+        jac: Callable[..., None] | None,
+        jvp: Callable[..., None] | None,
+        linear: Linear,
+        tol: Tolerances,
+        conditions: Conditions | None,
+        counts: Counts,
+        algebraic: list[int],
+        initial: str | None,
+        span: float,
+    ) -> None:
+        options: dict[str, Any] = {**linear.options(), **tol.options()}
+        if algebraic:
+            options["algebraic_idx"] = algebraic
+        if initial is not None:
+            options["calc_initcond"] = initial
+            # The direction and scale of the first step, for the consistent initial values.
+            options["calc_init_dt"] = 1e-4 * span
+        if linear.kind == "gmres" and jvp is not None:
+
+            def times(
+                t: float, y: Array, yp: Array, r: Array, v: Array, out: Array, cj: float
+            ) -> None:
+                counts.njv += 1
+                jvp(yp, y, t, cj, v, out)
+
+            options["jactimes"] = IDAJacTimes(None, times)
+        elif jac is not None and linear.kind in ("dense", "band"):
+
+            def jacobian(t: float, y: Array, yp: Array, r: Array, cj: float, out: Array) -> None:
+                counts.njacs += 1
+                jac(yp, y, t, cj, out)
+
+            options["jacfn"] = jacobian
+        if conditions is not None and len(conditions):
+            options["eventsfn"] = conditions.fn
+            options["num_events"] = len(conditions)
+        isfinite = math.isfinite
+
+        def residual(t: float, y: Array, yp: Array, out: Array) -> None:
+            counts.nf += 1
+            value(yp, y, t, out)
+            if not isfinite(out.dot(out)) and not np.isfinite(out).all():
+                counts.bad += 1
+                if counts.nf <= 1 or counts.bad > 1000:
+                    raise NotFinite
+                out[...] = _HUGE
+
+        self._make = lambda: IDA(residual, **options)
+
+    def start(self, t: float, u: Array, du: Array | None) -> tuple[Array, Array | None]:
+        self._solver = self._make()
+        result = self._solver.init_step(t, u, np.zeros_like(u) if du is None else du)
+        return result.y, result.yp
+
+    def step(self, t1: float, stop: float) -> Any:
+        return self._solver.step(t1, "onestep", stop)
+
+    def after_step(self, t: float, u: Array, h: float) -> bool:
+        return False

@@ -1,0 +1,173 @@
+"""From a user's function to the functions an engine calls, captured once and kept.
+
+The cache is keyed by what the function is (its code and what it closes over) and by the
+structures it is called with, so a training loop never captures twice. Guards notice what changed
+on the Python side since; then it is captured anew.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import types
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pysciml.errors import CaptureWarning, InputError
+from pysciml.flatten import ParameterSpec, StateSpec
+from pysciml.kernels.callback import CallbackFunctions
+from pysciml.kernels.capture import CaptureError, capture
+from pysciml.kernels.captured import CapturedFunctions
+
+__all__ = ["FlatFunction", "functions_for"]
+
+FlatFunctions = CapturedFunctions | CallbackFunctions
+
+#: Captures kept; the least recently used goes first.
+_KEEP = 128
+_cache: OrderedDict[Any, tuple[FlatFunctions, Any]] = OrderedDict()
+_lock = threading.RLock()
+
+
+@dataclass(frozen=True)
+class FlatFunction:
+    """A user's function of pytrees as a function of flat tensors.
+
+    role
+        ``"rhs"``: f(u, p, t) -> like u; ``"residual"``: f(du, u, p, t) -> like u;
+        ``"condition"``: f(u, p, t) -> one number; ``"affect"``: f(u, p, t) -> like u.
+    name
+        How messages call it.
+    """
+
+    f: Callable[..., Any]
+    role: str
+    name: str
+    state: StateSpec
+    params: ParameterSpec
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return ("du", "u", "p", "t") if self.role == "residual" else ("u", "p", "t")
+
+    def __call__(self, *args: Tensor) -> Tensor:
+        *states, p, t = args
+        trees = [self.state.unflatten(x) for x in states]
+        out = self.f(*trees, self.params.unflatten(p), t)
+        if self.role == "condition":
+            return self._one_number(out)
+        return self.state.flatten_like(out, self.name)
+
+    def _one_number(self, out: Any) -> Tensor:
+        if isinstance(out, (bool, int, float)):
+            out = torch.tensor(float(out), dtype=self.state.dtype, device=self.state.device)
+        if not isinstance(out, Tensor) or out.numel() != 1:
+            given = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise InputError(f"{self.name} returned {given}; return one number (a 0-d tensor).")
+        return out.reshape(1).to(self.state.dtype)
+
+    def key(self) -> tuple[Any, ...]:
+        spec = self.state
+        shapes = (str(spec.treedef), spec.shapes, spec.dtype, spec.device)
+        return (identity(self.f), self.role, shapes, self.params.key())
+
+
+def identity(f: Any) -> Any:
+    """What a function is, by value where that is safe: a lambda written in a loop stays the same.
+
+    Plain functions by their code, defaults and the objects in their closure; bound methods by
+    object and function; all else by object. The ids stay valid because the cache keeps ``f``.
+    """
+    if isinstance(f, types.MethodType):
+        return ("method", id(f.__self__), identity(f.__func__))
+    if isinstance(f, functools.partial):
+        keywords = tuple(sorted((k, id(v)) for k, v in f.keywords.items()))
+        return ("partial", identity(f.func), tuple(id(a) for a in f.args), keywords)
+    if isinstance(f, types.FunctionType):
+        cells = []
+        for cell in f.__closure__ or ():
+            try:
+                cells.append(id(cell.cell_contents))
+            except ValueError:  # an empty cell
+                cells.append(0)
+        defaults = tuple(id(d) for d in f.__defaults__ or ())
+        extra = tuple(sorted((k, id(v)) for k, v in (f.__kwdefaults__ or {}).items()))
+        attributes = tuple(sorted((k, id(v)) for k, v in vars(f).items()))
+        return ("function", id(f.__code__), id(f.__globals__), tuple(cells), defaults, extra, attributes)
+    return ("object", id(f))
+
+
+def functions_for(flat: FlatFunction, inputs: dict[str, Tensor], engine: str) -> FlatFunctions:
+    """The functions of ``flat`` at ``inputs`` (flat tensors by name, in order).
+
+    Captured where that is possible, else called back, with one CaptureWarning. Raises InputError
+    where the function returns something else than it should, or draws random numbers.
+    """
+    cuda = flat.state.device.type != "cpu" and engine == "sundials"
+    key = (flat.key(), cuda)
+    with _lock:
+        entry = _cache.get(key)
+        if entry is not None and entry[0].ok():
+            found = entry[0]
+            if not found.opaque or _agrees(found, flat, inputs):
+                _cache.move_to_end(key)
+                return found
+        made = _make(flat, inputs, cuda)
+        _cache[key] = (made, _kept_alive(flat.f))
+        _cache.move_to_end(key)
+        while len(_cache) > _KEEP:
+            _cache.popitem(last=False)
+        return made
+
+
+def _kept_alive(f: Any) -> Any:
+    """What must not be collected while its ids stand in a key."""
+    cells = [c for c in getattr(f, "__closure__", None) or ()]
+    contents = []
+    for cell in cells:
+        try:
+            contents.append(cell.cell_contents)
+        except ValueError:
+            continue
+    return (f, contents)
+
+
+def _agrees(found: FlatFunctions, flat: FlatFunction, inputs: dict[str, Tensor]) -> bool:
+    """Whether the capture still gives the function's value: for what guards cannot see."""
+    if isinstance(found, CallbackFunctions):
+        return True
+    with torch.no_grad():
+        own = {k: v.detach() for k, v in inputs.items()}
+        expected = flat(*own.values())
+        args = dict(own)
+        args["p"] = found.extend_p(own["p"]).detach()
+        got = found.capture.module(*args.values(), found.data())
+        got = got[0] if isinstance(got, (tuple, list)) else got
+        return torch.allclose(got, expected, rtol=1e-4, atol=1e-7, equal_nan=True)
+
+
+def _make(flat: FlatFunction, inputs: dict[str, Tensor], cuda: bool) -> FlatFunctions:
+    if cuda:
+        return CallbackFunctions(flat, inputs)
+    try:
+        return CapturedFunctions(capture(flat, inputs))
+    except CaptureError as error:
+        if getattr(error, "kind", "") == "random":
+            raise InputError(
+                f"{flat.name} cannot be solved: {error.reason}. A right-hand side must give the "
+                f"same value whenever it is called; {error.hint}."
+            ) from None
+        made = CallbackFunctions(flat, inputs)
+        warnings.warn(
+            f"{flat.name} is called back in Python at every evaluation, because "
+            f"{error.reason}. To run it as a kernel: {error.hint}.",
+            CaptureWarning,
+            stacklevel=6,
+        )
+        return made

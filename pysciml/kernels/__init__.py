@@ -1,0 +1,1 @@
+"""Capture of torch functions as kernel graphs, their derivatives, and the emitters."""

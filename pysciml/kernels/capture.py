@@ -1,0 +1,280 @@
+"""Capture: a torch function as a functional ATen graph, checked against the function itself.
+
+Tensors that the function closes over are found by the tracer, which hands back the very objects
+the user holds. They become inputs, so that their values are current at every solve and their
+gradients flow.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx import Node as FxNode
+
+from pysciml.kernels.check import check_gradients, check_values
+from pysciml.kernels.guards import Guards
+from pysciml.kernels.lower import UnsupportedOp, lower, op_name
+from pysciml.kernels.reasons import CaptureError, explain, line_of_op
+from pysciml.kernels.trace import trace
+
+__all__ = ["Capture", "CaptureError", "capture"]
+
+
+@dataclass(eq=False)
+class Capture:
+    """A captured function: its graph, the tensors it closes over, and when to trust it.
+
+    Attributes:
+        module: functional ATen graph taking ``(*names)``. Its ``"p"`` is the function's own
+            ``p`` followed by the closed-over tensors that require grad; ``"c"`` (last) holds the
+            other closed-over real tensors.
+        names: the inputs' names, ``"c"`` last.
+        sizes: the inputs' lengths (a 0-d ``"t"`` has length 1).
+        n_out: length of the result.
+        closures_p, closures_c: the user's own tensors.
+        guards: whether what the trace read on the Python side is still the same.
+        dtype, device: of inputs and result.
+    """
+
+    module: GraphModule
+    names: tuple[str, ...]
+    sizes: dict[str, int]
+    n_out: int
+    closures_p: tuple[Tensor, ...]
+    closures_c: tuple[Tensor, ...]
+    guards: Guards
+    dtype: torch.dtype
+    device: torch.device
+    data_inputs: tuple[str, ...] = ()
+
+    def extend_p(self, p: Tensor) -> Tensor:
+        """``p`` followed by the current values of the closures that require grad (1-d)."""
+        return self._joined([p.reshape(-1), *self.closures_p])
+
+    def data(self) -> Tensor:
+        """The current values of the closed-over tensors that do not require grad (1-d)."""
+        return self._joined([c.detach() for c in self.closures_c])
+
+    def _joined(self, parts: Sequence[Tensor]) -> Tensor:
+        flat = [x.reshape(-1).to(self.dtype) for x in parts]
+        if not flat:
+            return torch.zeros(0, dtype=self.dtype, device=self.device)
+        return flat[0] if len(flat) == 1 else torch.cat(flat)
+
+    def example(self, inputs: dict[str, Tensor]) -> list[Tensor]:
+        """The module's arguments for the function's own inputs, closures at their values."""
+        with torch.no_grad():
+            own = {k: v.detach() for k, v in inputs.items()}
+            own["p"] = self.extend_p(own["p"])
+            return [*own.values(), self.data()]
+
+
+def capture(
+    fn: Callable[..., Tensor],
+    inputs: dict[str, Tensor],
+    *,
+    data_inputs: Sequence[str] = (),
+) -> Capture:
+    """Capture ``fn(*inputs)`` as a functional graph, and check it.
+
+    Args:
+        fn: takes flat real tensors in the order of ``inputs`` (1-d; ``"t"`` may be 0-d) and
+            returns a 1-d real tensor.
+        inputs: example values by name, ``"p"`` among them (maybe of length 0), all of one dtype
+            and device.
+        data_inputs: names that no gradient is taken for.
+
+    Raises:
+        CaptureError: the function cannot be captured, or its graph does not agree with it at
+            other values. ``kind`` is ``"random"`` where it draws random numbers.
+        Exception: whatever ``fn`` itself raises when called at ``inputs``.
+
+    Nothing of the user's changes: gradients, flags, buffers and random state stay as they were.
+    """
+    if "p" not in inputs:
+        raise ValueError("capture needs an input named 'p' (of length 0 if there is none)")
+    inputs = {k: v.detach() for k, v in inputs.items()}
+    guards = Guards(fn)
+    with _unchanged_random_state() as drawn, guards.unchanged_tensors():
+        out = fn(*inputs.values())
+        _require_vector(out)
+        try:
+            raw = trace(fn, list(inputs.values()), guarded=True)
+        except Exception as error:  # noqa: BLE001  (a tracer can raise anything)
+            raise explain(error) from error
+        _refuse_random(raw, fn, inputs, drawn())
+        captured = _lift(raw, inputs, out, guards, tuple(data_inputs))
+        _require_lowering(captured, fn, inputs)
+        check_values(captured, fn, inputs)
+        check_gradients(captured, fn, inputs)
+        _refuse_random(raw, fn, inputs, drawn())
+    guards.forget_changed()
+    guards.watch_closures(captured.closures_p, captured.closures_c)
+    return captured
+
+
+def _require_vector(out: Any) -> None:
+    if not isinstance(out, Tensor) or out.ndim != 1 or not out.is_floating_point():
+        given = (
+            f"a tensor of shape {tuple(out.shape)} and dtype {out.dtype}"
+            if isinstance(out, Tensor)
+            else type(out).__name__
+        )
+        raise CaptureError(f"the function returned {given}", "return a real tensor of shape (n,)")
+
+
+class _unchanged_random_state:
+    """Restores torch's, NumPy's and Python's random state; tells which of them was drawn from."""
+
+    def __enter__(self) -> Callable[[], str | None]:
+        self._torch = torch.get_rng_state()
+        self._numpy = np.random.get_state()
+        self._python = random.getstate()
+        return self.drawn
+
+    def drawn(self) -> str | None:
+        if not torch.equal(torch.get_rng_state(), self._torch):
+            return "torch"
+        now: Any = np.random.get_state()
+        before: Any = self._numpy
+        if now[2] != before[2] or not np.array_equal(now[1], before[1]):
+            return "numpy.random"
+        if random.getstate() != self._python:
+            return "random"
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_rng_state(self._torch)
+        np.random.set_state(self._numpy)
+        random.setstate(self._python)
+
+
+def _refuse_random(
+    module: GraphModule, fn: Callable[..., Tensor], inputs: dict[str, Tensor], drawn: str | None
+) -> None:
+    for node in module.graph.nodes:
+        tags = getattr(node.target, "tags", ()) if node.op == "call_function" else ()
+        if torch.Tag.nondeterministic_seeded in tags:
+            where = line_of_op(fn, list(inputs.values()), op_name(node.target))
+            raise CaptureError(
+                f"the function draws random numbers ({op_name(node.target)}{where})",
+                "draw them before solving and pass them in, or call eval() on modules with dropout",
+                kind="random",
+            )
+    if drawn is not None:
+        raise CaptureError(
+            f"the function draws random numbers (from {drawn})",
+            "draw them before solving and pass them in, or call eval() on modules with dropout",
+            kind="random",
+        )
+
+
+def _lift(
+    raw: GraphModule,
+    inputs: dict[str, Tensor],
+    out: Tensor,
+    guards: Guards,
+    data_inputs: tuple[str, ...],
+) -> Capture:
+    """Turn the tensors that the graph holds as attributes into slices of ``p`` and ``c``."""
+    graph = raw.graph
+    graph.eliminate_dead_code()
+    places = [n for n in graph.nodes if n.op == "placeholder"]
+    reference = inputs["p"]
+    closures: dict[str, list[Tensor]] = {"p": [], "c": []}
+    found: dict[int, tuple[str, int, int]] = {}
+    lifted: list[tuple[FxNode, str, int, int, Tensor]] = []
+    ends = {"p": reference.numel(), "c": 0}
+    for node in list(graph.nodes):
+        if node.op != "get_attr":
+            continue
+        value = getattr(raw, node.target)
+        if not isinstance(value, Tensor) or not value.is_floating_point() or _is_literal(node):
+            if isinstance(value, Tensor):
+                if value.is_complex():
+                    raise CaptureError(
+                        "the function uses a complex tensor", "write it with real tensors"
+                    )
+                guards.watch_constant(value)
+            continue
+        if id(value) not in found:
+            if value.device != reference.device and value.ndim:
+                raise CaptureError(
+                    f"a tensor that the function closes over is on {value.device}, "
+                    f"its inputs on {reference.device}",
+                    "move it to the same device",
+                )
+            name = "p" if value.requires_grad else "c"
+            closures[name].append(value)
+            found[id(value)] = (name, ends[name], ends[name] + value.numel())
+            ends[name] = found[id(value)][2]
+        lifted.append((node, *found[id(value)], value))
+    with graph.inserting_after(places[-1]):
+        c = graph.placeholder("c")
+    c.meta["val"] = torch.empty(ends["c"], dtype=reference.dtype, device="meta")
+    names = (*inputs, "c")
+    p = places[list(inputs).index("p")]
+    p_users = list(p.users)
+    p.meta = {"val": torch.empty(ends["p"], dtype=reference.dtype, device="meta")}
+    aten = torch.ops.aten
+    anchor = c
+    if closures["p"]:
+        with graph.inserting_after(anchor):
+            own = graph.call_function(aten.slice.Tensor, (p, 0, 0, reference.numel()))
+        anchor = own
+        for user in p_users:
+            user.replace_input_with(p, own)
+        output = next(n for n in graph.nodes if n.op == "output")
+        if output.args[0] is p:
+            output.args = (own,)
+    for node, name, start, stop, value in lifted:
+        source = p if name == "p" else c
+        with graph.inserting_before(node):
+            piece = graph.call_function(aten.slice.Tensor, (source, 0, start, stop))
+            piece = graph.call_function(aten.view.default, (piece, list(value.shape)))
+            if value.dtype != reference.dtype:
+                piece = graph.call_function(aten._to_copy.default, (piece,), {"dtype": value.dtype})
+        node.replace_all_uses_with(piece)
+        graph.erase_node(node)
+    graph.lint()
+    module = GraphModule(raw, graph)
+    sizes = {k: v.numel() for k, v in inputs.items()} | ends
+    return Capture(
+        module,
+        names,
+        sizes,
+        out.numel(),
+        tuple(closures["p"]),
+        tuple(closures["c"]),
+        guards,
+        reference.dtype,
+        reference.device,
+        data_inputs,
+    )
+
+
+def _is_literal(node: FxNode) -> bool:
+    """Whether a held tensor was made inside the function, as by ``torch.tensor([1.0, 2.0])``."""
+    fresh = torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.lift_fresh.default
+    return bool(node.users) and all(u.target in fresh for u in node.users)
+
+
+def _require_lowering(
+    captured: Capture, fn: Callable[..., Tensor], inputs: dict[str, Tensor]
+) -> None:
+    try:
+        lower(captured.module, captured.names)
+    except UnsupportedOp as error:
+        name = op_name(error.fx_node.target)
+        where = line_of_op(fn, list(inputs.values()), name)
+        raise CaptureError(
+            f"the operation {error}{where}",
+            "write it with other torch operations, or accept the slower callbacks",
+        ) from error

@@ -1,0 +1,170 @@
+"""Derivative graphs of a captured function, by torch's own autodiff, traced like the function.
+
+Roles: ``"value"``, ``"jac:X"``, ``"jvp:X"`` and ``"vjp:X"`` for an input X. A Jacobian is
+vmapped over rows (reverse mode) or columns (forward mode), whichever are fewer; the identity that
+seeds it is a literal, so that the simplifier sees the zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from pysciml.kernels.capture import Capture
+from pysciml.kernels.graph import Graph, input_node
+from pysciml.kernels.lower import UnsupportedOp, lower
+from pysciml.kernels.lowering import full
+from pysciml.kernels.reasons import CaptureError, explain
+from pysciml.kernels.trace import trace
+
+Function = Callable[..., Tensor]
+
+
+def derive(captured: Capture, role: str) -> Graph:
+    """The kernel graph (as lowered, not simplified) of one role.
+
+    Raises :class:`CaptureError` where the derivative cannot be traced or lowered.
+    """
+    if role == "value":
+        return _lowered(captured.module, captured.names, role)
+    kind, _, wrt = role.partition(":")
+    if kind not in ("jac", "jvp", "vjp") or wrt not in captured.names:
+        raise ValueError(f"no kernel has the role {role!r}")
+    extra = {"jac": (), "jvp": ("v",), "vjp": ("w",)}[kind]
+    names = (*extra, *captured.names)
+    if not _used(captured, wrt):
+        return _zeros(captured, kind, wrt, names, role)
+    args = [*_seed(captured, kind, wrt), *_arguments(captured)]
+    build: dict[str, Callable[[Capture, str], Function]] = {"jvp": _jvp, "vjp": _vjp}
+    if kind == "jac":
+        module = _jacobian(captured, wrt, args)
+    else:
+        module = _traced(build[kind](captured, wrt), args)
+    return _lowered(module, names, role)
+
+
+def derive_compressed(captured: Capture, wrt: str, seed: np.ndarray) -> Graph:
+    """``J @ seed`` with a constant ``seed`` of shape (n_in, k), as a graph of shape (n_out, k)."""
+    columns = torch.as_tensor(np.ascontiguousarray(seed.T), dtype=captured.dtype)
+    columns = columns.to(captured.device)
+    jvp = _jvp(captured, wrt)
+
+    def compressed(*inputs: Tensor) -> Tensor:
+        return torch.vmap(lambda v: jvp(v, *inputs), out_dims=1)(columns)
+
+    module = _traced(compressed, _arguments(captured))
+    return _lowered(module, captured.names, f"jac:{wrt}@seed")
+
+
+def _arguments(captured: Capture) -> list[Tensor]:
+    """Arguments of the module's shapes; the graph does not depend on their values."""
+    args = []
+    for node in captured.module.graph.nodes:
+        if node.op == "placeholder":
+            shape = tuple(node.meta["val"].shape)
+            args.append(torch.full(shape, 0.5, dtype=captured.dtype, device=captured.device))
+    return args
+
+
+def _seed(captured: Capture, kind: str, wrt: str) -> list[Tensor]:
+    if kind == "jac":
+        return []
+    if kind == "vjp":
+        return [torch.ones(captured.n_out, dtype=captured.dtype, device=captured.device)]
+    return [torch.ones_like(_arguments(captured)[captured.names.index(wrt)])]
+
+
+def _used(captured: Capture, wrt: str) -> bool:
+    places = [n for n in captured.module.graph.nodes if n.op == "placeholder"]
+    return bool(places[captured.names.index(wrt)].users) and captured.sizes[wrt] > 0
+
+
+def _zeros(captured: Capture, kind: str, wrt: str, names: tuple[str, ...], role: str) -> Graph:
+    """The derivative by an input that the function does not read."""
+    by_name = dict(zip(captured.names, _arguments(captured), strict=True))
+    shape_in = tuple(by_name[wrt].shape)
+    value = lower(captured.module, captured.names)
+    shape = {"jac": (captured.n_out, *shape_in), "jvp": (captured.n_out,), "vjp": shape_in}[kind]
+    inputs = value.inputs
+    if kind != "jac":
+        first = (captured.n_out,) if kind == "vjp" else shape_in
+        inputs = (input_node(names[0], first), *inputs)
+    return Graph(inputs, (full(shape, 0.0),), role)
+
+
+def _only(captured: Capture, wrt: str, inputs: tuple[Tensor, ...]) -> tuple[Function, Tensor]:
+    """The module as a function of one input, and that input."""
+    at = captured.names.index(wrt)
+
+    def partial(x: Tensor) -> Any:
+        return captured.module(*inputs[:at], x, *inputs[at + 1 :])
+
+    return partial, inputs[at]
+
+
+def _jvp(captured: Capture, wrt: str) -> Function:
+    def jvp(v: Tensor, *inputs: Tensor) -> Tensor:
+        partial, x = _only(captured, wrt, inputs)
+        out: Tensor = torch.func.jvp(partial, (x,), (v,))[1]
+        return out
+
+    return jvp
+
+
+def _vjp(captured: Capture, wrt: str) -> Function:
+    def vjp(w: Tensor, *inputs: Tensor) -> Tensor:
+        partial, x = _only(captured, wrt, inputs)
+        out: Tensor = torch.func.vjp(partial, x)[1](w)[0]
+        return out
+
+    return vjp
+
+
+def _jacobian(captured: Capture, wrt: str, args: list[Tensor]) -> GraphModule:
+    def eye(n: int) -> Tensor:
+        return torch.eye(n, dtype=captured.dtype, device=captured.device)
+
+    n_out = captured.n_out
+    x = args[captured.names.index(wrt)]
+    jvp = _jvp(captured, wrt)
+    if x.ndim == 0:
+        return _traced(lambda *inputs: jvp(torch.ones_like(x), *inputs), args)
+    rows, columns = eye(n_out), eye(x.numel())
+
+    def reverse(*inputs: Tensor) -> Tensor:
+        partial, value = _only(captured, wrt, inputs)
+        pull = torch.func.vjp(partial, value)[1]
+        return torch.vmap(lambda w: pull(w)[0])(rows)
+
+    def forward(*inputs: Tensor) -> Tensor:
+        return torch.vmap(lambda v: jvp(v, *inputs), out_dims=1)(columns)
+
+    first, second = (reverse, forward) if n_out <= x.numel() else (forward, reverse)
+    try:
+        return _traced(first, args)
+    except CaptureError:
+        return _traced(second, args)
+
+
+def _traced(fn: Function, args: list[Tensor]) -> GraphModule:
+    try:
+        module = trace(fn, args)
+    except Exception as error:  # noqa: BLE001  (a tracer can raise anything)
+        raise explain(error) from error
+    module.graph.eliminate_dead_code()
+    return module
+
+
+def _lowered(module: GraphModule, names: tuple[str, ...], role: str) -> Graph:
+    try:
+        return lower(module, names, role)
+    except UnsupportedOp as error:
+        raise CaptureError(
+            f"the derivative {role} needs an operation without a kernel: {error}",
+            "use an algorithm that does not need it, or write the function otherwise",
+        ) from error

@@ -1,0 +1,75 @@
+"""Everything derived from one capture, made on first need and kept."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pysciml.kernels import emit_numpy, structure
+from pysciml.kernels.capture import Capture
+from pysciml.kernels.derivatives import derive, derive_compressed
+from pysciml.kernels.graph import Graph
+from pysciml.kernels.simplify import simplify
+
+
+class Kernels:
+    """The kernels of a captured function, by role.
+
+    Roles: ``"value"`` (n_out,); ``"jac:u"`` (n_out, n_u), ``"jac:p"``, ``"jac:du"``, ``"jac:t"``
+    (n_out,) where t is 0-d; ``"jvp:X"`` with the extra first input ``"v"``; ``"vjp:X"`` with the
+    extra first input ``"w"``, shaped as X. The other inputs follow in the capture's order,
+    ``"c"`` last.
+
+    A role that cannot be made raises :class:`pysciml.kernels.capture.CaptureError`, at every
+    request. Safe to share between threads.
+    """
+
+    def __init__(self, capture: Capture) -> None:
+        self.capture = capture
+        self._made: dict[Any, Any] = {}
+        self._lock = threading.RLock()
+
+    def _once(self, key: Any, build: Callable[[], Any]) -> Any:
+        with self._lock:
+            if key not in self._made:
+                self._made[key] = build()
+            return self._made[key]
+
+    def graph(self, role: str) -> Graph:
+        """The simplified (not scalarised) graph of a role."""
+        graph: Graph = self._once(("graph", role), lambda: simplify(derive(self.capture, role)))
+        return graph
+
+    def compressed_jacobian(self, seed: npt.NDArray[np.float64], wrt: str = "u") -> Graph:
+        """``J @ seed`` for a constant ``seed`` (n_in, k): a graph with output (n_out, k)."""
+        seed = np.ascontiguousarray(seed, np.float64)
+        graph: Graph = self._once(
+            ("compressed", wrt, seed.shape, seed.tobytes()),
+            lambda: simplify(derive_compressed(self.capture, wrt, seed)),
+        )
+        return graph
+
+    def numpy(self, role: str) -> Any:
+        """The role compiled by :func:`pysciml.kernels.emit_numpy.compile`."""
+        return self._once(("numpy", role), lambda: emit_numpy.compile(self.graph(role)))
+
+    def numpy_batched(self, role: str, batched: frozenset[str], reduce: bool = False) -> Any:
+        """The role compiled by :func:`pysciml.kernels.emit_numpy.compile_batched`."""
+        return self._once(
+            ("batched", role, batched, reduce),
+            lambda: emit_numpy.compile_batched(self.graph(role), batched, reduce),
+        )
+
+    def sparsity(self, wrt: str) -> npt.NDArray[np.bool_] | None:
+        """Which entries of the Jacobian by ``wrt`` can be nonzero (n_out, n_in); None: unknown."""
+        try:
+            pattern: npt.NDArray[np.bool_] = self._once(
+                ("sparsity", wrt), lambda: structure.sparsity(self.graph("value"), wrt)
+            )
+        except (NotImplementedError, MemoryError):
+            return None
+        return pattern

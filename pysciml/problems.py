@@ -1,0 +1,265 @@
+"""The problems: what is to be solved, as the user writes it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pysciml.callbacks import as_callbacks
+from pysciml.errors import InputError, did_you_mean
+from pysciml.flatten import ParameterSpec, StateSpec, state_spec
+
+__all__ = ["DAEProblem", "ODEProblem", "remake"]
+
+
+def _require_finite(tree: Any, name: str) -> None:
+    for path, leaf in pytree.tree_flatten_with_path(tree)[0]:
+        where = name + pytree.keystr(path)
+        if isinstance(leaf, np.ndarray):
+            raise InputError(
+                f"{where} is a NumPy array; give a torch tensor, e.g. torch.as_tensor({where})."
+            )
+        if isinstance(leaf, Tensor) and leaf.dtype.is_floating_point:
+            bad = ~torch.isfinite(leaf.detach())
+            if bool(bad.any()):
+                index = tuple(int(i) for i in bad.nonzero()[0])
+                value = leaf.detach()[index].item()
+                raise InputError(
+                    f"{where} holds {value} at index {index}; every entry must be finite."
+                )
+        elif isinstance(leaf, float) and not math.isfinite(leaf):
+            raise InputError(f"{where} is {leaf}; it must be finite.")
+
+
+def _as_time(value: Any, name: str) -> Any:
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or value.dtype.is_complex or value.dtype == torch.bool:
+            raise InputError(
+                f"{name} is a tensor of shape {tuple(value.shape)} and dtype {value.dtype}; "
+                "give one real number."
+            )
+        number = float(value.detach())
+    elif isinstance(value, numbers.Real) and not isinstance(value, bool):
+        number = float(value)
+    else:
+        raise InputError(f"{name} is {value!r}; give a real number or a tensor of one.")
+    if not math.isfinite(number):
+        raise InputError(f"{name} is {number}; it must be finite.")
+    return value
+
+
+def _check_tspan(tspan: Any) -> tuple[Any, Any]:
+    if isinstance(tspan, Tensor):
+        if tspan.shape != (2,):
+            raise InputError(
+                f"tspan is a tensor of shape {tuple(tspan.shape)}; give (t0, t1), two numbers."
+            )
+        pair = (tspan[0], tspan[1])
+    else:
+        try:
+            pair = tuple(tspan)
+        except TypeError:
+            raise InputError(f"tspan is {tspan!r}; give (t0, t1), two numbers.") from None
+        if len(pair) != 2:
+            raise InputError(f"tspan has {len(pair)} entries; give (t0, t1), two numbers.")
+    t0, t1 = _as_time(pair[0], "tspan[0]"), _as_time(pair[1], "tspan[1]")
+    if float(t0) == float(t1):
+        raise InputError(
+            f"tspan ({float(t0)}, {float(t1)}) has no length; give two different times."
+        )
+    return t0, t1
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ODEProblem:
+    """``M u' = f(u, p, t)`` with ``u(t0) = u0``.
+
+    Parameters
+    ----------
+    f : callable
+        ``f(u, p, t)`` written in torch, returning the derivative in the structure of ``u``
+        (same shapes, dtype and device). ``t`` is a 0-d tensor.
+    u0 : tensor or pytree of tensors
+        float64 or float32, any shape, batch dimensions included.
+    tspan : (t0, t1)
+        Numbers or 0-d tensors; ``t1 < t0`` solves backwards.
+    p : pytree of tensors and numbers, nn.Module, or None
+        Passed to ``f`` as it is. Real tensors and numbers take part in gradients.
+    mass_matrix : tensor (n, n), optional
+        Constant; singular for a DAE of index 1 in mass-matrix form. ``n`` is the number of
+        entries of the state, in the pytree's order, row-major.
+    callback : optional
+        Events that belong to the problem; see :mod:`pysciml.callbacks`.
+
+    Raises
+    ------
+    InputError
+        For what cannot be a problem: dtypes, devices, NaN or inf, an empty time span, shapes.
+    """
+
+    f: Callable[[Any, Any, Any], Any]
+    u0: Any
+    tspan: tuple[Any, Any]
+    p: Any = None
+    mass_matrix: Any = None
+    callback: Any = None
+
+    kind = "ode"
+
+    def __post_init__(self) -> None:
+        _require_callable(self.f, "f(u, p, t)")
+        _require_finite(self.u0, "u0")
+        _require_finite(self.p, "p")
+        spec = state_spec(self.u0)
+        object.__setattr__(self, "state_spec", spec)
+        object.__setattr__(self, "tspan", _check_tspan(self.tspan))
+        object.__setattr__(self, "callback", as_callbacks(self.callback))
+        ParameterSpec.flatten(self.p, spec.dtype, spec.device)
+        if self.mass_matrix is not None:
+            mass = torch.as_tensor(self.mass_matrix).detach()
+            if mass.shape != (spec.size, spec.size):
+                raise InputError(
+                    f"mass_matrix has shape {tuple(mass.shape)}, but the state has {spec.size} "
+                    f"entries; give a matrix of shape ({spec.size}, {spec.size})."
+                )
+            _require_finite(mass, "mass_matrix")
+
+    state_spec: StateSpec = dataclasses.field(init=False)
+
+    def __repr__(self) -> str:
+        return _repr(self)
+
+    def _repr_html_(self) -> str:
+        return _repr_html(self)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DAEProblem:
+    """``0 = f(u', u, p, t)`` with ``u(t0) = u0`` and ``u'(t0) = du0``, of index 1.
+
+    Parameters
+    ----------
+    f : callable
+        ``f(du, u, p, t)`` in torch, returning the residual in the structure of ``u``.
+    du0, u0 : tensor or pytree of tensors
+        Of one structure. Where they do not satisfy the equation, the algebraic entries of ``u0``
+        and the derivatives of the differential ones are computed from the rest.
+    tspan, p, callback
+        As for :class:`ODEProblem`.
+    differential_vars : bool tensor or pytree of them, like u0
+        True where the derivative of that entry stands in the equation.
+
+    Raises
+    ------
+    InputError
+        As :class:`ODEProblem`.
+    """
+
+    f: Callable[[Any, Any, Any, Any], Any]
+    du0: Any
+    u0: Any
+    tspan: tuple[Any, Any]
+    p: Any = None
+    differential_vars: Any = None
+    callback: Any = None
+
+    kind = "dae"
+    state_spec: StateSpec = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        _require_callable(self.f, "f(du, u, p, t)")
+        _require_finite(self.u0, "u0")
+        _require_finite(self.du0, "du0")
+        _require_finite(self.p, "p")
+        spec = state_spec(self.u0)
+        object.__setattr__(self, "state_spec", spec)
+        spec.flatten_like(self.du0, "du0")
+        object.__setattr__(self, "tspan", _check_tspan(self.tspan))
+        object.__setattr__(self, "callback", as_callbacks(self.callback))
+        ParameterSpec.flatten(self.p, spec.dtype, spec.device)
+        if self.differential_vars is not None:
+            flags = [torch.as_tensor(x) for x in pytree.tree_leaves(self.differential_vars)]
+            count = sum(x.numel() for x in flags)
+            if count != spec.size or any(x.dtype != torch.bool for x in flags):
+                raise InputError(
+                    f"differential_vars has {count} entries of {flags[0].dtype}, but the state "
+                    f"has {spec.size}; give one boolean for each entry of u0."
+                )
+
+    def __repr__(self) -> str:
+        return _repr(self)
+
+    def _repr_html_(self) -> str:
+        return _repr_html(self)
+
+
+Problem = ODEProblem | DAEProblem
+
+
+def _require_callable(f: Any, signature: str) -> None:
+    if not callable(f):
+        raise InputError(f"f is a {type(f).__name__}; give a function {signature} written in torch.")
+
+
+def remake(prob: Any, **changes: Any) -> Any:
+    """The same problem with some fields replaced, e.g. ``remake(prob, p=new_p)``.
+
+    The function's captured kernels are kept, so this is what a training loop should use.
+    Raises InputError for a field that the problem does not have.
+    """
+    fields = [f.name for f in dataclasses.fields(prob) if f.init]
+    for key in changes:
+        if key not in fields:
+            raise InputError(
+                f"{type(prob).__name__} has no field {key!r} (it has {', '.join(fields)})."
+                f"{did_you_mean(key, fields)}"
+            )
+    return dataclasses.replace(prob, **changes)
+
+
+def _facts(prob: Any) -> list[tuple[str, str]]:
+    spec: StateSpec = prob.state_spec
+    shapes = str(spec.shapes[0] if spec.is_tensor else list(spec.shapes))
+    name = getattr(prob.f, "__name__", type(prob.f).__name__)
+    facts = [
+        ("f", name),
+        ("u0", f"shape {shapes}, {str(spec.dtype)[6:]}, {spec.device}"),
+        ("tspan", f"({float(prob.tspan[0]):g}, {float(prob.tspan[1]):g})"),
+        ("p", _describe_p(prob.p)),
+    ]
+    if getattr(prob, "mass_matrix", None) is not None:
+        facts.append(("mass_matrix", "given"))
+    if prob.callback:
+        facts.append(("callbacks", str(len(prob.callback))))
+    return facts
+
+
+def _describe_p(p: Any) -> str:
+    if p is None:
+        return "none"
+    if isinstance(p, torch.nn.Module):
+        return f"{type(p).__name__}, {sum(x.numel() for x in p.parameters())} parameters"
+    leaves = pytree.tree_leaves(p)
+    count = sum(x.numel() if isinstance(x, Tensor) else 1 for x in leaves)
+    return f"{count} value{'s' if count != 1 else ''} in {type(p).__name__}"
+
+
+def _repr(prob: Any) -> str:
+    return f"{type(prob).__name__}({', '.join(f'{k}: {v}' for k, v in _facts(prob))})"
+
+
+def _repr_html(prob: Any) -> str:
+    rows = "".join(
+        f"<tr><th style='text-align:left'>{k}</th><td style='text-align:left'>{v}</td></tr>"
+        for k, v in _facts(prob)
+    )
+    return f"<table><caption>{type(prob).__name__}</caption>{rows}</table>"

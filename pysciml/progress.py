@@ -1,0 +1,30 @@
+"""A progress bar of the time reached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tqdm.auto import tqdm
+
+__all__ = ["progress_bar"]
+
+
+@contextmanager
+def progress_bar(show: bool, t0: float, t1: float) -> Iterator[Callable[[float], None] | None]:
+    """A function to report the time reached to, or None where nothing is to be shown."""
+    if not show:
+        yield None
+        return
+    with tqdm(total=100.0, unit="%", bar_format="{l_bar}{bar}| t = {postfix} [{elapsed}]") as bar:
+        done = 0.0
+
+        def report(t: float) -> None:
+            nonlocal done
+            percent = 100.0 * (t - t0) / (t1 - t0)
+            if percent - done >= 0.5 or percent >= 100.0:
+                bar.set_postfix_str(f"{t:.6g}", refresh=False)
+                bar.update(percent - done)
+                done = percent
+
+        yield report

@@ -1,0 +1,80 @@
+"""How a gradient is computed: SciML's sensitivity algorithms, by name, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = [
+    "BacksolveAdjoint",
+    "ForwardDiffSensitivity",
+    "ForwardSensitivity",
+    "GaussAdjoint",
+    "InterpolatingAdjoint",
+    "QuadratureAdjoint",
+    "SensitivityAlgorithm",
+]
+
+
+@dataclass(frozen=True)
+class SensitivityAlgorithm:
+    """Base of all of them.
+
+    abstol, reltol
+        Tolerances of the adjoint (or sensitivity) solve; the forward solve's where None.
+    """
+
+    abstol: float | None = None
+    reltol: float | None = None
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+
+@dataclass(frozen=True)
+class GaussAdjoint(SensitivityAlgorithm):
+    """Continuous adjoint with the parameter gradient by Gauss quadrature. The default.
+
+    On the ``julia`` engine this is SciMLSensitivity's method of the same name. On the
+    ``sundials`` engine the adjoint equation is collocated (3-stage Radau IIA; Hairer and Wanner,
+    "Solving Ordinary Differential Equations II", section IV.8) on the forward solution's own mesh.
+
+    checkpointing
+        Keep the state at checkpoints only and solve forward again between them (julia engine).
+    """
+
+    checkpointing: bool = False
+
+
+@dataclass(frozen=True)
+class InterpolatingAdjoint(SensitivityAlgorithm):
+    """Continuous adjoint stepped backwards, the forward state from its interpolant."""
+
+    checkpointing: bool = False
+
+
+@dataclass(frozen=True)
+class QuadratureAdjoint(SensitivityAlgorithm):
+    """Continuous adjoint stepped backwards, the parameter gradient by adaptive quadrature after it."""
+
+
+@dataclass(frozen=True)
+class BacksolveAdjoint(SensitivityAlgorithm):
+    """Continuous adjoint with the state solved backwards beside it.
+
+    Needs no memory, and is unstable wherever the forward equation contracts: the state that it
+    reconstructs drifts away from the one that was solved, and so do the gradients. Never a
+    default; compare it with GaussAdjoint before trusting it.
+    """
+
+    checkpointing: bool = True
+
+
+@dataclass(frozen=True)
+class ForwardSensitivity(SensitivityAlgorithm):
+    """The sensitivity equations beside the state: for few parameters, cost grows with their number."""
+
+
+@dataclass(frozen=True)
+class ForwardDiffSensitivity(SensitivityAlgorithm):
+    """Dual numbers through the solver (julia engine): exact derivative of the discrete solution."""

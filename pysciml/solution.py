@@ -1,0 +1,182 @@
+"""What a solve gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pysciml.engines.base import Stats
+from pysciml.errors import InputError, PyscimlError
+from pysciml.flatten import StateSpec
+
+__all__ = ["Event", "Solution"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """An event that happened: its time, and the position of its callback in the problem's list."""
+
+    t: float
+    callback: int
+
+
+@dataclass(eq=False, repr=False)
+class Solution:
+    """A solution in the user's structure, dtype and device.
+
+    Attributes
+    ----------
+    t : tensor (m,)
+        Times, in the direction of integration, float64 or the state's dtype.
+    u : tensor (m, ...) or pytree of them
+        The state at ``t``, each leaf with the times in front.
+    retcode : str
+        SciML's return code: ``"Success"``, ``"Terminated"`` (by an event), or why it failed.
+    stats : Stats
+        Counts of function evaluations, Jacobians, steps.
+    events : list of Event
+    engine, algorithm : str
+        What ran.
+    """
+
+    t: Tensor
+    u: Any
+    retcode: str
+    stats: Stats
+    engine: str
+    algorithm: str
+    events: list[Event] = field(default_factory=list)
+    message: str = ""
+    prob: Any = None
+    spec: StateSpec | None = None
+    save_idxs: Any = None
+    _interpolate: Callable[[Tensor, int], Tensor] | None = None
+    _span: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def success(self) -> bool:
+        """Whether the solve reached its end, or was ended by an event."""
+        return self.retcode in ("Success", "Terminated")
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def __call__(self, t: Any, deriv: int = 0) -> Any:
+        """The solution at time(s) ``t``, or its derivative: differentiable in u0, p, tspan and t.
+
+        Parameters
+        ----------
+        t : number, sequence of numbers, or tensor of any shape
+        deriv : 0, 1 or 2
+            Order of the derivative with respect to time.
+
+        Returns
+        -------
+        The state's structure, each leaf of shape ``(*t.shape, *leaf)``.
+
+        Raises
+        ------
+        InputError
+            For a time outside the solution, and for an order other than 0, 1, 2.
+        """
+        if self._interpolate is None or self.spec is None:
+            raise PyscimlError("This solution keeps no interpolant (dense=False): solve again.")
+        if deriv not in (0, 1, 2):
+            raise InputError(f"deriv is {deriv!r}; give 0, 1 or 2.")
+        times = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+        if times.dtype.is_complex or times.dtype == torch.bool:
+            raise InputError(f"t is a tensor of {times.dtype}; give real times.")
+        low, high = sorted(self._span)
+        values = times.detach()
+        if values.numel() and not bool(((values >= low) & (values <= high)).all()):
+            bad = values.reshape(-1)[~((values >= low) & (values <= high)).reshape(-1)][0]
+            raise InputError(
+                f"t = {float(bad):g} lies outside the solution, which covers "
+                f"[{low:g}, {high:g}]; solve over a longer tspan."
+            )
+        flat = self._interpolate(times.reshape(-1), deriv)
+        if self.save_idxs is not None:
+            flat = flat[:, self.save_idxs]
+            return flat.reshape(*times.shape, flat.shape[-1])
+        return self.spec.unflatten(flat.reshape(*times.shape, self.spec.size))
+
+    def __repr__(self) -> str:
+        if not len(self.t):
+            return f"Solution({self.retcode}, no outputs)"
+        t = self.t.detach()
+        return (
+            f"Solution(retcode: {self.retcode}, {len(t)} times in [{float(t[0]):g}, "
+            f"{float(t[-1]):g}], {self.algorithm} on {self.engine}, "
+            f"{self.stats.naccept} steps, {self.stats.nf} evaluations of f)"
+        )
+
+    def _repr_html_(self) -> str:
+        t = self.t.detach()
+        span = f"{len(t)} in [{float(t[0]):g}, {float(t[-1]):g}]" if len(t) else "none"
+        facts = [
+            ("retcode", self.retcode),
+            ("times", span),
+            ("state", str(self.spec.shapes if self.spec is not None else "")),
+            ("algorithm", f"{self.algorithm} ({self.engine})"),
+            ("steps", str(self.stats.naccept)),
+            ("evaluations of f", str(self.stats.nf)),
+            ("events", str(len(self.events))),
+        ]
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{k}</th><td style='text-align:left'>{v}</td></tr>"
+            for k, v in facts
+        )
+        return f"<table><caption>Solution</caption>{rows}</table>"
+
+    def plot(
+        self,
+        ax: Any = None,
+        *,
+        idxs: Sequence[int] | None = None,
+        labels: Sequence[str] | None = None,
+        points: int = 1000,
+        **line: Any,
+    ) -> Any:
+        """Plot the state against time (matplotlib); returns the axes.
+
+        Parameters
+        ----------
+        ax : matplotlib axes, optional
+        idxs : flat indices of the entries to draw; all where None (at most 20)
+        labels : their names
+        points : points of the curve between the ends, from the interpolant
+        line : passed to ``Axes.plot``
+        """
+        try:
+            import matplotlib.pyplot as plt  # drawing is optional: extra "plot"
+        except ImportError:
+            raise PyscimlError(
+                "Plotting needs matplotlib; install it with: pip install 'pysciml[plot]'."
+            ) from None
+        if ax is None:
+            _, ax = plt.subplots()
+        assert self.spec is not None
+        if self._interpolate is not None and len(self.t) > 1:
+            low, high = self._span
+            grid = torch.linspace(low, high, points, dtype=torch.float64)
+            with torch.no_grad():
+                values = self._interpolate(grid, 0)
+                if self.save_idxs is not None:
+                    values = values[:, self.save_idxs]
+        else:
+            grid, values = self.t.detach(), self.spec.flatten_series(self.u).detach()
+        n = values.shape[-1]
+        chosen = list(idxs) if idxs is not None else list(range(min(n, 20)))
+        names = list(labels) if labels is not None else [f"u[{i}]" for i in chosen]
+        if len(names) != len(chosen):
+            raise InputError(f"labels has {len(names)} names for {len(chosen)} curves.")
+        for i, name in zip(chosen, names, strict=True):
+            ax.plot(grid.cpu().numpy(), values[:, i].cpu().numpy(), label=name, **line)
+        ax.set_xlabel("t")
+        if len(chosen) > 1 or labels is not None:
+            ax.legend()
+        return ax
