@@ -1,5 +1,7 @@
-"""The problems of the table. Network weights are drawn from a fixed seed and their last layer is
-fitted by least squares, so that the dynamics are those of a trained model and no file is needed.
+"""The problems of the table.
+
+Networks are fitted, from a fixed seed, to the term that they stand for, so that the dynamics are
+those of a trained model and no file of weights is needed.
 """
 
 from __future__ import annotations
@@ -30,29 +32,48 @@ def network(x: Any, p: dict[str, Any], layers: int, xp: Any) -> Any:
 
 
 def fitted_network(
-    sizes: list[int], x: Tensor, target: Tensor, seed: int, ridge: float = 1e-4
+    sizes: list[int], x: Tensor, target: Tensor, seed: int, iterations: int = 0
 ) -> dict[str, Tensor]:
-    """Weights of ``network``: hidden layers random, the last by ridge regression onto ``target``."""
+    """Weights of ``network`` fitted to ``target`` at ``x``.
+
+    Hidden layers are random and the last is solved for by ridge regression; then all are
+    trained by ``iterations`` of L-BFGS.
+    """
     generator = torch.Generator().manual_seed(seed)
     p: dict[str, Tensor] = {}
+    h = x
     for i, (n_in, n_out) in enumerate(zip(sizes[:-2], sizes[1:-1], strict=True)):
         p[f"w{i}"] = torch.randn(n_out, n_in, generator=generator, dtype=F64) / n_in**0.5
         p[f"b{i}"] = torch.randn(n_out, generator=generator, dtype=F64) / 2
-        x = torch.tanh(x @ p[f"w{i}"].T + p[f"b{i}"])
-    features = torch.cat([x, torch.ones(len(x), 1, dtype=F64)], 1)
-    gram = features.T @ features + ridge * len(x) * torch.eye(features.shape[1], dtype=F64)
-    last = torch.linalg.solve(gram, features.T @ target).T.contiguous()
+        h = torch.tanh(h @ p[f"w{i}"].T + p[f"b{i}"])
+    features = torch.cat([h, torch.ones(len(h), 1, dtype=F64)], 1)
+    ridge = 1e-4 * len(h) * torch.eye(features.shape[1], dtype=F64)
+    last = torch.linalg.solve(features.T @ features + ridge, features.T @ target).T
     i = len(sizes) - 2
     p[f"w{i}"], p[f"b{i}"] = last[:, :-1].contiguous(), last[:, -1].contiguous()
-    return p
+    if iterations:
+        for value in p.values():
+            value.requires_grad_()
+        optimiser = torch.optim.LBFGS(
+            p.values(), max_iter=iterations, history_size=20, line_search_fn="strong_wolfe"
+        )
+
+        def closure() -> float:
+            optimiser.zero_grad()
+            loss = ((network(x, p, len(sizes) - 1, torch) - target) ** 2).mean()
+            loss.backward()
+            return float(loss)
+
+        optimiser.step(closure)
+    return {key: value.detach() for key, value in p.items()}
 
 
 def lotka_volterra_ude() -> Problem:
     """Growth and death known, the interaction a network 2-16-16-2 (Rackauckas et al. 2020)."""
     generator = torch.Generator().manual_seed(1)
-    x = 8 * torch.rand(2000, 2, generator=generator, dtype=F64)
-    product = x[:, :1] * x[:, 1:]
-    p = fitted_network([2, 16, 16, 2], x, product * torch.tensor([[-0.9, 0.8]], dtype=F64), 2)
+    x = 5 * torch.rand(1000, 2, generator=generator, dtype=F64) ** 2
+    interaction = x[:, :1] * x[:, 1:] * torch.tensor([[-0.9, 0.8]], dtype=F64)
+    p = fitted_network([2, 16, 16, 2], x, interaction, 2, iterations=500)
     p["rates"] = torch.tensor([1.3, -1.8], dtype=F64)
 
     def rhs(u: Any, p: dict[str, Any], t: Any, xp: Any) -> Any:
@@ -75,7 +96,7 @@ def spiral_node() -> Problem:
     generator = torch.Generator().manual_seed(3)
     x = 4 * torch.rand(2000, 2, generator=generator, dtype=F64) - 2
     a = torch.tensor([[-0.1, 2.0], [-2.0, -0.1]], dtype=F64)
-    p = fitted_network([2, 50, 2], x**3 / 4, (x**3 / 4) @ a, 4, ridge=1e-6)
+    p = fitted_network([2, 50, 2], x**3 / 4, (x**3 / 4) @ a, 4, iterations=500)
 
     def rhs(u: Any, p: dict[str, Any], t: Any, xp: Any) -> Any:
         return network(u**3 / 4, p, 2, xp)
@@ -177,7 +198,7 @@ def reaction_diffusion_ude() -> Problem:
     cells = 128
     generator = torch.Generator().manual_seed(5)
     x = 1.2 * torch.rand(2000, 1, generator=generator, dtype=F64) - 0.1
-    p = fitted_network([1, 8, 1], x, 5 * x * (1 - x), 6, ridge=1e-6)
+    p = fitted_network([1, 8, 1], x, 5 * x * (1 - x), 6, iterations=200)
     p["diffusion"] = torch.tensor([0.01], dtype=F64)
 
     def rhs(u: Any, p: dict[str, Any], t: Any, xp: Any) -> Any:
@@ -202,7 +223,7 @@ def large_node() -> Problem:
     generator = torch.Generator().manual_seed(8)
     x = torch.randn(1000, 16, generator=generator, dtype=F64)
     a = torch.randn(16, 16, generator=generator, dtype=F64)
-    p = fitted_network([16, 300, 300, 16], x, x @ (a - a.T) / 4 - x / 5, 9, ridge=1e-2)
+    p = fitted_network([16, 300, 300, 16], x, x @ (a - a.T) / 4 - x / 5, 9)
 
     def rhs(u: Any, p: dict[str, Any], t: Any, xp: Any) -> Any:
         return network(u, p, 3, xp)

@@ -26,7 +26,7 @@ from pysciml.kernels.scalarise import Costs, scalarise
 #: 25 ns, an operation on a small array 150 ns.
 COSTS = Costs(limit=12.0)
 #: Over a batch a scalar is an array too: only what literals switch off is worth taking apart.
-BATCHED_COSTS = Costs(limit=2.0)
+BATCHED_COSTS = Costs(limit=4.0)
 
 _NAMES: dict[str, Any] = {
     **NAMESPACE,

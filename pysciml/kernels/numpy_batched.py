@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from pysciml.kernels.fold import pad_slices
 from pysciml.kernels.graph import ELEMENTWISE, REDUCE, Graph, Node, Shape
 from pysciml.kernels.numpy_memory import VIEWS, Program, index_text, parts_of
 from pysciml.kernels.numpy_scalars import careful, literal
@@ -304,7 +303,7 @@ class _Writer:
         return careful(node.op, len(operands)).format(*operands)
 
     def view(self, node: Node, x: str) -> str:
-        op, source = node.op, node.args[0]
+        op = node.op
         if op == "reshape":
             return f"{x}.reshape(B, *{node.shape})" if node.shape else f"{x}.reshape(B)"
         if op == "permute":

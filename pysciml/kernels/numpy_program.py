@@ -466,7 +466,9 @@ class _Writer:
             self.step(f"np_sqrt({args[0]}, {out})")
             self.step(f"np_reciprocal({out}, {out})")
         else:
-            self.step(f"np_{op}({', '.join(args)}, {out})")
+            # NumPy is about to take more than two arguments for maximum and minimum.
+            by_name = "out=" if op in ("maximum", "minimum") else ""
+            self.step(f"np_{op}({', '.join(args)}, {by_name}{out})")
 
     def operand_zero(self) -> str:
         if "zero = array(0.0)" not in self.statics:

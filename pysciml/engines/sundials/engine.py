@@ -33,8 +33,17 @@ from pysciml.engines.sundials.adjoint import (
     rate,
     run_adjoint,
 )
+from pysciml.engines.sundials.forward import forward_sensitivities
 from pysciml.engines.sundials.gauss import CollocationAdjoint
-from pysciml.engines.sundials.integrate import Conditions, Events, Trajectory, integrate
+from pysciml.engines.sundials.integrate import (
+    Conditions,
+    Events,
+    Segment,
+    Trajectory,
+    integrate,
+)
+from pysciml.engines.sundials.interpolant import Interpolant
+from pysciml.engines.sundials.stepping import stepping_adjoint
 from pysciml.engines.sundials.stiffness import is_stiff, stiffness_monitor
 from pysciml.engines.sundials.steppers import (
     Counts,
@@ -166,8 +175,13 @@ class SundialsEngine(Engine):
             for i, k in enumerate(_segment_at(handle, at)):
                 injections.add(int(k), float(at[i]), grad_u[i])
             times = np.einsum("ij,ij->i", grad_u, self.interpolate(solution, at, 1))
-        method = _method(problem, options)
-        mu, grad_p, extra = run_adjoint(problem, trajectory, injections, method)
+        if options.sensealg is not None and options.sensealg.name == "ForwardSensitivity":
+            where = solution.t if at is None else at
+            whole = np.einsum("mi,mij->j", grad_u, forward_sensitivities(problem, options, where))
+            mu, grad_p, extra = whole[: len(problem.u0)], whole[len(problem.u0) :], []
+        else:
+            method = _method(problem, options)
+            mu, grad_p, extra = run_adjoint(problem, trajectory, injections, method)
         first = trajectory.segments[0]
         if problem.kind == "dae":
             start = first.du0 if first.du0 is not None else first.interpolant(first.t[:1], 1)[0]
@@ -189,8 +203,6 @@ def _method(problem: FlatProblem, options: SolveOptions) -> Any:
     rtol = sensealg.reltol or options.reltol
     if sensealg.name == "GaussAdjoint" and jacobian.plan(problem.functions).kind != "none":
         return CollocationAdjoint(problem, rtol)
-    from pysciml.engines.sundials.stepping import stepping_adjoint
-
     return stepping_adjoint(problem, options, sensealg)
 
 
@@ -371,9 +383,6 @@ def _residual(problem: FlatProblem) -> tuple[Callable[..., None], Callable[..., 
 
 
 def _nothing(problem: FlatProblem, message: str) -> Trajectory:
-    from pysciml.engines.sundials.integrate import Segment
-    from pysciml.engines.sundials.interpolant import Interpolant
-
     t, u = np.array([problem.t0]), problem.u0[None]
     segment = Segment(t, u, Interpolant(t, u))
     return Trajectory([segment], [[]], "Unstable", message)
