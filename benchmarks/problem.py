@@ -27,7 +27,8 @@ class Problem:
     tspan, saveat : span and output times (the first is t0, the last t1)
     stiff : explicit methods are not tried
     batch : first axis of ``u`` is a batch of independent systems
-    scale : per component, what an absolute tolerance of 1 means
+    scale : per component, the size below which it does not matter: absolute tolerances are
+        relative ones times this, and errors are measured in it where a component stays smaller
     loss_weights : shape (len(saveat), *u0.shape); the loss is ``sum(loss_weights * u)``
     equal_error, equal_grad_error : where times are compared
     """

@@ -177,9 +177,11 @@ def pollu() -> Problem:
 
     u0 = torch.zeros(20, dtype=F64)
     u0[[1, 3, 6, 7, 8, 16]] = torch.tensor([0.2, 0.04, 0.1, 0.3, 0.01, 0.007], dtype=F64)
-    # the largest size that each concentration takes
-    scale = [0.06, 0.2, 4e-9, 0.04, 2e-7, 2e-7, 0.1, 0.3, 0.01, 2e-8]
-    scale += [1e-8, 2e-3, 2e-4, 1e-5, 9e-3, 1e-17, 7e-3, 1e-4, 2e-6, 6e-5]
+    # the largest size that each concentration takes, traces counted as 1e-6
+    scale = torch.full((20,), 1e-6, dtype=F64)
+    scale[[0, 1, 3, 6, 7, 8]] = torch.tensor([0.06, 0.2, 0.04, 0.1, 0.3, 0.01], dtype=F64)
+    scale[[11, 12, 13, 14]] = torch.tensor([2e-3, 2e-4, 1e-5, 9e-3], dtype=F64)
+    scale[[16, 17, 18, 19]] = torch.tensor([7e-3, 1e-4, 2e-6, 6e-5], dtype=F64)
     return Problem(
         "pollu",
         "POLLU",
@@ -189,7 +191,7 @@ def pollu() -> Problem:
         (0.0, 60.0),
         times(60.0, 21),
         stiff=True,
-        scale=torch.tensor(scale, dtype=F64),
+        scale=scale,
     )
 
 

@@ -9,11 +9,13 @@ differences. Cached on disk.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.integrate import solve_ivp
+from scipy.sparse import block_diag, csc_matrix
 from torch import Tensor
 from torchdiffeq import odeint
 
@@ -28,11 +30,16 @@ class Reference:
     def __init__(self, problem: Problem, u: np.ndarray, gradient: np.ndarray) -> None:
         self.u = u
         self.gradient = gradient
-        size = np.abs(u).max(axis=0)
-        self._scale = np.where(size > 0, size, 1.0)
+        axes = (0, 1) if problem.batch else 0
+        size = np.abs(u).max(axis=axes, keepdims=True)[0]
+        floor = problem.scale.numpy() if isinstance(problem.scale, Tensor) else 0.0
+        self._scale = np.maximum(size, floor)
 
     def error(self, u: np.ndarray) -> float:
-        """Largest error over outputs and components, relative to each component's largest value."""
+        """Largest error over outputs and components, in units of each component's size.
+
+        That is its largest value over time and batch, or the problem's ``scale`` if larger.
+        """
         error = np.abs(u - self.u) / self._scale
         return float(error.max()) if np.isfinite(u).all() else float("inf")
 
@@ -42,57 +49,67 @@ class Reference:
         return float(difference / np.linalg.norm(self.gradient))
 
 
-def solve(problem: Problem, p: dict[str, Tensor], reltol: float) -> np.ndarray:
-    """The solution at ``saveat`` by SciPy, with the right-hand side in torch."""
-    shape = problem.u0.shape
+def solve(problem: Problem, ps: Sequence[dict[str, Tensor]], reltol: float) -> np.ndarray:
+    """Solutions (len(ps), len(saveat), *u0.shape) by SciPy, the right-hand side in torch.
 
-    def torch_rhs(flat: Tensor) -> Tensor:
+    All parameters are solved for as one large system, on the same steps: so the solver's error
+    is a smooth function of the parameters, and differences of the solutions are worth taking.
+    """
+    count, shape = len(ps), problem.u0.shape
+    stacked = {key: torch.stack([p[key] for p in ps]) for key in problem.p}
+
+    def one(flat: Tensor, p: dict[str, Tensor]) -> Tensor:
         return problem.torch_rhs(flat.view(shape), p, 0.0).reshape(-1)
 
-    def f(t: float, y: np.ndarray) -> np.ndarray:
-        return torch_rhs(torch.from_numpy(y)).numpy()
+    rhs = torch.func.vmap(one)
+    jacobian = torch.func.vmap(torch.func.jacfwd(one))
 
-    options = {}
-    if problem.stiff:
-        jacobian = torch.func.jacfwd(torch_rhs)
-        options["jac"] = lambda t, y: jacobian(torch.from_numpy(y)).numpy()
+    def states(y: np.ndarray) -> Tensor:
+        return torch.from_numpy(y).view(count, -1)
+
+    def f(t: float, y: np.ndarray) -> np.ndarray:
+        return rhs(states(y), stacked).numpy().ravel()
+
+    def jac(t: float, y: np.ndarray) -> csc_matrix:
+        return block_diag(list(jacobian(states(y), stacked).numpy()), format="csc")
+
     sol = solve_ivp(
         f,
         problem.tspan,
-        problem.u0.reshape(-1).numpy(),
+        problem.u0.reshape(-1).repeat(count).numpy(),
         method="Radau" if problem.stiff else "DOP853",
         t_eval=problem.saveat.numpy(),
         rtol=reltol,
-        # tighter than the relative tolerance, for components that are small before they grow
-        atol=problem.abstol(reltol) * np.ones(shape).reshape(-1) * 1e-2,
-        **options,
+        atol=np.tile((problem.abstol(reltol) * np.ones(shape)).ravel(), count),
+        **({"jac": jac} if problem.stiff else {}),
     )
     if not sol.success:
         raise RuntimeError(f"reference of {problem.name}: {sol.message}")
-    return sol.y.T.reshape(-1, *shape)
+    return np.moveaxis(sol.y.reshape(count, *shape, -1), -1, 1)
 
 
-def shifted(problem: Problem, direction: dict[str, Tensor], step: float) -> dict[str, Tensor]:
-    return {key: value + step * direction[key] for key, value in problem.p.items()}
-
-
-def derivative(problem: Problem, direction: dict[str, Tensor], step: float, reltol: float) -> float:
-    """Derivative of the loss along ``direction``, by a five-point central difference."""
-    value = {}
-    for k in (-2, -1, 1, 2):
-        u = torch.from_numpy(solve(problem, shifted(problem, direction, k * step), reltol))
-        value[k] = float(problem.loss(u))
-    return (value[-2] - 8 * value[-1] + 8 * value[1] - value[2]) / (12 * step)
+def derivatives(
+    problem: Problem, directions: Sequence[dict[str, Tensor]], step: float, reltol: float
+) -> np.ndarray:
+    """Derivatives of the loss along each direction, by five-point central differences."""
+    shifted = [
+        {key: value + k * step * direction[key] for key, value in problem.p.items()}
+        for direction in directions
+        for k in (-2, -1, 1, 2)
+    ]
+    us = torch.from_numpy(solve(problem, shifted, reltol))
+    losses = np.array([float(problem.loss(u)) for u in us]).reshape(-1, 4)
+    return losses @ np.array([1.0, -8.0, 8.0, -1.0]) / (12 * step)
 
 
 def gradient_by_differences(problem: Problem) -> np.ndarray:
-    parts = []
+    directions = []
     for key, values in problem.p.items():
         for i in range(values.numel()):
             direction = {k: torch.zeros_like(v) for k, v in problem.p.items()}
             direction[key].view(-1)[i] = 1.0
-            parts.append(derivative(problem, direction, 2e-2, 1e-11))
-    return np.array(parts)
+            directions.append(direction)
+    return derivatives(problem, directions, 1e-2, 1e-10)
 
 
 def gradient_by_backpropagation(problem: Problem) -> np.ndarray:
@@ -114,9 +131,9 @@ def gradient_by_backpropagation(problem: Problem) -> np.ndarray:
         for key, value in problem.p.items()
     }
     flat = torch.cat([d.reshape(-1) for d in direction.values()])
-    by_differences = derivative(problem, direction, 1e-3 / problem.n_parameters**0.5, 1e-12)
+    by_differences = derivatives(problem, [direction], 1e-4 / float(flat.norm()), 1e-12)[0]
     by_gradient = float(gradient @ flat)
-    if abs(by_differences - by_gradient) > 1e-6 * float(gradient.norm()):
+    if abs(by_differences - by_gradient) > 1e-6 * float(gradient.norm() * flat.norm()):
         raise RuntimeError(
             f"reference gradient of {problem.name}: {by_gradient} along a direction, "
             f"but {by_differences} by central differences"
@@ -135,7 +152,7 @@ def reference(problem: Problem, folder: Path) -> Reference:
     if path.exists():
         stored = np.load(path)
         return Reference(problem, stored["u"], stored["gradient"])
-    u = solve(problem, problem.p, 1e-11 if problem.stiff else 1e-12)
+    u = solve(problem, [problem.p], 1e-11 if problem.stiff else 1e-12)[0]
     by = gradient_by_differences if problem.stiff else gradient_by_backpropagation
     gradient = by(problem)
     folder.mkdir(parents=True, exist_ok=True)

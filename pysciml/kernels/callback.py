@@ -169,10 +169,14 @@ class CallbackFunctions:
     def bind_batched(
         self, role: str, p: Array, c: Array, reduce: bool = False
     ) -> Callable[..., Array]:
-        """See :class:`pysciml.engines.base.Functions`. Calls fn once for each batch entry."""
+        """See :class:`pysciml.engines.base.Functions`.
+
+        The whole batch in one call of fn under ``torch.vmap`` (one transfer each way where the
+        tensors are on a GPU); where fn does not allow that, one call for each entry.
+        """
         names = self._arguments(role)
 
-        def bound(*args: Any) -> Array:
+        def one_by_one(*args: Any) -> Array:
             total: Any = None
             rows = []
             for entry in zip(*args, strict=True):
@@ -183,4 +187,53 @@ class CallbackFunctions:
                     rows.append(value)
             return total if reduce else np.stack(rows)
 
+        def bound(*args: Any) -> Array:
+            if self._vmap is not False and role.split(":")[0] in ("value", "jac", "vjp"):
+                try:
+                    out = self._call_batched(role, dict(zip(names, args, strict=True)), p, reduce)
+                except InputError:
+                    raise
+                except Exception:
+                    if self._vmap:  # it worked before: this is another trouble
+                        raise
+                    self._vmap = False
+                else:
+                    self._vmap = True
+                    return out
+            return one_by_one(*args)
+
         return bound
+
+    _vmap: bool | None = None
+
+    def _call_batched(
+        self, role: str, values: dict[str, Any], p: Array, reduce: bool
+    ) -> Array:
+        kind, _, wrt = role.partition(":")
+        if kind != "value" and not self.differentiable:
+            self._call(role, {k: v[0] for k, v in values.items()}, p)  # raises, with the reason
+        own = [k for k in self.names if k != "c"]
+        tensors = {k: self._tensor(p[: self.n_p]) if k == "p" else self._tensor(values[k]) for k in own}
+        axes = tuple(None if k == "p" else 0 for k in own)
+        summed = wrt == "p" and reduce
+        with torch.enable_grad() if kind != "value" else torch.no_grad():
+            if wrt == "p" and not summed:
+                raise NotImplementedError("a gradient for each entry of the batch")
+            if wrt:
+                tensors[wrt].requires_grad_()
+            out = torch.vmap(self.fn, in_dims=axes)(*tensors.values())
+            if kind == "value":
+                return self._numpy(out.sum(0) if reduce else out)
+            targets = [tensors[wrt], *(self.closures_p if wrt == "p" else ())]
+            if kind == "vjp":
+                grads = self._grad(out, targets, self._tensor(values["w"]))
+                if summed:
+                    return np.concatenate([self._numpy(g).reshape(-1) for g in grads])
+                return self._numpy(grads[0].sum(0) if reduce else grads[0])
+            rows = []
+            for i in range(self.n_out):
+                w = torch.zeros_like(out)
+                w[:, i] = 1.0
+                rows.append(self._grad(out, targets, w)[0])
+            jac = self._numpy(torch.stack(rows, dim=1))
+            return jac.sum(0) if reduce else jac

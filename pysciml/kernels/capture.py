@@ -40,7 +40,8 @@ class Capture:
         n_out: length of the result.
         closures_p, closures_c: the user's own tensors.
         guards: whether what the trace read on the Python side is still the same.
-        dtype, device: of inputs and result.
+        traced_at: the inputs that it was captured with.
+        data_inputs: names that no gradient is taken for.
     """
 
     module: GraphModule
@@ -50,9 +51,16 @@ class Capture:
     closures_p: tuple[Tensor, ...]
     closures_c: tuple[Tensor, ...]
     guards: Guards
-    dtype: torch.dtype
-    device: torch.device
+    traced_at: dict[str, Tensor]
     data_inputs: tuple[str, ...] = ()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.traced_at["p"].dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.traced_at["p"].device
 
     def extend_p(self, p: Tensor) -> Tensor:
         """``p`` followed by the current values of the closures that require grad (1-d)."""
@@ -68,8 +76,9 @@ class Capture:
             return torch.zeros(0, dtype=self.dtype, device=self.device)
         return flat[0] if len(flat) == 1 else torch.cat(flat)
 
-    def example(self, inputs: dict[str, Tensor]) -> list[Tensor]:
+    def example(self, inputs: dict[str, Tensor] | None = None) -> list[Tensor]:
         """The module's arguments for the function's own inputs, closures at their values."""
+        inputs = self.traced_at if inputs is None else inputs
         with torch.no_grad():
             own = {k: v.detach() for k, v in inputs.items()}
             own["p"] = self.extend_p(own["p"])
@@ -100,7 +109,7 @@ def capture(
     """
     if "p" not in inputs:
         raise ValueError("capture needs an input named 'p' (of length 0 if there is none)")
-    inputs = {k: v.detach() for k, v in inputs.items()}
+    inputs = {k: v.detach().clone() for k, v in inputs.items()}
     guards = Guards(fn)
     with _unchanged_random_state() as drawn, guards.unchanged_tensors():
         out = fn(*inputs.values())
@@ -254,8 +263,7 @@ def _lift(
         tuple(closures["p"]),
         tuple(closures["c"]),
         guards,
-        reference.dtype,
-        reference.device,
+        inputs,
         data_inputs,
     )
 

@@ -145,6 +145,31 @@ def _logsumexp(x: Tensor, dim: Sequence[int], keepdim: bool = False) -> Tensor:
     return out if keepdim else out.sum(dims) if x.ndim else out
 
 
+# ---- updates and rounding
+
+
+@_decomposes(aten.copy.default)
+def _copy(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    return source.to(x.dtype).expand(x.shape)
+
+
+@_decomposes(aten.floor_divide.default)
+def _floor_divide(a: Tensor, b: Any) -> Tensor:
+    return torch.div(a, b, rounding_mode="floor")
+
+
+@_decomposes(aten.index_put.default)
+def _index_put(
+    x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
+) -> Any:
+    mask = indices[0]
+    if len(indices) > 1 or mask is None or mask.dtype != torch.bool or values.numel() != 1:
+        return NotImplemented
+    mask = mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
+    value = values.reshape(()).to(x.dtype)
+    return torch.where(mask, x + value if accumulate else value, x)
+
+
 # ---- products
 
 
@@ -295,9 +320,35 @@ def _batch_norm(
     momentum: float,
     eps: float,
 ) -> Any:
+    if training and mean is None:  # statistics of the batch that nothing keeps
+        out, mean, scale = _normalise(x, [0, *range(2, x.ndim)], eps)
+        shape = (1, -1) + (1,) * (x.ndim - 2)
+        out = out if weight is None else out * weight.reshape(shape)
+        out = out if bias is None else out + bias.reshape(shape)
+        return out, mean.reshape(-1), scale.reshape(-1)
     if training or mean is None or var is None:
         return NotImplemented
     return _fixed_batch_norm(x, weight, bias, mean, var, momentum, eps)
+
+
+@_decomposes(aten._trilinear.default)
+def _trilinear(
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    expand1: Sequence[int],
+    expand2: Sequence[int],
+    expand3: Sequence[int],
+    sumdim: Sequence[int],
+    unroll_dim: int = 1,
+) -> Tensor:
+    factors = []
+    for x, dims in ((a, expand1), (b, expand2), (c, expand3)):
+        for dim in sorted(dims):
+            x = x.unsqueeze(dim)
+        factors.append(x)
+    product = factors[0] * factors[1] * factors[2]
+    return product.sum(list(sumdim)) if sumdim else product
 
 
 # ---- padding
@@ -544,6 +595,40 @@ def _cdist(a: Tensor, b: Tensor, p: float, mode: int | None) -> Tensor:
 @_decomposes(aten._euclidean_dist.default)
 def _euclidean(a: Tensor, b: Tensor) -> Tensor:
     return torch.linalg.vector_norm(a.unsqueeze(-2) - b.unsqueeze(-3), 2, dim=-1)
+
+
+def _determinant(a: Tensor) -> Tensor:
+    """By cofactors."""
+
+    def minor(top: int, columns: tuple[int, ...]) -> Tensor:
+        if not columns:
+            return torch.ones_like(a.sum((-2, -1)))
+        total: Tensor | None = None
+        for k, column in enumerate(columns):
+            term = a[..., top, column]
+            if len(columns) > 1:
+                term = term * minor(top + 1, columns[:k] + columns[k + 1 :])
+            total = term if total is None else total - term if k % 2 else total + term
+        assert total is not None
+        return total
+
+    return minor(0, tuple(range(a.shape[-1])))
+
+
+@_decomposes(aten._linalg_det.default)
+def _linalg_det(a: Tensor) -> Any:
+    if a.shape[-1] > 4:
+        return NotImplemented
+    return _determinant(a), a, torch.zeros(a.shape[:-1], dtype=torch.int32, device=a.device)
+
+
+@_decomposes(aten._linalg_slogdet.default)
+def _linalg_slogdet(a: Tensor) -> Any:
+    if a.shape[-1] > 4:
+        return NotImplemented
+    det = _determinant(a)
+    pivots = torch.zeros(a.shape[:-1], dtype=torch.int32, device=a.device)
+    return torch.sign(det), torch.log(torch.abs(det)), a, pivots
 
 
 @_decomposes(aten.linalg_cholesky_ex.default)

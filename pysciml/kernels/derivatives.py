@@ -62,13 +62,8 @@ def derive_compressed(captured: Capture, wrt: str, seed: np.ndarray) -> Graph:
 
 
 def _arguments(captured: Capture) -> list[Tensor]:
-    """Arguments of the module's shapes; the graph does not depend on their values."""
-    args = []
-    for node in captured.module.graph.nodes:
-        if node.op == "placeholder":
-            shape = tuple(node.meta["val"].shape)
-            args.append(torch.full(shape, 0.5, dtype=captured.dtype, device=captured.device))
-    return args
+    """Arguments to trace with. The graph does not depend on them, but they must be in range."""
+    return captured.example()
 
 
 def _seed(captured: Capture, kind: str, wrt: str) -> list[Tensor]:

@@ -226,6 +226,15 @@ def _take(ctx: Any, x: Node, index: Node) -> Node:
     return take(x, _wrapped(index, x.size))
 
 
+@lowers("put")
+def _put(ctx: Any, x: Node, index: Node, source: Node, accumulate: bool = False) -> Node:
+    flat = reshape(x, (x.size,))
+    out = _index_put(
+        ctx, flat, [reshape(index, (index.size,))], reshape(source, (index.size,)), accumulate
+    )
+    return reshape(out, x.shape)
+
+
 @lowers("embedding")
 def _embedding(ctx: Any, weight: Node, index: Node, *_: Any) -> Node:
     return _index(ctx, weight, [index])

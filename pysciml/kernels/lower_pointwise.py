@@ -452,6 +452,11 @@ def _new_full(
     return _new(x, size, dtype, value)
 
 
+@lowers("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_functional")
+def _batch_statistics(ctx: Any, *_: Any, **__: Any) -> Node:
+    raise LoweringError("batch normalisation in training mode; call eval() on the module")
+
+
 # ---- reductions
 
 

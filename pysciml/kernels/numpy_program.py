@@ -192,7 +192,7 @@ class _Writer:
             elif op == "expand":
                 text = f"broadcast_to({args[0]}, {node.shape})"
             elif op in VIEWS:
-                head = f"float64({args[0]})" if node.args[0].shape == () else args[0]
+                head = f"asarray({args[0]})" if node.args[0].shape == () else args[0]
                 text = head + view_text(node)
             else:
                 attrs = "{" + ", ".join(f"{k!r}: {v!r}" for k, v in node.attrs) + "}"
@@ -380,7 +380,7 @@ class _Writer:
             ones = self.ones(node.args[0].size)
             text = f"{self.flat(node.args[0])}.dot({ones})"
         elif op in REDUCE:
-            text = f"reduce_{op}({self.operand(node.args[0])}, None)"
+            text = f"reduce_{op}({self.ref(node.args[0]).name}, None)"
         elif op == "reshape":
             flat = self.flat(node.args[0])
             self.define(node, f"{flat}.item(0)", f"{flat}[0]")

@@ -116,7 +116,7 @@ class _Dependencies:
                 self.check(node.size * dependencies.nnz)
                 dependencies = dependencies[np.zeros(node.size, dtype=int)]
             if live is not None:
-                dependencies = sparse.diags(live.astype(np.int32)) @ dependencies
+                dependencies = sparse.diags(live.astype(np.int32), dtype=np.int32) @ dependencies
             total = total + dependencies
         return _ones(total)
 
@@ -186,7 +186,7 @@ class _Dependencies:
             return scattered
         keep = np.ones(node.size, dtype=np.int32)
         keep[idx] = 0
-        return _ones(sparse.diags(keep) @ args[0] + scattered)
+        return _ones(sparse.diags(keep, dtype=np.int32) @ args[0] + scattered)
 
     def matmul(self, node: Node, args: list[sparse.csr_matrix]) -> sparse.csr_matrix:
         a, b = node.args

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pysciml.kernels.decompositions import table
@@ -35,12 +36,78 @@ class _NoReadOut(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def _is_position(index: Any) -> bool:
+    return (
+        isinstance(index, Tensor)
+        and index.ndim == 0
+        and not index.is_floating_point()
+        and index.dtype != torch.bool
+    )
+
+
+def _getitem(x: Tensor, index: Any) -> Tensor | None:
+    """``x[index]`` where 0-d integer tensors stand among slices and numbers; None: not such."""
+    entries = list(index) if isinstance(index, tuple) else [index]
+    if not any(map(_is_position, entries)):
+        return None
+    plain = (int, slice, type(None), type(Ellipsis))
+    if any(isinstance(e, bool) or not (_is_position(e) or isinstance(e, plain)) for e in entries):
+        return None
+    if Ellipsis in [e for e in entries if not isinstance(e, Tensor)]:
+        at = next(i for i, e in enumerate(entries) if e is Ellipsis)
+        taken = sum(e is not None and e is not Ellipsis for e in entries)
+        entries[at : at + 1] = [slice(None)] * (x.ndim - taken)
+    out = x[tuple(slice(None) if _is_position(e) else e for e in entries)]
+    axis = 0
+    for entry in entries:
+        if _is_position(entry):
+            out = out.index_select(axis, entry.reshape(1)).squeeze(axis)
+        elif not isinstance(entry, int):
+            axis += 1
+    return out
+
+
+class _WithoutReading(TorchFunctionMode):
+    """Writes otherwise what torch does by reading a tensor's value although it need not.
+
+    Indexing with a 0-d integer tensor (the interval found by ``bucketize(t, grid)``) and
+    ``one_hot`` are the cases.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__getitem__:
+            found = _getitem(*args)
+            if found is not None:
+                return found
+        elif func is Tensor.__setitem__ and _is_position(args[1]):
+            return func(args[0], args[1].reshape(1), args[2])
+        elif func is torch.nn.functional.one_hot and len(args) + len(kwargs or {}) == 2:
+            index, classes = args[0], (kwargs or {}).get("num_classes", args[-1])
+            if isinstance(classes, int) and classes > 0:
+                return (index.unsqueeze(-1) == torch.arange(classes, device=index.device)).long()
+        return func(*args, **(kwargs or {}))
+
+
 def _is_mutating(module: GraphModule) -> bool:
     for node in module.graph.nodes:
         schema = getattr(node.target, "_schema", None) if node.op == "call_function" else None
         if schema is not None and schema.is_mutable:
             return True
     return False
+
+
+def _bound_slices(module: GraphModule) -> None:
+    """Write slice ends within the axis: torch overflows on its own "to the end" with a step."""
+    aten = torch.ops.aten
+    first = {aten.slice.Tensor: 1, aten.slice_scatter.default: 2}
+    for node in module.graph.nodes:
+        at = first.get(node.target)
+        if at is None or len(node.args) <= at + 2:
+            continue
+        args = list(node.args)
+        shape = args[0].meta["val"].shape
+        args[at + 2] = min(args[at + 2], shape[args[at]])
+        node.args = tuple(args)
 
 
 def _plain(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -61,7 +128,8 @@ def trace(
 ) -> GraphModule:
     """``fn`` at ``inputs`` as a graph without mutation; held tensors are attributes.
 
-    ``guarded`` refuses the user's function to turn tensors that require grad into numbers.
+    ``guarded`` is for the user's own function: it may not turn tensors that require grad into
+    numbers, and does not where torch would only by habit.
     ``stack_traces`` keeps the Python lines of each operation where this torch can (slow).
     """
     options: dict[str, Any] = {"decomposition_table": table()}
@@ -69,8 +137,13 @@ def trace(
         options["record_stack_traces"] = True
     # Plain first: a function that differentiates with torch.autograd.grad cannot be traced
     # under functionalize. Mutation, if any, is then removed from the graph.
-    with _NoReadOut() if guarded else contextlib.nullcontext():
+    with contextlib.ExitStack() as modes:
+        if guarded:
+            modes.enter_context(_NoReadOut())
+            modes.enter_context(_WithoutReading())
         module = make_fx(_plain(fn), **options)(*inputs)
     if _is_mutating(module):
         module = make_fx(torch.func.functionalize(module), **options)(*inputs)
+    _bound_slices(module)
+    module.recompile()
     return module

@@ -21,7 +21,6 @@ def _softplus(x: np.ndarray) -> np.ndarray:
     return np.maximum(x, 0.0) + np.log1p(np.exp(-np.abs(x)))
 
 
-
 FUNCTIONS: dict[str, Any] = {
     "neg": operator.neg,
     "abs": np.abs,

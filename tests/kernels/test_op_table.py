@@ -105,7 +105,9 @@ def _expected(case: Case, found: Capture, role: str, seed: int, point: Arrays) -
                 inputs[wrt].shape if wrt == "t" else -1
             )
         grads = torch.autograd.grad(out, leaves, w, allow_unused=True)
-        whole = [torch.zeros_like(x) if g is None else g for g, x in zip(grads, leaves, strict=True)]
+        whole = [
+            torch.zeros_like(x) if g is None else g for g, x in zip(grads, leaves, strict=True)
+        ]
         if wrt == "t":
             return whole[0].numpy()
         return torch.cat([g.reshape(-1) for g in whole]).numpy()
@@ -119,9 +121,7 @@ def _expected(case: Case, found: Capture, role: str, seed: int, point: Arrays) -
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])
-def test_against_torch(
-    case: Case, backend: str, captured: Callable[[Case], Kernels]
-) -> None:
+def test_against_torch(case: Case, backend: str, captured: Callable[[Case], Kernels]) -> None:
     kernels = captured(case)
     points = _points(case, kernels.capture)
     for role in ROLES if case.derivatives else ("value",):

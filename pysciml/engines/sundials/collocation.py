@@ -65,10 +65,10 @@ class Sweep:
     stages: Array
 
 
-def _carry(
+def carry(
     nodes: Nodes, jumps: dict[int, Array], n: int, step: Callable[[int, Array], Array]
 ) -> tuple[Array, Array]:
-    """Run ``mu`` backwards, adding the jumps: mu at the start, and mu entering each interval."""
+    """Take ``mu`` backwards, adding the jumps: mu at the start, and mu entering each interval."""
     count = len(nodes.h)
     entering = np.empty((count, n))
     mu = np.zeros(n)
@@ -107,8 +107,8 @@ def sweep_dense(
         rhs = np.tile(np.eye(n), (3, 1))[None].repeat(count, axis=0)
         solution = np.linalg.solve(system, rhs)
         last = solution[:, 2 * n :]
-        carry = last if mass is None else _times_mass(mass, last)
-        mu, entering = _carry(nodes, jumps, n, lambda k, m: carry[k] @ m)
+        through = last if mass is None else _times_mass(mass, last)
+        mu, entering = carry(nodes, jumps, n, lambda k, m: through[k] @ m)
         stages = (solution @ entering[:, :, None]).reshape(count, 3, n)
         return Sweep(mu, stages)
     stages = np.empty((count, 3, n))
@@ -120,7 +120,7 @@ def sweep_dense(
             return last
         return (mass[k, 2] if mass.ndim == 4 else mass).T @ last
 
-    mu, _ = _carry(nodes, jumps, n, step)
+    mu, _ = carry(nodes, jumps, n, step)
     return Sweep(mu, stages)
 
 
@@ -194,5 +194,5 @@ def sweep_banded(
         stages[k] = x.reshape(n, 3).T
         return stages[k, 2]
 
-    mu, _ = _carry(nodes, jumps, n, step)
+    mu, _ = carry(nodes, jumps, n, step)
     return Sweep(mu, stages)

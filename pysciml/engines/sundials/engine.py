@@ -201,7 +201,7 @@ def _singular(mass: Array | None) -> bool:
 def _method(problem: FlatProblem, options: SolveOptions) -> Any:
     sensealg = options.sensealg or GaussAdjoint()
     rtol = sensealg.reltol or options.reltol
-    if sensealg.name == "GaussAdjoint" and jacobian.plan(problem.functions).kind != "none":
+    if sensealg.name == "GaussAdjoint":
         return CollocationAdjoint(problem, rtol)
     return stepping_adjoint(problem, options, sensealg)
 

@@ -24,7 +24,7 @@ Array = npt.NDArray[np.float64]
 
 #: Up to this size dense linear algebra is as fast as any other.
 _SMALL = 12
-#: Beyond this size a dense Jacobian is not formed: Krylov solver, stepped adjoint.
+#: Beyond this size a dense Jacobian is not formed: Krylov solver, matrix-free adjoint.
 DENSE_LIMIT = 400
 
 
@@ -39,7 +39,8 @@ class Plan:
     seed: Array | None = None
     rows: npt.NDArray[np.int64] | None = None
     cols: npt.NDArray[np.int64] | None = None
-    compressed: Any = None
+    kernel: Any = None  # of J @ seed, one state
+    batched_kernel: Any = None  # the same over a batch
 
     @property
     def linear(self) -> Linear:
@@ -73,14 +74,15 @@ def _make_plan(functions: Functions) -> Plan:
     if structure.ncolors <= max(4, n // 3):
         seed = np.zeros((n, structure.ncolors))
         seed[np.arange(n), structure.colors] = 1.0
-        common = {"structure": structure, "seed": seed, "rows": rows, "cols": cols}
         blocks = _equal_blocks(structure)
-        if blocks is not None:
+        banded = structure.lband + structure.uband + 1 <= n // 3
+        if blocks is not None or banded:
             graph = functions.kernels.compressed_jacobian(seed)
-            return Plan("blocks", n, blocks=blocks, compressed=graph, **common)
-        if structure.lband + structure.uband + 1 <= n // 3:
-            graph = functions.kernels.compressed_jacobian(seed)
-            return Plan("banded", n, compressed=graph, **common)
+            names = frozenset(k for k in functions.names if k not in ("p", "c"))
+            kernel = emit_numpy.compile(graph)
+            batched_kernel = emit_numpy.compile_batched(graph, names)
+            kind = "banded" if blocks is None else "blocks"
+            return Plan(kind, n, structure, blocks, seed, rows, cols, kernel, batched_kernel)
     return Plan("dense" if n <= DENSE_LIMIT else "none", n, structure=structure)
 
 
@@ -96,9 +98,9 @@ def dense_filler(functions: Functions, p: Array, c: Array) -> Callable[..., None
     made = plan(functions)
     if made.kind == "none" or not getattr(functions, "differentiable", True):
         return None
-    if made.compressed is None:
+    if made.kernel is None:
         return functions.bind("jac:u", p, c)
-    inner = emit_numpy.compile(made.compressed).bind(errstate=False, p=p, c=c)
+    inner = made.kernel.bind(errstate=False, p=p, c=c)
     assert made.seed is not None and made.structure is not None
     buffer = np.empty(made.seed.shape)
     rows, cols = made.rows, made.cols
@@ -117,10 +119,9 @@ def batched(functions: Functions, p: Array, c: Array) -> Callable[[Array, Array]
     dense: (B, n, n); blocks: (B, nb, m, m); banded: (B, lband + uband + 1, n).
     """
     made = plan(functions)
-    if made.compressed is None:
+    if made.kernel is None:
         return functions.bind_batched("jac:u", p, c)
-    names = frozenset(k for k in functions.names if k not in ("p", "c"))
-    inner = emit_numpy.compile_batched(made.compressed, names).bind(p=p, c=c)
+    inner = made.batched_kernel.bind(p=p, c=c)
     assert made.structure is not None
     colors = made.structure.colors
     if made.kind == "blocks":

@@ -1,10 +1,10 @@
-"""Adjoints stepped backwards by CVODE: for large states, and under SciML's other names.
+"""Adjoints stepped backwards by CVODE, under SciML's names.
 
 All carry ``mu' = -J(u(t), t)^T mu`` from the end of a segment to its start, restarting where the
 loss adds to ``mu``; they differ in where u(t) comes from and how ``integral mu^T f_p`` is taken:
 
-* Gauss (large states): u from the interpolant; Gauss-Legendre on mu's own steps, one batched vjp.
-* Quadrature: the same, the mesh halved until the integral no longer changes.
+* Quadrature: u from the interpolant; Gauss-Legendre on mu's own steps, batched vjps, the mesh
+  halved until the integral no longer changes.
 * Interpolating: the integral is stepped with mu, under the same error control.
 * Backsolve: u is solved backwards too.
 """
@@ -45,7 +45,6 @@ def stepping_adjoint(
             "GaussAdjoint() (states up to a few hundred entries), or from engine='julia'."
         )
     kinds = {
-        "GaussAdjoint": _Quadrature,
         "QuadratureAdjoint": _Quadrature,
         "InterpolatingAdjoint": _Interpolating,
         "BacksolveAdjoint": _Backsolve,
@@ -161,8 +160,6 @@ class _Quadrature(_Stepping):
 
     def _integral(self, segment: Segment, mu: Interpolant, mesh: Array) -> Array:
         total = self._rule(segment, mu, mesh)
-        if self.sensealg.name != "QuadratureAdjoint":
-            return total
         for _ in range(8):
             mesh = np.sort(np.concatenate([mesh, 0.5 * (mesh[1:] + mesh[:-1])]))
             mesh = mesh if mu.t[-1] > mu.t[0] else mesh[::-1]

@@ -1,0 +1,169 @@
+"""Multiple shooting: fit short pieces of a trajectory first, and pull them together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pysciml.errors import InputError
+from pysciml.problems import ODEProblem, remake
+from pysciml.solve import solve
+
+__all__ = ["MultipleShooting"]
+
+
+def _mean_square(prediction: Tensor, data: Tensor) -> Tensor:
+    return ((prediction - data) ** 2).mean()
+
+
+class MultipleShooting(torch.nn.Module):
+    """The loss of a trajectory cut into segments, each with an initial state of its own.
+
+    A loss over a whole oscillating record has many poor minima (a flat line through the mean is
+    one). Over segments shorter than an oscillation it has few. The initial states of the segments
+    are parameters beside the model's, and a penalty draws the end of each segment to the start of
+    the next; as it grows, the pieces become one solution (Bock and Plitt, "A multiple shooting
+    algorithm for direct solution of optimal control problems", IFAC 1984).
+
+    All segments are solved as **one** batched problem: segment ``i``, over ``[a, a + h]``, is
+    ``dv/ds = h f(v, p, a + h s)`` for ``s`` from 0 to 1.
+
+    Parameters
+    ----------
+    prob : ODEProblem
+        Its state is one tensor; it has no mass matrix and no callbacks. Its ``u0`` and ``tspan``
+        are not used.
+    t : 1-d tensor (m,)
+        Times of the data, increasing.
+    data : tensor (m, ...)
+        Observations at ``t``.
+    intervals : int
+        Intervals between data that make one segment; the last one may be shorter.
+    continuity : float
+        Weight of the gaps between segments, an attribute that may be raised during training.
+    observe : callable, optional
+        Observations predicted from states: ``observe(u) -> like data``, ``u`` with the times in
+        front. The state itself where None.
+    starts : tensor (segments, *state), optional
+        First guess of the segments' initial states; the data there where None, for which data
+        and state must have one shape.
+    loss : callable
+        ``loss(prediction, data)`` -> 0-d tensor; mean square where None.
+    alg, options
+        As for :func:`pysciml.solve`, e.g. ``engine=``, ``abstol=``, ``reltol=``.
+
+    Attributes
+    ----------
+    starts : Parameter (segments, *state)
+        The segments' initial states.
+
+    Raises
+    ------
+    InputError
+        For problems and data that are not of this form.
+    """
+
+    def __init__(
+        self,
+        prob: ODEProblem,
+        t: Tensor,
+        data: Tensor,
+        *,
+        intervals: int = 4,
+        continuity: float = 1.0,
+        observe: Callable[[Tensor], Tensor] | None = None,
+        starts: Tensor | None = None,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        alg: Any = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        _check(prob, t, data, intervals)
+        self.data, self.observe, self.continuity = data, observe, float(continuity)
+        self.loss = loss if loss is not None else _mean_square
+        self.alg, self.options = alg, options
+        first = range(0, len(t) - 1, intervals)
+        begin, end = list(first), [min(i + intervals, len(t) - 1) for i in first]
+        like = prob.u0
+        if starts is None:
+            starts = data[begin]
+            if starts.shape[1:] != like.shape:
+                raise InputError(
+                    f"data has shape {tuple(data.shape)} and the state {tuple(like.shape)}; give "
+                    "starts, a first guess of the state at the start of each segment."
+                )
+        elif starts.shape != (len(begin), *like.shape):
+            raise InputError(
+                f"starts has shape {tuple(starts.shape)}; there are {len(begin)} segments, so "
+                f"give {(len(begin), *like.shape)}."
+            )
+        self.starts = torch.nn.Parameter(starts.detach().clone().to(like.dtype))
+        self._place_data(t.detach().to(torch.float64), begin, end)
+        self.prob = ODEProblem(_batched(prob.f, t, begin, end, like), self.starts, (0.0, 1.0), prob.p)
+
+    def _place_data(self, t: Tensor, begin: list[int], end: list[int]) -> None:
+        """Where each datum lies in the batched solution: index of its time, and its segment."""
+        local, segment = [], []
+        for i, (a, b) in enumerate(zip(begin, end, strict=True)):
+            last = b + 1 if b == len(t) - 1 else b  # the end belongs to the next segment
+            local.append((t[a:last] - t[a]) / (t[b] - t[a]))
+            segment += [i] * (last - a)
+        times = torch.cat([*local, torch.ones(1, dtype=torch.float64)])
+        # Equal up to rounding is equal: two times a rounding apart would cost a step each.
+        times = (times * 2.0**40).round() / 2.0**40
+        self._grid, where = torch.unique(times, return_inverse=True)
+        self._time, self._segment = where[:-1], torch.tensor(segment)
+
+    def predict(self, p: Any = None) -> tuple[Tensor, Tensor]:
+        """States at the data's times (m, *state), and the gaps between segments (segments - 1, *state).
+
+        ``p`` replaces the problem's parameters where given.
+        """
+        prob = remake(self.prob, u0=self.starts, **({} if p is None else {"p": p}))
+        u = solve(prob, self.alg, saveat=self._grid, **self.options).u
+        return u[self._time, self._segment], u[-1, :-1] - self.starts[1:]
+
+    def forward(self, p: Any = None) -> Tensor:
+        """The loss at parameters ``p`` (the problem's own where None), gaps included."""
+        states, gaps = self.predict(p)
+        prediction = states if self.observe is None else self.observe(states)
+        if prediction.shape != self.data.shape:
+            raise InputError(
+                f"The prediction has shape {tuple(prediction.shape)} and the data "
+                f"{tuple(self.data.shape)}; give observe, which maps the one to the other."
+            )
+        value = self.loss(prediction, self.data)
+        return value + self.continuity * (gaps**2).mean() if len(gaps) else value
+
+
+def _check(prob: Any, t: Any, data: Any, intervals: Any) -> None:
+    if not isinstance(prob, ODEProblem) or prob.mass_matrix is not None or prob.callback:
+        raise InputError(
+            "MultipleShooting takes an ODEProblem without mass matrix and callbacks, "
+            f"got {prob!r}."
+        )
+    if not isinstance(prob.u0, Tensor):
+        raise InputError("MultipleShooting takes a problem whose state is one tensor.")
+    if not isinstance(t, Tensor) or t.ndim != 1 or len(t) < 2 or not bool((t.diff() > 0).all()):
+        raise InputError("t must be a 1-d tensor of at least two increasing times.")
+    if not isinstance(data, Tensor) or data.shape[:1] != t.shape:
+        given = tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__
+        raise InputError(f"data is {given}; give a tensor with {len(t)} rows, one for each time.")
+    if not isinstance(intervals, int) or intervals < 1:
+        raise InputError(f"intervals is {intervals!r}; give a positive integer.")
+
+
+def _batched(f: Any, t: Tensor, begin: list[int], end: list[int], like: Tensor) -> Any:
+    times = t.detach().to(like.device, like.dtype)
+    start, width = times[begin], times[end] - times[begin]
+
+    def segments(u: Tensor, p: Any, s: Tensor) -> Tensor:
+        def one(v: Tensor, a: Tensor, h: Tensor) -> Tensor:
+            return h * f(v, p, a + h * s)
+
+        return torch.vmap(one)(u, start, width)
+
+    return segments
