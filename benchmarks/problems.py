@@ -62,7 +62,7 @@ def fitted_network(
             optimiser.zero_grad()
             loss = ((network(x, p, len(sizes) - 1, torch) - target) ** 2).mean()
             loss.backward()
-            return float(loss)
+            return float(loss.detach())
 
         optimiser.step(closure)
     return {key: value.detach() for key, value in p.items()}

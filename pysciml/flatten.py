@@ -6,15 +6,22 @@ import numbers
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pysciml.errors import InputError
 
-__all__ = ["ParameterSpec", "StateSpec", "state_spec"]
+__all__ = ["ParameterSpec", "StateSpec", "state_spec", "to_numpy"]
 
 FLOATS = (torch.float64, torch.float32)
+
+
+def to_numpy(x: Tensor) -> npt.NDArray[np.float64]:
+    """A tensor as a float64 array of its own."""
+    return np.array(x.detach().to("cpu", torch.float64).numpy(), dtype=np.float64)
 
 
 def _where(path: Any, name: str) -> str:
@@ -69,36 +76,41 @@ class StateSpec:
         leaves = pytree.tree_leaves(tree)
         return torch.cat([leaf.reshape(leaf.shape[0], -1) for leaf in leaves], dim=-1)
 
-    def flatten_like(self, tree: Any, name: str, expected: str = "u0") -> Tensor:
-        """Flatten what a user's function returned, or raise InputError where it does not fit."""
+    def flatten_like(
+        self, tree: Any, name: str, expected: str = "u0", verb: str = "returned"
+    ) -> Tensor:
+        """Flatten what a user's function returned, or raise InputError where it does not fit.
+
+        ``name`` and ``verb`` begin the message: "f returned ...".
+        """
         leaves, treedef = pytree.tree_flatten(tree)
         if treedef != self.treedef:
             raise InputError(
-                f"{name} returned the structure {_describe(tree)}, but {expected} has "
+                f"{name} {verb} the structure {_describe(tree)}, but {expected} has "
                 f"{_describe(self.unflatten(torch.empty(self.size)))}; "
-                f"return a value built like {expected}."
+                f"give a value built like {expected}."
             )
         for i, (leaf, shape) in enumerate(zip(leaves, self.shapes, strict=True)):
             which = "" if self.is_tensor else f" (leaf {i})"
             if not isinstance(leaf, Tensor):
                 raise InputError(
-                    f"{name} returned a {type(leaf).__name__}{which} where a tensor of shape "
+                    f"{name} {verb} a {type(leaf).__name__}{which} where a tensor of shape "
                     f"{shape} was expected; build it with torch, e.g. torch.stack([...])."
                 )
             if tuple(leaf.shape) != shape:
                 raise InputError(
-                    f"{name} returned shape {tuple(leaf.shape)}{which}, but {expected} has shape "
-                    f"{shape}; return one value for each entry of {expected}."
+                    f"{name} {verb} shape {tuple(leaf.shape)}{which}, but {expected} has shape "
+                    f"{shape}; give one value for each entry of {expected}."
                 )
             if leaf.dtype != self.dtype:
                 raise InputError(
-                    f"{name} returned {_short(leaf.dtype)}{which}, but {expected} is "
+                    f"{name} {verb} {_short(leaf.dtype)}{which}, but {expected} is "
                     f"{_short(self.dtype)}; convert the model or {expected} so that both agree, "
                     f"e.g. model.to({self.dtype}) or u0.to({leaf.dtype})."
                 )
             if leaf.device != self.device:
                 raise InputError(
-                    f"{name} returned a tensor on {leaf.device}{which}, but {expected} is on "
+                    f"{name} {verb} a tensor on {leaf.device}{which}, but {expected} is on "
                     f"{self.device}; move the model or {expected} so that both are together."
                 )
         return self.flatten(tree)
@@ -168,6 +180,11 @@ class ParameterSpec:
     def size(self) -> int:
         """Length of the flat vector."""
         return sum(self.sizes)
+
+    @property
+    def is_none(self) -> bool:
+        """Whether the problem was given no p."""
+        return self.static == (None,) and self.treedef.is_leaf()
 
     def key(self) -> tuple[Any, ...]:
         """What a cached capture depends on."""

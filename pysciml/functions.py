@@ -8,6 +8,10 @@ on the Python side since; then it is captured anew.
 from __future__ import annotations
 
 import functools
+import inspect
+import os
+import re
+import sys
 import threading
 import types
 import warnings
@@ -33,6 +37,14 @@ FlatFunctions = CapturedFunctions | CallbackFunctions
 _KEEP = 128
 _cache: OrderedDict[Any, tuple[FlatFunctions, Any]] = OrderedDict()
 _lock = threading.RLock()
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_NOT_REPEATABLE = (
+    "{name} cannot be solved: {reason}. A right-hand side must give the same value whenever it is "
+    "called; {hint}."
+)
+#: How torch words it that tensors of two dtypes or devices met.
+_MIXED = re.compile(r"same dtype|expected scalar type|same device|but found at least two devices")
 
 
 @dataclass(frozen=True)
@@ -99,7 +111,15 @@ def identity(f: Any) -> Any:
         defaults = tuple(id(d) for d in f.__defaults__ or ())
         extra = tuple(sorted((k, id(v)) for k, v in (f.__kwdefaults__ or {}).items()))
         attributes = tuple(sorted((k, id(v)) for k, v in vars(f).items()))
-        return ("function", id(f.__code__), id(f.__globals__), tuple(cells), defaults, extra, attributes)
+        return (
+            "function",
+            id(f.__code__),
+            id(f.__globals__),
+            tuple(cells),
+            defaults,
+            extra,
+            attributes,
+        )
     return ("object", id(f))
 
 
@@ -113,17 +133,20 @@ def functions_for(flat: FlatFunction, inputs: dict[str, Tensor], engine: str) ->
     key = (flat.key(), cuda)
     with _lock:
         entry = _cache.get(key)
-        if entry is not None and entry[0].ok():
-            found = entry[0]
-            if not found.opaque or _agrees(found, flat, inputs):
-                _cache.move_to_end(key)
-                return found
-        made = _make(flat, inputs, cuda)
-        _cache[key] = (made, _kept_alive(flat.f))
+        found = entry[0] if entry is not None and entry[0].ok() else None
+        if isinstance(found, CallbackFunctions):
+            # It calls the function itself, but what that closes over may be another tensor now.
+            found = CallbackFunctions(flat, inputs)
+        elif found is not None and found.opaque and not _agrees(found, flat, inputs):
+            found = None
+        if found is None:
+            found = _make(flat, inputs, cuda)
+        if entry is None or found is not entry[0]:
+            _cache[key] = (found, _kept_alive(flat.f))
         _cache.move_to_end(key)
         while len(_cache) > _KEEP:
             _cache.popitem(last=False)
-        return made
+        return found
 
 
 def _kept_alive(f: Any) -> Any:
@@ -153,21 +176,75 @@ def _agrees(found: FlatFunctions, flat: FlatFunction, inputs: dict[str, Tensor])
 
 
 def _make(flat: FlatFunction, inputs: dict[str, Tensor], cuda: bool) -> FlatFunctions:
+    first = _first_value(flat, inputs)
     if cuda:
+        if not torch.allclose(first, _first_value(flat, inputs), rtol=1e-3, equal_nan=True):
+            raise InputError(_NOT_REPEATABLE.format(
+                name=flat.name, reason="two calls at the same arguments gave different values",
+                hint="draw random numbers before solving, or call eval() on modules with dropout",
+            ))  # fmt: skip
         return CallbackFunctions(flat, inputs)
     try:
         return CapturedFunctions(capture(flat, inputs))
     except CaptureError as error:
         if getattr(error, "kind", "") == "random":
             raise InputError(
-                f"{flat.name} cannot be solved: {error.reason}. A right-hand side must give the "
-                f"same value whenever it is called; {error.hint}."
+                _NOT_REPEATABLE.format(name=flat.name, reason=error.reason, hint=error.hint)
             ) from None
         made = CallbackFunctions(flat, inputs)
         warnings.warn(
             f"{flat.name} is called back in Python at every evaluation, because "
             f"{error.reason}. To run it as a kernel: {error.hint}.",
             CaptureWarning,
-            stacklevel=6,
+            stacklevel=_callers_level(),
         )
         return made
+
+
+def _callers_level() -> int:
+    """The ``stacklevel`` at which a warning points at the user's line and not into this package."""
+    level, frame = 1, sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back  # type: ignore[assignment]
+    return level
+
+
+def _first_value(flat: FlatFunction, inputs: dict[str, Tensor]) -> Tensor:
+    """The function at its first arguments; mistakes in how it is written are named."""
+    try:
+        return flat(*(v.detach() for v in inputs.values())).detach()
+    except InputError:
+        raise
+    except Exception as error:
+        said = _what_is_wrong(flat, error)
+        if said is None:
+            raise
+        raise InputError(said) from error
+
+
+def _what_is_wrong(flat: FlatFunction, error: Exception) -> str | None:
+    takes = flat.input_names
+    call = f"({', '.join(takes)})"
+    if isinstance(error, TypeError):
+        try:
+            inspect.signature(flat.f).bind(*takes)
+        except ValueError:  # a builtin without a signature
+            pass
+        except TypeError:
+            return (
+                f"{flat.name} takes {inspect.signature(flat.f)}, but it is called with {call}, in "
+                f"SciML's order; give it these arguments."
+            )
+    if isinstance(error, (TypeError, AttributeError)) and "NoneType" in str(error):
+        if flat.params.is_none:
+            return (
+                f"{flat.name} uses p, but the problem has none ({error}); give it as the "
+                "problem's p, e.g. pysciml.remake(prob, p=...)."
+            )
+    if isinstance(error, RuntimeError) and _MIXED.search(str(error)):
+        return (
+            f"{flat.name} mixes dtypes or devices ({str(error).splitlines()[0]}): the state is "
+            f"{str(flat.state.dtype)[6:]} on {flat.state.device}, and all that {flat.name} uses "
+            f"must be so too; convert it, e.g. model.to({flat.state.dtype}), or convert u0."
+        )
+    return None

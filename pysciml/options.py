@@ -1,16 +1,33 @@
-"""Checks of the keyword arguments of ``solve``."""
+"""The keyword arguments of ``solve``: checked, and brought into the engines' form."""
 
 from __future__ import annotations
 
 import math
 import numbers
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
 from pysciml.errors import InputError, did_you_mean
+from pysciml.flatten import StateSpec, to_numpy
 from pysciml.problems import DAEProblem, ODEProblem
 from pysciml.sensitivity import SensitivityAlgorithm
 
-__all__ = ["check_options"]
+__all__ = [
+    "Grid",
+    "absolute_tolerance",
+    "check_options",
+    "saveat_grid",
+    "state_indices",
+    "times_within",
+]
+
+Array = npt.NDArray[np.float64]
 
 _KNOWN = (
     "engine saveat abstol reltol sensealg callback save_idxs tstops dt dtmax dtmin maxiters "
@@ -56,7 +73,11 @@ def check_options(
     for name, value in (("dt", dt), ("dtmax", dtmax), ("dtmin", dtmin)):
         if value is not None:
             positive(name, value)
-    if isinstance(maxiters, bool) or not isinstance(maxiters, numbers.Real) or maxiters < 1:
+    for name, value in (("dtmin", dtmin), ("dt", dt)):
+        if value is not None and dtmax is not None and value > dtmax:
+            raise InputError(f"{name} is {value}, above dtmax = {dtmax}; give {name} <= dtmax.")
+    whole = isinstance(maxiters, numbers.Real) and not isinstance(maxiters, bool)
+    if not whole or not maxiters >= 1 or maxiters != math.floor(min(maxiters, 1e18)):
         raise InputError(f"maxiters is {maxiters!r}; give a positive whole number.")
     if sensealg is not None and not isinstance(sensealg, SensitivityAlgorithm):
         raise InputError(
@@ -72,3 +93,127 @@ def positive(name: str, value: Any, zero: bool = False) -> None:
     number = float(value)
     if not math.isfinite(number) or number < 0.0 or (number == 0.0 and not zero):
         raise InputError(f"{name} is {value}; give a number {least}.")
+
+
+@dataclass
+class Grid:
+    """The times asked for: values, and the tensor they came from."""
+
+    values: Array | None
+    tensor: Tensor | None
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return () if self.tensor is None else (self.tensor,)
+
+
+def saveat_grid(saveat: Any, t0: float, t1: float) -> Grid:
+    """The output times that ``saveat`` stands for. Raises InputError."""
+    if saveat is None:
+        return Grid(None, None)
+    if isinstance(saveat, numbers.Real) and not isinstance(saveat, bool):
+        step = float(saveat)
+        if not math.isfinite(step) or step <= 0.0:
+            raise InputError(f"saveat is {saveat}; a step must be a positive number.")
+        count = math.floor(abs(t1 - t0) / step * (1 + 1e-12))
+        grid = t0 + math.copysign(step, t1 - t0) * np.arange(count + 1)
+        if abs(grid[-1] - t1) <= 1e-12 * max(abs(t0), abs(t1), step):
+            grid[-1] = t1
+        else:
+            grid = np.append(grid, t1)
+        return Grid(grid, None)
+    if isinstance(saveat, (list, tuple)) and any(isinstance(x, Tensor) for x in saveat):
+        saveat = _stacked(saveat)
+    values = times_within(saveat, "saveat", t0, t1)
+    tensor = saveat if isinstance(saveat, Tensor) and saveat.is_floating_point() else None
+    return Grid(values, tensor)
+
+
+def _stacked(times: Any) -> Any:
+    """Numbers and 0-d tensors as one tensor, differentiably; as they are where they do not fit."""
+    try:
+        return torch.stack([torch.as_tensor(x, dtype=torch.float64).reshape(()) for x in times])
+    except (TypeError, ValueError, RuntimeError):
+        return times
+
+
+def state_indices(save_idxs: Any, spec: StateSpec) -> Tensor | None:
+    """Flat indices as a tensor (k,). Raises InputError for what are none."""
+    if save_idxs is None:
+        return None
+    expected = f"give flat indices between 0 and {spec.size - 1}, e.g. [0]."
+    try:
+        index = torch.as_tensor(save_idxs, device=spec.device).reshape(-1)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"save_idxs is {save_idxs!r}; {expected}") from None
+    if index.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        raise InputError(f"save_idxs is {save_idxs!r}, of {index.dtype}; {expected}")
+    index = index.long()
+    if not index.numel() or not bool(((index >= -spec.size) & (index < spec.size)).all()):
+        raise InputError(
+            f"save_idxs is {save_idxs!r}, but the state has {spec.size} entries; {expected}"
+        )
+    return index
+
+
+def times_within(times: Any, name: str, t0: float, t1: float) -> Array:
+    """Times within tspan, sorted in the direction of integration. Raises InputError."""
+    try:
+        tensor = times if isinstance(times, Tensor) else torch.as_tensor(np.asarray(times, float))
+    except (TypeError, ValueError):
+        raise InputError(f"{name} is {times!r}; give a 1-d tensor or sequence of times.") from None
+    if tensor.ndim != 1 or tensor.numel() == 0:
+        raise InputError(
+            f"{name} has shape {tuple(tensor.shape)}; give a 1-d tensor of at least one time."
+        )
+    if tensor.dtype.is_complex or tensor.dtype == torch.bool:
+        raise InputError(f"{name} is a tensor of {tensor.dtype}; give real times.")
+    values = to_numpy(tensor)
+    if not np.isfinite(values).all():
+        bad = int(np.nonzero(~np.isfinite(values))[0][0])
+        raise InputError(f"{name}[{bad}] is {values[bad]}; every time must be finite.")
+    sign = 1.0 if t1 > t0 else -1.0
+    steps = sign * np.diff(values)
+    if (steps <= 0).any():
+        i = int(np.nonzero(steps <= 0)[0][0])
+        order = "increase" if sign > 0 else "decrease (tspan runs backwards)"
+        raise InputError(
+            f"{name} must {order}, but {name}[{i}] = {values[i]:g} is followed by "
+            f"{values[i + 1]:g}; sort it and remove repeated times."
+        )
+    low, high = sorted((t0, t1))
+    # A float32 grid may miss the ends by its rounding: taken as the ends.
+    slack = 1e-6 * max(abs(low), abs(high)) if tensor.dtype == torch.float32 else 0.0
+    outside = (values < low - slack) | (values > high + slack)
+    if outside.any():
+        i = int(np.nonzero(outside)[0][0])
+        raise InputError(
+            f"{name}[{i}] = {values[i]:g} lies outside tspan ({t0:g}, {t1:g}); "
+            "widen tspan or leave that time out."
+        )
+    return np.clip(values, low, high)
+
+
+def absolute_tolerance(abstol: Any, spec: StateSpec) -> float | Array:
+    """One number, or one for each entry of the state. Raises InputError."""
+    if isinstance(abstol, numbers.Real):
+        return float(abstol)
+    leaves = pytree.tree_leaves(abstol)
+    try:
+        parts = [torch.as_tensor(x, dtype=torch.float64).cpu().reshape(-1) for x in leaves]
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(
+            f"abstol is {abstol!r}; give a positive number, or one for each entry of u0."
+        ) from None
+    flat = to_numpy(torch.cat(parts)) if parts else np.empty(0)
+    if len(flat) == 1:
+        flat = np.repeat(flat, spec.size)
+    if len(flat) != spec.size:
+        raise InputError(
+            f"abstol has {len(flat)} entries, but the state has {spec.size}; "
+            "give one number, or one for each entry."
+        )
+    if not (np.isfinite(flat).all() and (flat >= 0).all()):
+        bad = flat[~(np.isfinite(flat) & (flat >= 0))][0]
+        raise InputError(f"abstol has the entry {bad}; give finite numbers >= 0.")
+    return flat

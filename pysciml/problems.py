@@ -7,6 +7,7 @@ import math
 import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,8 @@ def _require_finite(tree: Any, name: str) -> None:
                 raise InputError(
                     f"{where} holds {value} at index {index}; every entry must be finite."
                 )
+        elif isinstance(leaf, torch.nn.Module):
+            _require_finite(dict(leaf.named_parameters()), where)
         elif isinstance(leaf, float) and not math.isfinite(leaf):
             raise InputError(f"{where} is {leaf}; it must be finite.")
 
@@ -47,7 +50,7 @@ def _as_time(value: Any, name: str) -> Any:
                 f"{name} is a tensor of shape {tuple(value.shape)} and dtype {value.dtype}; "
                 "give one real number."
             )
-        number = float(value.detach())
+        number = _number(value)
     elif isinstance(value, numbers.Real) and not isinstance(value, bool):
         number = float(value)
     else:
@@ -55,6 +58,10 @@ def _as_time(value: Any, name: str) -> Any:
     if not math.isfinite(number):
         raise InputError(f"{name} is {number}; it must be finite.")
     return value
+
+
+def _number(time: Any) -> float:
+    return float(time.detach()) if isinstance(time, Tensor) else float(time)
 
 
 def _check_tspan(tspan: Any) -> tuple[Any, Any]:
@@ -72,10 +79,9 @@ def _check_tspan(tspan: Any) -> tuple[Any, Any]:
         if len(pair) != 2:
             raise InputError(f"tspan has {len(pair)} entries; give (t0, t1), two numbers.")
     t0, t1 = _as_time(pair[0], "tspan[0]"), _as_time(pair[1], "tspan[1]")
-    if float(t0) == float(t1):
-        raise InputError(
-            f"tspan ({float(t0)}, {float(t1)}) has no length; give two different times."
-        )
+    first, last = _number(t0), _number(t1)
+    if first == last:
+        raise InputError(f"tspan ({first}, {last}) has no length; give two different times.")
     return t0, t1
 
 
@@ -182,7 +188,7 @@ class DAEProblem:
         _require_finite(self.p, "p")
         spec = state_spec(self.u0)
         object.__setattr__(self, "state_spec", spec)
-        spec.flatten_like(self.du0, "du0")
+        spec.flatten_like(self.du0, "du0", verb="has")
         object.__setattr__(self, "tspan", _check_tspan(self.tspan))
         object.__setattr__(self, "callback", as_callbacks(self.callback))
         ParameterSpec.flatten(self.p, spec.dtype, spec.device)
@@ -207,7 +213,9 @@ Problem = ODEProblem | DAEProblem
 
 def _require_callable(f: Any, signature: str) -> None:
     if not callable(f):
-        raise InputError(f"f is a {type(f).__name__}; give a function {signature} written in torch.")
+        raise InputError(
+            f"f is a {type(f).__name__}; give a function {signature} written in torch."
+        )
 
 
 def remake(prob: Any, **changes: Any) -> Any:
@@ -233,7 +241,7 @@ def _facts(prob: Any) -> list[tuple[str, str]]:
     facts = [
         ("f", name),
         ("u0", f"shape {shapes}, {str(spec.dtype)[6:]}, {spec.device}"),
-        ("tspan", f"({float(prob.tspan[0]):g}, {float(prob.tspan[1]):g})"),
+        ("tspan", f"({_number(prob.tspan[0]):g}, {_number(prob.tspan[1]):g})"),
         ("p", _describe_p(prob.p)),
     ]
     if getattr(prob, "mass_matrix", None) is not None:
@@ -259,7 +267,7 @@ def _repr(prob: Any) -> str:
 
 def _repr_html(prob: Any) -> str:
     rows = "".join(
-        f"<tr><th style='text-align:left'>{k}</th><td style='text-align:left'>{v}</td></tr>"
+        f"<tr><th style='text-align:left'>{k}</th><td style='text-align:left'>{escape(v)}</td></tr>"
         for k, v in _facts(prob)
     )
     return f"<table><caption>{type(prob).__name__}</caption>{rows}</table>"

@@ -16,14 +16,15 @@ def progress_bar(show: bool, t0: float, t1: float) -> Iterator[Callable[[float],
     if not show:
         yield None
         return
-    with tqdm(total=100.0, unit="%", bar_format="{l_bar}{bar}| t = {postfix} [{elapsed}]") as bar:
+    with tqdm(total=100.0, bar_format="{percentage:3.0f}%|{bar}| {desc} [{elapsed}]") as bar:
+        bar.set_description_str(f"t = {t0:.6g}")
         done = 0.0
 
         def report(t: float) -> None:
             nonlocal done
             percent = 100.0 * (t - t0) / (t1 - t0)
             if percent - done >= 0.5 or percent >= 100.0:
-                bar.set_postfix_str(f"{t:.6g}", refresh=False)
+                bar.set_description_str(f"t = {t:.6g}", refresh=False)
                 bar.update(percent - done)
                 done = percent
 

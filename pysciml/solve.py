@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import numbers
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,10 +28,17 @@ from pysciml.engines.base import (
     SolveOptions,
 )
 from pysciml.engines.choice import engine as choose_engine
-from pysciml.errors import InputError, SolveError
-from pysciml.flatten import ParameterSpec, StateSpec
+from pysciml.errors import InputError, PyscimlError, SolveError
+from pysciml.flatten import ParameterSpec, StateSpec, to_numpy
 from pysciml.functions import FlatFunction, FlatFunctions, functions_for
-from pysciml.options import check_options
+from pysciml.options import (
+    Grid,
+    absolute_tolerance,
+    check_options,
+    saveat_grid,
+    state_indices,
+    times_within,
+)
 from pysciml.problems import DAEProblem, ODEProblem
 from pysciml.progress import progress_bar
 from pysciml.solution import Event, Solution
@@ -112,15 +116,20 @@ def solve(
     mass = getattr(prob, "mass_matrix", None)
     chosen.check(prob.kind, alg, mass is not None)
     setup = _Setup(prob, chosen, as_callbacks(callback))
-    grid = _saveat(saveat, setup)
+    grid = saveat_grid(saveat, setup.t0, setup.t1)
+    index = state_indices(save_idxs, setup.state)
     options = {
-        "abstol": _abstol(abstol, setup.state),
+        "abstol": absolute_tolerance(abstol, setup.state),
         "reltol": float(reltol),
-        "tstops": _times(tstops, "tstops", setup) if tstops is not None else None,
+        "tstops": None if tstops is None else times_within(tstops, "tstops", setup.t0, setup.t1),
         "dt": dt, "dtmax": dtmax, "dtmin": dtmin, "maxiters": int(maxiters),
         "adaptive": adaptive, "sensealg": sensealg,
     }  # fmt: skip
-    want = torch.is_grad_enabled() and any(x.requires_grad for x in (*setup.tensors(), *grid.inputs))
+    want = torch.is_grad_enabled() and any(
+        x.requires_grad for x in (*setup.tensors(), *grid.inputs)
+    )
+    if want:
+        setup.require_differentiable()
     with progress_bar(progress, setup.t0, setup.t1) as report:
         solve_options = SolveOptions(saveat=grid.values, gradient=want, progress=report, **options)
         run = _Run(setup, alg, solve_options, raise_on_failure)
@@ -131,7 +140,7 @@ def solve(
             t, u = setup.from_numpy(flat.t, time=True), setup.from_numpy(flat.u)
     assert run.flat is not None
     t = _times_of(run.flat, grid, setup, t)
-    return _solution(run, t, u, save_idxs)
+    return _solution(run, t, u, index)
 
 
 class _Setup:
@@ -154,6 +163,25 @@ class _Setup:
         self.ps: list[Tensor] = [self.functions.extend_p(p)]
         self.p_of_callback: dict[tuple[int, str], int] = {}
         self.flat_callbacks = tuple(self._callback(c, i, p) for i, c in enumerate(self.callbacks))
+        self._called_back = [
+            (x, x._version)
+            for functions in self._all_functions()
+            if functions.kernels is None
+            for x in functions.closures_p
+        ]
+
+    def _all_functions(self) -> list[Any]:
+        pairs = [(c.condition, c.affect) for c in self.flat_callbacks]
+        return [f for f in (self.functions, *sum(pairs, ())) if f is not None]
+
+    def require_unchanged(self) -> None:
+        """Raise RuntimeError where a tensor that a called-back function reads was written to."""
+        if any(x._version != version for x, version in self._called_back):
+            raise RuntimeError(
+                "A tensor that the model closes over was changed in place between solve and "
+                "backward, and the model is called back in Python (see the CaptureWarning); call "
+                "backward before the optimiser's step."
+            )
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.u0, self.t0_t, self.t1_t, *self.ps)
@@ -165,6 +193,21 @@ class _Setup:
         if role == "residual":
             inputs = {"du": self.state.flatten(self.prob.du0).detach(), **inputs}
         return functions_for(flat, inputs, self.engine.name)
+
+    def require_differentiable(self) -> None:
+        """Raise InputError where torch cannot differentiate what an adjoint has to."""
+        needed = [("f", self.functions)]
+        for i, c in enumerate(self.flat_callbacks):
+            needed.append((f"affect of callback {i}", c.affect))  # type: ignore[arg-type]
+            if c.kind == "continuous":
+                needed.append((f"condition of callback {i}", c.condition))  # type: ignore[arg-type]
+        for name, functions in needed:
+            if functions is not None and not getattr(functions, "differentiable", True):
+                raise InputError(
+                    f"{name} cannot be differentiated by torch ({functions.reason}), but an input "  # type: ignore[union-attr]
+                    "requires grad; write it with torch operations only, or solve without "
+                    "gradients (in torch.no_grad(), or with inputs that do not require grad)."
+                )
 
     def _callback(self, c: Callback, i: int, p: Tensor) -> FlatCallback:
         condition = affect = None
@@ -179,7 +222,9 @@ class _Setup:
             "continuous" if isinstance(c, ContinuousCallback)
             else "discrete" if isinstance(c, DiscreteCallback) else "preset"
         )  # fmt: skip
-        times = _times(c.times, "times", self) if isinstance(c, PresetTimeCallback) else None
+        times = None
+        if isinstance(c, PresetTimeCallback):
+            times = times_within(c.times, "times", self.t0, self.t1)
         return FlatCallback(
             kind=kind,  # type: ignore[arg-type]
             condition=condition,
@@ -221,103 +266,8 @@ class _Setup:
         )
 
     def from_numpy(self, x: np.ndarray, time: bool = False) -> Tensor:
-        out = torch.from_numpy(np.ascontiguousarray(x))
-        return out if time else out.to(self.state.device, self.state.dtype)
-
-
-def to_numpy(x: Tensor) -> np.ndarray:
-    """A tensor as a float64 array of its own."""
-    return np.array(x.detach().to("cpu", torch.float64).numpy(), dtype=np.float64)
-
-
-@dataclass
-class _Grid:
-    """The times asked for: values, and the tensor they came from."""
-
-    values: np.ndarray | None
-    tensor: Tensor | None
-
-    @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        return () if self.tensor is None else (self.tensor,)
-
-
-def _saveat(saveat: Any, setup: _Setup) -> _Grid:
-    if saveat is None:
-        return _Grid(None, None)
-    t0, t1 = setup.t0, setup.t1
-    if isinstance(saveat, numbers.Real) and not isinstance(saveat, bool):
-        step = float(saveat)
-        if not math.isfinite(step) or step <= 0.0:
-            raise InputError(f"saveat is {saveat}; a step must be a positive number.")
-        count = math.floor(abs(t1 - t0) / step * (1 + 1e-12))
-        grid = t0 + math.copysign(step, t1 - t0) * np.arange(count + 1)
-        if abs(grid[-1] - t1) <= 1e-12 * max(abs(t0), abs(t1), step):
-            grid[-1] = t1
-        else:
-            grid = np.append(grid, t1)
-        return _Grid(grid, None)
-    values = _times(saveat, "saveat", setup)
-    tensor = saveat if isinstance(saveat, Tensor) else None
-    return _Grid(values, tensor)
-
-
-def _times(times: Any, name: str, setup: _Setup) -> np.ndarray:
-    """Times within tspan, sorted in the direction of integration, as float64."""
-    try:
-        tensor = times if isinstance(times, Tensor) else torch.as_tensor(np.asarray(times, float))
-    except (TypeError, ValueError):
-        raise InputError(f"{name} is {times!r}; give a 1-d tensor or sequence of times.") from None
-    if tensor.ndim != 1 or tensor.numel() == 0:
-        raise InputError(
-            f"{name} has shape {tuple(tensor.shape)}; give a 1-d tensor of at least one time."
-        )
-    if tensor.dtype.is_complex or tensor.dtype == torch.bool:
-        raise InputError(f"{name} is a tensor of {tensor.dtype}; give real times.")
-    values = to_numpy(tensor)
-    if not np.isfinite(values).all():
-        bad = int(np.nonzero(~np.isfinite(values))[0][0])
-        raise InputError(f"{name}[{bad}] is {values[bad]}; every time must be finite.")
-    sign = 1.0 if setup.t1 > setup.t0 else -1.0
-    steps = sign * np.diff(values)
-    if (steps <= 0).any():
-        i = int(np.nonzero(steps <= 0)[0][0])
-        order = "increase" if sign > 0 else "decrease (tspan runs backwards)"
-        raise InputError(
-            f"{name} must {order}, but {name}[{i}] = {values[i]:g} is followed by "
-            f"{values[i + 1]:g}; sort it and remove repeated times."
-        )
-    low, high = sorted((setup.t0, setup.t1))
-    # A float32 grid may miss the ends by its rounding: taken as the ends.
-    slack = 1e-6 * max(abs(low), abs(high)) if tensor.dtype == torch.float32 else 0.0
-    outside = (values < low - slack) | (values > high + slack)
-    if outside.any():
-        i = int(np.nonzero(outside)[0][0])
-        raise InputError(
-            f"{name}[{i}] = {values[i]:g} lies outside tspan ({setup.t0:g}, {setup.t1:g}); "
-            "widen tspan or leave that time out."
-        )
-    return np.clip(values, low, high)
-
-
-def _abstol(abstol: Any, spec: StateSpec) -> Any:
-    if isinstance(abstol, numbers.Real):
-        return float(abstol)
-    leaves = torch.utils._pytree.tree_leaves(abstol)
-    parts = [torch.as_tensor(x, dtype=torch.float64).reshape(-1) for x in leaves]
-    flat = to_numpy(torch.cat(parts)) if parts else np.empty(0)
-    if isinstance(abstol, (list, tuple)) and all(isinstance(x, numbers.Real) for x in abstol):
-        flat = np.array(abstol, dtype=float)
-    if len(flat) == 1:
-        return float(flat[0])
-    if len(flat) != spec.size:
-        raise InputError(
-            f"abstol has {len(flat)} entries, but the state has {spec.size}; "
-            "give one number, or one for each entry."
-        )
-    if not (np.isfinite(flat).all() and (flat >= 0).all()):
-        raise InputError("abstol has an entry that is negative or not finite; give sizes >= 0.")
-    return flat
+        out = torch.from_numpy(np.ascontiguousarray(x)).to(self.state.device)
+        return out if time else out.to(self.state.dtype)
 
 
 class _Run:
@@ -368,18 +318,20 @@ class _Solve(torch.autograd.Function):
     """Inputs: u0, t0, t1, saveat, then p of the problem and of the callbacks' functions."""
 
     @staticmethod
-    def forward(ctx: Any, run: _Run, u0: Tensor, t0: Tensor, t1: Tensor, grid: Any, *ps: Tensor) -> Any:
+    def forward(
+        ctx: Any, run: _Run, u0: Tensor, t0: Tensor, t1: Tensor, grid: Any, *ps: Tensor
+    ) -> Any:
         flat = run.forward()
-        ctx.run = run
+        ctx.run, ctx.has_grid = run, grid is not None
         t = run.setup.from_numpy(flat.t, time=True)
         return t, run.setup.from_numpy(flat.u)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_t: Tensor, grad_u: Tensor) -> Any:
         run: _Run = ctx.run
         flat = run.flat
         assert flat is not None
+        run.setup.require_unchanged()
         g_u, g_t = to_numpy(grad_u), to_numpy(grad_t)
         gradient = run.setup.engine.adjoint(flat, g_u, g_t)
         times = gradient.times + np.where(flat.source > FIRST_EVENT, g_t, 0.0)
@@ -387,24 +339,25 @@ class _Solve(torch.autograd.Function):
         d_t0 = gradient.t0 + float(times[source == FROM_T0].sum())
         d_t1 = float(times[source == FROM_T1].sum())
         d_grid = None
-        if run.options.saveat is not None:
+        if ctx.has_grid and run.options.saveat is not None:
             d_grid = np.zeros(len(run.options.saveat))
             from_grid = source >= 0
             np.add.at(d_grid, source[from_grid], times[from_grid])
-        return (None, *_cotangents(run, gradient, d_t0, d_t1, d_grid, ctx.needs_input_grad))
+        return (None, *_cotangents(run, gradient, d_t0, d_t1, d_grid))
 
 
 class _Interpolate(torch.autograd.Function):
     """As _Solve, for the state at any times: inputs u0, t0, times, then the ps."""
 
     @staticmethod
-    def forward(ctx: Any, run: _Run, deriv: int, u0: Tensor, t0: Tensor, at: Tensor, *ps: Tensor) -> Any:
+    def forward(
+        ctx: Any, run: _Run, deriv: int, u0: Tensor, t0: Tensor, at: Tensor, *ps: Tensor
+    ) -> Any:
         ctx.run, ctx.at, ctx.deriv = run, to_numpy(at), deriv
         assert run.flat is not None
         return run.setup.from_numpy(run.setup.engine.interpolate(run.flat, ctx.at, deriv))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_u: Tensor) -> Any:
         run: _Run = ctx.run
         if ctx.deriv:
@@ -412,15 +365,28 @@ class _Interpolate(torch.autograd.Function):
                 f"sol(t, deriv={ctx.deriv}) has no gradient; differentiate f(sol(t), p, t) instead."
             )
         assert run.flat is not None
+        run.setup.require_unchanged()
         gradient = run.setup.engine.adjoint(run.flat, to_numpy(grad_u), at=ctx.at)
-        out = _cotangents(run, gradient, gradient.t0, 0.0, gradient.times, ctx.needs_input_grad[1:])
-        d_u0, d_t0, _, d_at, *rest = out
+        d_u0, d_t0, _, d_at, *rest = _cotangents(run, gradient, gradient.t0, 0.0, gradient.times)
         return (None, None, d_u0, d_t0, d_at, *rest)
 
 
-def _cotangents(
-    run: _Run, gradient: Any, d_t0: float, d_t1: float, d_grid: Any, needs: Any
-) -> tuple[Any, ...]:
+class _NotTwice(torch.autograd.Function):
+    """Passes gradients on. Without it their own gradient would be left out without a word."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, *gradients: Tensor | None) -> Any:
+        return tuple(None if g is None else g.clone() for g in gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise PyscimlError(
+            "A gradient of solve cannot be differentiated again: the adjoint gives first "
+            "derivatives only. Leave create_graph=True out, or detach the gradient."
+        )
+
+
+def _cotangents(run: _Run, gradient: Any, d_t0: float, d_t1: float, d_grid: Any) -> tuple[Any, ...]:
     """Cotangents of u0, t0, t1, grid, *ps as tensors like these."""
     setup = run.setup
 
@@ -437,33 +403,30 @@ def _cotangents(
     grid = None
     if d_grid is not None:
         grid = torch.as_tensor(d_grid)
-    return (
+    out = (
         like(gradient.u0, setup.u0),
         like(d_t0, setup.t0_t),
         like(d_t1, setup.t1_t),
         grid,
         *ps,
     )
+    return (
+        _NotTwice.apply(torch.empty(0, requires_grad=True), *out)
+        if torch.is_grad_enabled()
+        else out
+    )
 
 
-def _times_of(flat: FlatSolution, grid: _Grid, setup: _Setup, t: Tensor) -> Tensor:
+def _times_of(flat: FlatSolution, grid: Grid, setup: _Setup, t: Tensor) -> Tensor:
     """Output times; the very tensor given as saveat where the outputs are exactly it."""
     if grid.tensor is not None and len(flat.t) == len(grid.tensor) and (flat.source >= 0).all():
         return grid.tensor
     return t
 
 
-def _solution(run: _Run, t: Tensor, u: Tensor, save_idxs: Any) -> Solution:
+def _solution(run: _Run, t: Tensor, u: Tensor, index: Tensor | None) -> Solution:
     setup, flat = run.setup, run.flat
     assert flat is not None
-    index = None
-    if save_idxs is not None:
-        index = torch.as_tensor(save_idxs, device=u.device).reshape(-1)
-        n = setup.state.size
-        if index.dtype.is_floating_point or not bool(((index >= -n) & (index < n)).all()):
-            raise InputError(
-                f"save_idxs is {save_idxs!r}; give flat indices between 0 and {n - 1}."
-            )
     state = setup.state.unflatten(u) if index is None else u[:, index]
 
     def interpolate(at: Tensor, deriv: int) -> Tensor:
@@ -487,4 +450,3 @@ def _solution(run: _Run, t: Tensor, u: Tensor, save_idxs: Any) -> Solution:
         _interpolate=interpolate,
         _span=(setup.t0, flat.t_reached),
     )
-

@@ -69,3 +69,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reasons = "; ".join(sorted(skipped))
     because = f" ({reasons})" if skipped else ""
     terminalreporter.write_line(f"julia tests: {ran} ran, {skipped.total()} skipped{because}")
+
+
+@pytest.fixture(params=["sundials", pytest.param("julia", marks=pytest.mark.julia)])
+def engine(request: pytest.FixtureRequest) -> str:
+    """The name of an engine: every test that asks for it runs on each."""
+    name: str = request.param
+    return name

@@ -31,7 +31,7 @@ def offer(problem: Problem) -> list[Method]:
     name = "Kvaerno5" if problem.stiff else "Tsit5"
     term = diffrax.ODETerm(lambda t, u, p: problem.rhs(u, p, t, jnp))
 
-    def solve(p: dict[str, Any], reltol: float) -> Any:
+    def solve(p: dict[str, Any], reltol: Any, abstol: Any) -> Any:
         return diffrax.diffeqsolve(
             term,
             getattr(diffrax, name)(),
@@ -41,22 +41,27 @@ def offer(problem: Problem) -> list[Method]:
             y0=u0,
             args=p,
             saveat=diffrax.SaveAt(ts=saveat),
-            stepsize_controller=diffrax.PIDController(
-                rtol=reltol, atol=jnp.asarray(problem.abstol(reltol))
-            ),
+            stepsize_controller=diffrax.PIDController(rtol=reltol, atol=abstol),
             max_steps=100_000,
         ).ys
 
+    # tolerances are arguments of the compiled functions: each is compiled once for all
+    solution = jax.jit(solve)
+    derivative = jax.jit(jax.grad(lambda p, *tolerances: (weights * solve(p, *tolerances)).sum()))
+
+    def tolerances(reltol: float) -> tuple[Any, Any]:
+        return jnp.asarray(reltol), jnp.asarray(problem.abstol(reltol))
+
     def forward(reltol: float) -> Callable[[], np.ndarray]:
-        compiled = jax.jit(lambda p: solve(p, reltol))
-        return lambda: np.asarray(compiled(p))
+        both = tolerances(reltol)
+        return lambda: np.asarray(solution(p, *both))
 
     def gradient(reltol: float) -> Callable[[], np.ndarray]:
-        compiled = jax.jit(jax.grad(lambda p: (weights * solve(p, reltol)).sum()))
+        both = tolerances(reltol)
 
         def run() -> np.ndarray:
             # a dict comes back from JAX with its keys sorted
-            grads = compiled(p)
+            grads = derivative(p, *both)
             return np.concatenate([np.asarray(grads[key]).ravel() for key in p])
 
         return run

@@ -62,8 +62,8 @@ class _Tracker:
             p.grad is None or bool(torch.isfinite(p.grad).all()) for p in self.parameters
         ):
             return self._wall()
-        if float(value) < self.best:
-            self.best = float(value)
+        if float(value.detach()) < self.best:
+            self.best = float(value.detach())
             self.best_point = [p.detach().clone() for p in self.parameters]
         return value.detach()
 

@@ -71,7 +71,7 @@ class Capture:
         return self._joined([c.detach() for c in self.closures_c])
 
     def _joined(self, parts: Sequence[Tensor]) -> Tensor:
-        flat = [x.reshape(-1).to(self.dtype) for x in parts]
+        flat = [x.reshape(-1).to(self.device, self.dtype) for x in parts]
         if not flat:
             return torch.zeros(0, dtype=self.dtype, device=self.device)
         return flat[0] if len(flat) == 1 else torch.cat(flat)
@@ -111,11 +111,12 @@ def capture(
         raise ValueError("capture needs an input named 'p' (of length 0 if there is none)")
     inputs = {k: v.detach().clone() for k, v in inputs.items()}
     guards = Guards(fn)
-    with _unchanged_random_state() as drawn, guards.unchanged_tensors():
+    read: list[Tensor] = []
+    with _UnchangedRandomState(inputs["p"].device) as drawn, guards.unchanged_tensors():
         out = fn(*inputs.values())
         _require_vector(out)
         try:
-            raw = trace(fn, list(inputs.values()), guarded=True)
+            raw = trace(fn, list(inputs.values()), read=read)
         except Exception as error:  # noqa: BLE001  (a tracer can raise anything)
             raise explain(error) from error
         _refuse_random(raw, fn, inputs, drawn())
@@ -126,6 +127,8 @@ def capture(
         _refuse_random(raw, fn, inputs, drawn())
     guards.forget_changed()
     guards.watch_closures(captured.closures_p, captured.closures_c)
+    if read:
+        guards.watch_values()
     return captured
 
 
@@ -139,16 +142,27 @@ def _require_vector(out: Any) -> None:
         raise CaptureError(f"the function returned {given}", "return a real tensor of shape (n,)")
 
 
-class _unchanged_random_state:
+class _UnchangedRandomState:
     """Restores torch's, NumPy's and Python's random state; tells which of them was drawn from."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
 
     def __enter__(self) -> Callable[[], str | None]:
         self._torch = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state(self._device) if self._is_cuda else None
         self._numpy = np.random.get_state()
         self._python = random.getstate()
         return self.drawn
 
+    @property
+    def _is_cuda(self) -> bool:
+        return self._device.type == "cuda"
+
     def drawn(self) -> str | None:
+        if self._cuda is not None:
+            if not torch.equal(torch.cuda.get_rng_state(self._device), self._cuda):
+                return "torch.cuda"
         if not torch.equal(torch.get_rng_state(), self._torch):
             return "torch"
         now: Any = np.random.get_state()
@@ -161,6 +175,8 @@ class _unchanged_random_state:
 
     def __exit__(self, *_: object) -> None:
         torch.set_rng_state(self._torch)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state(self._cuda, self._device)
         np.random.set_state(self._numpy)
         random.setstate(self._python)
 
@@ -171,7 +187,7 @@ def _refuse_random(
     for node in module.graph.nodes:
         tags = getattr(node.target, "tags", ()) if node.op == "call_function" else ()
         if torch.Tag.nondeterministic_seeded in tags:
-            where = line_of_op(fn, list(inputs.values()), op_name(node.target))
+            where = line_of_op(fn, list(inputs.values()), node)
             raise CaptureError(
                 f"the function draws random numbers ({op_name(node.target)}{where})",
                 "draw them before solving and pass them in, or call eval() on modules with dropout",
@@ -194,6 +210,7 @@ def _lift(
 ) -> Capture:
     """Turn the tensors that the graph holds as attributes into slices of ``p`` and ``c``."""
     graph = raw.graph
+    _refuse_read_out(raw)
     graph.eliminate_dead_code()
     places = [n for n in graph.nodes if n.op == "placeholder"]
     reference = inputs["p"]
@@ -268,6 +285,29 @@ def _lift(
     )
 
 
+def _only_detached(node: FxNode) -> bool:
+    """Whether a value is used by nothing but detaches that nothing uses."""
+    aten = torch.ops.aten
+    return bool(node.users) and all(
+        u.target in (aten.detach.default, aten.alias.default) and (not u.users or _only_detached(u))
+        for u in node.users
+    )
+
+
+def _refuse_read_out(raw: GraphModule) -> None:
+    """``w.detach().numpy()`` leaves a detach that nothing uses."""
+    for node in raw.graph.nodes:
+        if node.op != "get_attr":
+            continue
+        value = getattr(raw, node.target)
+        if isinstance(value, Tensor) and value.requires_grad and _only_detached(node):
+            raise CaptureError(
+                f"the function reads the values of a tensor of shape {tuple(value.shape)} that "
+                "requires grad out of torch",
+                "keep it a tensor: no .detach().numpy() or .tolist() on it",
+            )
+
+
 def _is_literal(node: FxNode) -> bool:
     """Whether a held tensor was made inside the function, as by ``torch.tensor([1.0, 2.0])``."""
     fresh = torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.lift_fresh.default
@@ -280,8 +320,7 @@ def _require_lowering(
     try:
         lower(captured.module, captured.names)
     except UnsupportedOp as error:
-        name = op_name(error.fx_node.target)
-        where = line_of_op(fn, list(inputs.values()), name)
+        where = line_of_op(fn, list(inputs.values()), error.fx_node)
         raise CaptureError(
             f"the operation {error}{where}",
             "write it with other torch operations, or accept the slower callbacks",

@@ -82,6 +82,9 @@ class Guards:
         self._partial: list[Any] = []  # objects of which only mentioned attributes are followed
         self._followed: set[tuple[int, str]] = set()
         self._walk()
+        # what the walk held on to is not needed any more
+        self._seen.clear()
+        self._partial.clear()
 
     # ---- asking
 
@@ -119,6 +122,17 @@ class Guards:
         """Tensors lifted to inputs: their values may change, not what they are."""
         for group in groups:
             self._closures += [(t, t.requires_grad, t.dtype, t.shape) for t in group]
+        lifted = {id(t) for group in groups for t in group}
+        for tensor in self._tensors.values():
+            # not an input of the graph: if it matters, its value was read in Python
+            if id(tensor) not in lifted and tensor.is_floating_point():
+                self.watch_constant(tensor)
+
+    def watch_values(self) -> None:
+        """Every reachable tensor without gradient: a value was read out of some of them."""
+        for tensor in self._tensors.values():
+            if not tensor.requires_grad:
+                self.watch_constant(tensor)
 
     def watch_constant(self, tensor: Tensor) -> None:
         """A tensor whose value the trace holds (an index table, a mask)."""
@@ -137,16 +151,17 @@ class Guards:
     def unchanged_tensors(self) -> Iterator[None]:
         """Put reachable tensors back to their values, and raise if the function wrote to one."""
         from_before = [
-            (t, t._version, t.detach().clone())
+            (t, t.detach().clone())
             for t in self._tensors.values()
-            if not t.requires_grad and t.numel() <= 1_000_000
+            if not t.requires_grad and t.numel() <= 1_000_000 and t.layout == torch.strided
         ]
         try:
             yield
         finally:
             written = False
-            for tensor, version, value in from_before:
-                if tensor._version != version and not torch.equal(tensor, value):
+            for tensor, value in from_before:
+                # by value: batch normalisation writes without counting a version
+                if not _equal_tensors(tensor, value):
                     written = True
                     with torch.no_grad():
                         tensor.copy_(value)
@@ -196,6 +211,8 @@ class Guards:
             self._class(value)
         elif isinstance(value, np.ndarray):
             self._array(value)
+        elif isinstance(value, torch.jit.ScriptModule):
+            self.opaque = True
         elif isinstance(value, nn.Module):
             self._module(value)
         elif isinstance(value, Mapping):
@@ -345,6 +362,10 @@ def _content(cell: types.CellType) -> Any:
         return cell.cell_contents
     except ValueError:
         return _MISSING
+
+
+def _equal_tensors(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _get(owner: Any, key: Any) -> Any:

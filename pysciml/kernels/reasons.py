@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import linecache
 import os
+import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Node as FxNode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from pysciml.kernels.trace import ReadOutError, trace
+from pysciml.kernels.trace import TraceError, trace
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__))
@@ -64,17 +68,20 @@ def explain(error: Exception) -> CaptureError:
         return error
     text = str(error)
     line = user_line(error)
-    if isinstance(error, ReadOutError):
-        return CaptureError(
-            f"the function turns a tensor that requires grad into a Python number{line}",
-            "keep it a tensor: no .item(), float() or math.* on it",
-        )
+    if isinstance(error, TraceError):
+        what, hint = error.args
+        return CaptureError(f"the function {what}{line}", hint)
     if "get value out of a tracing tensor" in text or "data-dependent" in text.lower():
         return CaptureError(
             f"the function needs a tensor's value while it runs, in an if, a loop, float(), "
             f".item() or torch.tensor([...]){line}",
             "use torch.where instead of if, torch.stack instead of torch.tensor, "
             "and torch.* instead of math.*",
+        )
+    if "HigherOrderOperator" in text:
+        return CaptureError(
+            f"the function uses torch's control flow operators{line}",
+            "use torch.where instead of torch.cond, and a Python loop of fixed length",
         )
     first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
     return CaptureError(
@@ -83,24 +90,35 @@ def explain(error: Exception) -> CaptureError:
     )
 
 
-def line_of_op(fn: Callable[..., Tensor], inputs: Sequence[Tensor], op: str) -> str:
-    """`` (file.py:12: `code`)`` of the user's line that called an ATen operation, or "".
+class _Lines(TorchDispatchMode):
+    """Notes the user's line for every operation of one kind."""
+
+    def __init__(self, target: Any) -> None:
+        super().__init__()
+        self.target = target
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is self.target:
+            frame = sys._getframe(1)
+            while frame.f_back is not None and not _is_users(frame.f_code.co_filename):
+                frame = frame.f_back
+            users = _is_users(frame.f_code.co_filename)
+            self.found.append(_describe(frame.f_code.co_filename, frame.f_lineno) if users else "")
+        return func(*args, **(kwargs or {}))
+
+
+def line_of_op(fn: Callable[..., Tensor], inputs: Sequence[Tensor], node: FxNode) -> str:
+    """`` (file.py:12: `code`)`` of the user's line behind a traced operation, or "".
 
     Traces ``fn`` once more, so it is for messages only.
     """
+    lines = _Lines(node.target)
     try:
-        module = trace(fn, inputs, stack_traces=True)
+        trace(fn, inputs, read=[], watch=lines)
     except Exception:  # noqa: BLE001  (this is already an error path)
         return ""
-    for node in module.graph.nodes:
-        if node.op != "call_function" or not str(node.target).endswith(op):
-            continue
-        found = ""
-        lines = (node.meta.get("stack_trace") or "").splitlines()
-        for text in lines:
-            parts = text.strip().split('"')
-            if len(parts) >= 3 and parts[0].startswith("File") and _is_users(parts[1]):
-                number = parts[2].split("line ")[1].split(",")[0]
-                found = _describe(parts[1], int(number))
-        return found
-    return ""
+    same = [n for n in node.graph.nodes if n.target is node.target]
+    if len(same) == len(lines.found):
+        return lines.found[same.index(node)]
+    return lines.found[0] if len(set(lines.found)) == 1 else ""

@@ -1,12 +1,13 @@
-"""Simplifying rules for operations that move elements: views, cat, pad, take, pack and elem."""
+"""Simplifying rules for operations that move whole axes: views, cat and pad."""
 
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
-from pysciml.kernels.graph import Node, Shape
+from pysciml.kernels.graph import Node
 from pysciml.kernels.rules import Maker, Rule, uniform
 
 
@@ -84,15 +85,15 @@ def _slice(b: Maker, node: Node, args: tuple[Node, ...]) -> Node | None:
     if x.op == "slice":
         spans = zip(x.attr("starts"), x.attr("stops"), x.attr("steps"), strict=True)
         inner = [range(*s)[r.start : r.stop : r.step] for s, r in zip(spans, ranges, strict=True)]
-        return _slice_by(b, x.args[0], inner)
+        return slice_by(b, x.args[0], inner)
     if x.op == "expand":
         source = x.args[0]
         inner = [range(1) if n == 1 else r for n, r in zip(source.shape, ranges, strict=True)]
-        return b.build("expand", _slice_by(b, source, inner), shape=node.shape)
+        return b.build("expand", slice_by(b, source, inner), shape=node.shape)
     if x.op == "permute":
         perm = x.attr("perm")
         inner = [ranges[perm.index(i)] for i in range(len(perm))]
-        return b.build("permute", _slice_by(b, x.args[0], inner), perm=perm)
+        return b.build("permute", slice_by(b, x.args[0], inner), perm=perm)
     if x.op == "cat":
         return _slice_of_cat(b, node, x, ranges)
     if x.op == "pad" and not any(x.attr("interior")):
@@ -111,7 +112,7 @@ def _as_slice(r: range) -> slice:
     return slice(r.start, r.stop, r.step)
 
 
-def _attrs_of(ranges: list[range]) -> dict[str, Shape]:
+def _attrs_of(ranges: list[range]) -> dict[str, Any]:
     """Slice attributes in their one normal form: the last element taken sets the stop."""
     starts = tuple(r.start for r in ranges)
     stops = tuple(r[-1] + 1 if len(r) else r.start for r in ranges)
@@ -119,27 +120,24 @@ def _attrs_of(ranges: list[range]) -> dict[str, Shape]:
     return {"starts": starts, "stops": stops, "steps": steps}
 
 
-def _slice_by(b: Maker, x: Node, ranges: list[range]) -> Node:
+def slice_by(b: Maker, x: Node, ranges: list[range]) -> Node:
+    """The part of ``x`` that a range along each axis takes."""
     return b.build("slice", x, **_attrs_of(ranges))
 
 
 def _slice_of_cat(b: Maker, node: Node, x: Node, ranges: list[range]) -> Node | None:
-    """A slice that keeps only some of a cat's arguments, or parts of them."""
+    """A slice that lies within one of a cat's arguments. Across several, it stays a view."""
     dim = x.attr("dim")
     r = ranges[dim]
-    if r.step != 1:
-        return None
-    parts = []
     start = 0
     for a in x.args:
         stop = start + a.shape[dim]
-        lo, hi = max(r.start, start), min(r.stop, stop)
-        if lo < hi:
+        if start <= r[0] and r[-1] < stop:
             inner = list(ranges)
-            inner[dim] = range(lo - start, hi - start)
-            parts.append(_slice_by(b, a, inner))
+            inner[dim] = range(r.start - start, r[-1] + 1 - start, r.step)
+            return slice_by(b, a, inner)
         start = stop
-    return b.build("cat", *parts, dim=dim)
+    return None
 
 
 def _slice_of_pad(b: Maker, node: Node, x: Node, ranges: list[range]) -> Node | None:
@@ -154,7 +152,7 @@ def _slice_of_pad(b: Maker, node: Node, x: Node, ranges: list[range]) -> Node | 
             return b.full(0, node.shape, node.kind)
         else:
             return None
-    return _slice_by(b, source, inner)
+    return slice_by(b, source, inner)
 
 
 def _cat(b: Maker, node: Node, args: tuple[Node, ...]) -> Node | None:
@@ -203,7 +201,7 @@ def _join(b: Maker, x: Node, y: Node, dim: int) -> Node | None:
                 ranges.append(range(rx.start, ry.stop))
             else:
                 return None
-        return _slice_by(b, source, ranges)
+        return slice_by(b, source, ranges)
     return None
 
 
@@ -284,152 +282,6 @@ def _piece_at(parts: list[tuple[int, Node | None]], start: int, stop: int) -> No
     return "cut"
 
 
-def _take(b: Maker, node: Node, args: tuple[Node, ...]) -> Node | None:
-    x, idx = args
-    if idx.size == 0:
-        return b.full(0, node.shape, node.kind)
-    value = uniform(x)
-    if value is not None:
-        return b.full(value, node.shape, node.kind)
-    if not idx.is_const:
-        return None
-    flat = idx.value.reshape(-1)
-    step = int(flat[1] - flat[0]) if flat.size > 1 else 1
-    if step == 0 and (flat == flat[0]).all():
-        one = b.build("reshape", b.build("elem", x, index=int(flat[0])), shape=(1,) * node.ndim)
-        return b.build("expand", one, shape=node.shape)
-    if step != 0 and (np.diff(flat) == step).all():
-        if step > 0:
-            span = range(int(flat[0]), int(flat[-1]) + 1, step)
-            return b.build("reshape", _slice_by(b, x, [span]), shape=node.shape)
-        span = range(int(flat[-1]), int(flat[0]) + 1, -step)
-        return b.build(
-            "reshape", b.build("flip", _slice_by(b, x, [span]), dims=(0,)), shape=node.shape
-        )
-    return None
-
-
-def _scatter_add(b: Maker, node: Node, args: tuple[Node, ...]) -> Node | None:
-    idx, vals = args
-    if vals.size == 0 or uniform(vals) == 0:
-        return b.full(0, node.shape, node.kind)
-    if not idx.is_const:
-        return None
-    flat = idx.value.reshape(-1)
-    step = int(flat[1] - flat[0]) if flat.size > 1 else 1
-    if step > 0 and (np.diff(flat) == step).all():
-        return b.build(
-            "pad",
-            b.build("reshape", vals, shape=(flat.size,)),
-            lo=(int(flat[0]),),
-            hi=(node.size - 1 - int(flat[-1]),),
-            interior=(step - 1,),
-        )
-    return None
-
-
-def _scatter_set(b: Maker, node: Node, args: tuple[Node, ...]) -> Node | None:
-    base, idx, vals = args
-    if idx.size == 0:
-        return base
-    if not idx.is_const:
-        return None
-    flat = idx.value.reshape(-1)
-    if (np.diff(flat) == 1).all():
-        lo, hi = int(flat[0]), int(flat[-1]) + 1
-        vals = b.build("reshape", vals, shape=(flat.size,), kind=vals.kind)
-        if vals.kind != node.kind:
-            vals = b.build("cast", vals, kind=node.kind)
-        parts = []
-        if lo > 0:
-            parts.append(_slice_by(b, base, [range(0, lo)]))
-        parts.append(vals)
-        if hi < base.size:
-            parts.append(_slice_by(b, base, [range(hi, base.size)]))
-        return b.build("cat", *parts, dim=0)
-    return None
-
-
-def _elem(b: Maker, node: Node, args: tuple[Node, ...]) -> Node | None:
-    """An element, looked up through everything that only moves elements."""
-    x, index = args[0], node.attr("index")
-    source, at = x, index
-    while True:
-        if source.shape == ():
-            return source
-        value = uniform(source)
-        if value is not None:
-            return b.scalar(value, node.kind)
-        if source.is_const:
-            return b.scalar(source.value.reshape(-1)[at], node.kind)
-        if source.op == "pack":
-            return source.args[at]
-        if source.op == "reshape":
-            source = source.args[0]
-            continue
-        if source.op not in ("permute", "expand", "flip", "slice", "cat", "pad"):
-            break
-        step = _through(source, np.unravel_index(at, source.shape))
-        if step is None:
-            return b.scalar(0, node.kind)
-        source, position = step
-        at = int(np.ravel_multi_index(position, source.shape)) if position else 0
-    return b.build("elem", source, index=int(at)) if source is not x else None
-
-
-def _through(x: Node, position: tuple[np.intp, ...]) -> tuple[Node, tuple[int, ...]] | None:
-    """Where the element at ``position`` of a moving operation comes from; None: a padding zero."""
-    where = [int(i) for i in position]
-    source = x.args[0]
-    if x.op == "permute":
-        perm = x.attr("perm")
-        return source, tuple(where[perm.index(i)] for i in range(len(perm)))
-    if x.op == "expand":
-        return source, tuple(0 if n == 1 else i for n, i in zip(source.shape, where, strict=True))
-    if x.op == "flip":
-        dims = x.attr("dims")
-        return source, tuple(
-            n - 1 - i if d in dims else i
-            for d, (n, i) in enumerate(zip(source.shape, where, strict=True))
-        )
-    if x.op == "slice":
-        spans = zip(where, x.attr("starts"), x.attr("steps"), strict=True)
-        return source, tuple(start + i * step for i, start, step in spans)
-    if x.op == "cat":
-        dim = x.attr("dim")
-        for a in x.args:
-            if where[dim] < a.shape[dim]:
-                return a, tuple(where)
-            where[dim] -= a.shape[dim]
-        raise IndexError(x)
-    inner = []
-    spans = zip(where, source.shape, x.attr("lo"), x.attr("interior"), strict=True)
-    for i, n, lo, gap in spans:
-        j, rest = divmod(i - lo, gap + 1)
-        if i < lo or rest or j >= n:
-            return None
-        inner.append(j)
-    return source, tuple(inner)
-
-
-def _pack(b: Maker, node: Node, args: tuple[Node, ...]) -> Node | None:
-    """A pack of neighbouring elements of one array is a slice of it."""
-    if node.shape == ():
-        return args[0]
-    first = args[0]
-    if first.op != "elem" or len(args) < 2:
-        return b.build("reshape", first, shape=node.shape) if len(args) == 1 else None
-    source, start = first.args[0], first.attr("index")
-    for i, a in enumerate(args):
-        if a.op != "elem" or a.args[0] is not source or a.attr("index") != start + i:
-            return None
-    if len(args) == source.size:
-        return b.build("reshape", source, shape=node.shape)
-    flat = b.build("reshape", source, shape=(source.size,))
-    part = _slice_by(b, flat, [range(start, start + len(args))])
-    return b.build("reshape", part, shape=node.shape)
-
-
 RULES: dict[str, Rule] = {
     "reshape": _reshape,
     "permute": _permute,
@@ -438,9 +290,4 @@ RULES: dict[str, Rule] = {
     "slice": _slice,
     "cat": _cat,
     "pad": _pad,
-    "take": _take,
-    "scatter_add": _scatter_add,
-    "scatter_set": _scatter_set,
-    "elem": _elem,
-    "pack": _pack,
 }

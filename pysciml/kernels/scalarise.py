@@ -238,8 +238,12 @@ class _Scalariser:
         cheaper: a view of an array is."""
         if node.op not in SHAPE_OPS or node.shape == () or not any(a.has_array for a in args):
             return None
-        if node.op in ("cat", "pad") and node.size <= self.costs.limit + 4 * len(args):
-            return None
+        if node.op in ("cat", "pad"):
+            live = symbols.ids[symbols.ids >= 0]
+            # Copying a piece costs half an array operation, packing a scalar half an addition.
+            spare = (len(args) * self.costs.limit - len(live)) / 2
+            if spare > 0 and self.taking(live.tolist()) < spare:
+                return None
         return lambda: rebuild_node(self.builder, node, tuple(self.array(a) for a in args))
 
     def spelled(self, node: Node, args: list[Symbols]) -> Symbols | None:
@@ -327,7 +331,7 @@ class _Scalariser:
             return None
         empty = 0 if op == "add" else 1
         out_ids = np.full(len(ids), -1, dtype=np.int64)
-        out_vals = np.full(len(ids), empty, dtype=DTYPES[node.kind])
+        out_vals: np.ndarray = np.full(len(ids), empty, dtype=DTYPES[node.kind])
         if op == "mul":
             zero = ((ids < 0) & (vals == 0)).any(axis=1)
             counts = np.where(zero, 0, counts)
@@ -379,7 +383,7 @@ class _Scalariser:
             return None
         # One row a target, its terms side by side, the missing ones zero.
         ids = np.full((node.size, depth), -1, dtype=np.int64)
-        vals = np.zeros((node.size, depth), dtype=DTYPES[node.kind])
+        vals: np.ndarray = np.zeros((node.size, depth), dtype=DTYPES[node.kind])
         filled = np.zeros(node.size, dtype=int)
         for k, target in enumerate(at.tolist()):
             ids[target, filled[target]] = flat.ids[k]

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pysciml.kernels import rules_algebra, rules_shape
+from pysciml.kernels import rules_algebra, rules_index, rules_shape
 from pysciml.kernels.fold import DTYPES, apply
 from pysciml.kernels.graph import ELEMENTWISE, Graph, Node, Shape, const, make
 from pysciml.kernels.rules import uniform
@@ -23,7 +23,7 @@ from pysciml.kernels.rules import uniform
 _COMMUTATIVE = frozenset("add mul maximum minimum and or xor eq ne".split())
 #: Results larger than this are not folded into literals unless an argument is as large.
 FOLD_LIMIT = 4096
-_RULES = {**rules_algebra.RULES, **rules_shape.RULES}
+_RULES = {**rules_algebra.RULES, **rules_shape.RULES, **rules_index.RULES}
 
 
 class Builder:

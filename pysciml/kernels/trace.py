@@ -3,35 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pysciml.kernels.decompositions import table
 
 
-class ReadOutError(RuntimeError):
-    """A closed-over tensor's value was turned into a Python number while tracing."""
+class TraceError(RuntimeError):
+    """What a function does that no trace can keep: ``args`` are what (a predicate) and a hint."""
 
 
 class _NoReadOut(TorchDispatchMode):
     """Refuses ``.item()`` of tensors that require grad, whose value the trace would freeze."""
 
-    def __init__(self) -> None:
+    def __init__(self, read: list[Tensor]) -> None:
         super().__init__()
-        self.read: list[Tensor] = []
+        self.read = read
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             if args[0].requires_grad:
-                raise ReadOutError("a tensor that requires grad was turned into a Python number")
+                raise TraceError(
+                    "turns a tensor that requires grad into a Python number",
+                    "keep it a tensor: no .item(), float() or math.* on it",
+                )
             self.read.append(args[0])
         return func(*args, **(kwargs or {}))
 
@@ -67,6 +73,24 @@ def _getitem(x: Tensor, index: Any) -> Tensor | None:
     return out
 
 
+_DETACHING = (Tensor.detach, torch.detach, Tensor.data.__get__)  # type: ignore[attr-defined]
+
+
+def _drop_own_detaches(module: GraphModule) -> None:
+    """Remove the detaches that autograd itself put round values it saved.
+
+    A function that calls ``torch.autograd.grad`` inside has them in its graph, where they would
+    cut the second derivative.
+    """
+    aten = torch.ops.aten
+    for node in list(module.graph.nodes):
+        if node.target is not aten.detach.default or not node.users:
+            continue
+        if not any(user.target is aten.alias.default for user in node.users):
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+
+
 class _WithoutReading(TorchFunctionMode):
     """Writes otherwise what torch does by reading a tensor's value although it need not.
 
@@ -81,6 +105,19 @@ class _WithoutReading(TorchFunctionMode):
                 return found
         elif func is Tensor.__setitem__ and _is_position(args[1]):
             return func(args[0], args[1].reshape(1), args[2])
+        elif func in _DETACHING:
+            # marked, to be told from the detaches with which autograd saves its own values
+            return torch.ops.aten.alias.default(func(*args, **(kwargs or {})))
+        elif func is torch.tensor and isinstance(args[0], Tensor):
+            options = {k: v for k, v in (kwargs or {}).items() if k in ("dtype", "device")}
+            copy = torch.ops.aten.alias.default(args[0].detach())
+            return copy.to(**options) if options else copy
+        elif func in (torch.tensor, torch.as_tensor) and isinstance(args[0], (list, tuple)):
+            if any(isinstance(x, Tensor) for x in tree_leaves(args[0])):
+                raise TraceError(
+                    "builds a tensor from a list of tensors by value, which cuts their gradients",
+                    "use torch.stack instead of torch.tensor",
+                )
         elif func is torch.nn.functional.one_hot and len(args) + len(kwargs or {}) == 2:
             index, classes = args[0], (kwargs or {}).get("num_classes", args[-1])
             if isinstance(classes, int) and classes > 0:
@@ -94,6 +131,12 @@ def _is_mutating(module: GraphModule) -> bool:
         if schema is not None and schema.is_mutable:
             return True
     return False
+
+
+def _refuse_written_inputs(module: GraphModule) -> None:
+    for node in module.graph.nodes:
+        if node.target is torch.ops.aten.copy_.default and node.args[0].op == "placeholder":
+            raise TraceError("writes to its own argument in place", "write to a copy: u.clone()")
 
 
 def _bound_slices(module: GraphModule) -> None:
@@ -110,6 +153,21 @@ def _bound_slices(module: GraphModule) -> None:
         node.args = tuple(args)
 
 
+@contextlib.contextmanager
+def _quick() -> Iterator[None]:
+    """Halves the time of a trace: one fake mode for all metadata, no garbage collection inside."""
+    paused = gc.isenabled()
+    gc.disable()
+    try:
+        context = TracingContext(FakeTensorMode(allow_fallback_kernels=True))
+        # compiled functions are traced through, as if they were not compiled
+        with tracing(context), torch._dynamo.config.patch(error_on_nested_fx_trace=False):
+            yield
+    finally:
+        if paused:
+            gc.enable()
+
+
 def _plain(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """``fn`` without its signature: the tracer would count arguments that have defaults."""
 
@@ -123,27 +181,33 @@ def trace(
     fn: Callable[..., Tensor],
     inputs: Sequence[Tensor],
     *,
-    guarded: bool = False,
-    stack_traces: bool = False,
+    read: list[Tensor] | None = None,
+    watch: TorchDispatchMode | None = None,
 ) -> GraphModule:
     """``fn`` at ``inputs`` as a graph without mutation; held tensors are attributes.
 
-    ``guarded`` is for the user's own function: it may not turn tensors that require grad into
-    numbers, and does not where torch would only by habit.
-    ``stack_traces`` keeps the Python lines of each operation where this torch can (slow).
+    ``read`` is for the user's own function: it may not turn tensors that require grad into
+    numbers, and does not where torch would only by habit; other tensors whose values it turned
+    into numbers are added to the list.
+    ``watch`` sees every operation as it is traced.
     """
     options: dict[str, Any] = {"decomposition_table": table()}
-    if stack_traces and "record_stack_traces" in inspect.signature(make_fx).parameters:
-        options["record_stack_traces"] = True
     # Plain first: a function that differentiates with torch.autograd.grad cannot be traced
     # under functionalize. Mutation, if any, is then removed from the graph.
-    with contextlib.ExitStack() as modes:
-        if guarded:
-            modes.enter_context(_NoReadOut())
+    with _quick(), contextlib.ExitStack() as modes:
+        if read is not None:
+            modes.enter_context(_NoReadOut(read))
             modes.enter_context(_WithoutReading())
+        if watch is not None:
+            modes.enter_context(watch)
         module = make_fx(_plain(fn), **options)(*inputs)
+    if read is not None:
+        _drop_own_detaches(module)
+        module.recompile()
     if _is_mutating(module):
-        module = make_fx(torch.func.functionalize(module), **options)(*inputs)
+        with _quick():
+            module = make_fx(torch.func.functionalize(module), **options)(*inputs)
+        _refuse_written_inputs(module)
     _bound_slices(module)
     module.recompile()
     return module

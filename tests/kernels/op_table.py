@@ -558,6 +558,14 @@ _NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "adaptive_pool": (lambda: nn.AdaptiveAvgPool2d(2), (1, 1, 4, 4)),
     "flatten_net": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 4)), (1, 2, 2)),
     "attention": (lambda: _Attention(), (3, 4)),
+    "gru": (lambda: _First(nn.GRU(2, 2)), (3, 2)),
+    "lstm": (lambda: _First(nn.LSTM(2, 2)), (3, 2)),
+    "multihead": (lambda: _Multihead(), (1, 2, 4)),
+    "transformer": (
+        lambda: nn.TransformerEncoderLayer(4, 2, 5, batch_first=True).eval(),
+        (1, 2, 4),
+    ),
+    "weight_norm": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), (4,)),
     "gru_cell": (lambda: _Cell(nn.GRUCell(2, 2)), (4,)),
     "lstm_cell": (lambda: _Cell(nn.LSTMCell(2, 2)), (6,)),
 }
@@ -570,6 +578,24 @@ class _Bilinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x[:2], x[2:])
+
+
+class _First(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)[0]
+
+
+class _Multihead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x, x, x)[0]
 
 
 class _Attention(nn.Module):
@@ -671,6 +697,69 @@ def _autograd_grad(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
 _add("hamiltonian", _hamiltonian)
 _add("cnf_trace", _cnf_trace, n_p=1)
 _add("hutchinson", _hutchinson, n_p=3)
+_CONV = _module(
+    lambda: nn.Sequential(
+        nn.Conv1d(2, 4, 3, stride=2, padding=2, dilation=2, groups=2),
+        nn.Tanh(),
+        nn.ConvTranspose1d(4, 2, 3, stride=2, padding=1, output_padding=1, groups=2),
+        nn.SiLU(),
+        nn.Conv1d(2, 1, 3, padding=1),
+    )
+)
+
+
+def _conv_energy(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
+    return torch.func.grad(lambda z: (_CONV(z.reshape(1, 2, 7)) ** 2).sum() * p[0])(u)
+
+
+def _conv_weights(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
+    def energy(w: Tensor, v: Tensor) -> Tensor:
+        x = F.conv2d(u.reshape(1, 2, 3, 2), w.reshape(2, 1, 2, 2), stride=2, padding=1, groups=2)
+        x = F.conv_transpose2d(x, v.reshape(2, 1, 2, 2), stride=2)
+        return (x**3).sum()
+
+    return torch.cat(torch.func.grad(energy, (0, 1))(p[:8], p[8:])) * t
+
+
+_add("conv_energy", _conv_energy, n_u=14, n_p=1)
+_add("conv_weights", _conv_weights, n_u=12, n_p=16)
+for _name, _act in {
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "elu": F.elu,
+    "softplus": F.softplus,
+    "mish": F.mish,
+    "log_softmax": lambda x: F.log_softmax(x, 0)[:2],
+    "softmax": lambda x: F.softmax(x, 0)[:2],
+    "layer_norm": lambda x: F.layer_norm(x, (4,))[:3],
+    "leaky_relu": F.leaky_relu,
+    "logsigmoid": F.logsigmoid,
+    "relu": F.relu,
+    "hardtanh": F.hardtanh,
+    "norm": torch.linalg.norm,
+    "solve": lambda x: torch.linalg.solve(_W + torch.diag(x + 3), x),
+    "logsumexp": lambda x: torch.logsumexp(x, 0),
+    "cumsum": lambda x: torch.cumsum(x, 0) ** 2,
+    "pad": lambda x: F.pad(x[None, None], (1, 1), mode="reflect") ** 2,
+    "amax": torch.amax,
+    "sort": lambda x: x.sort().values ** 2 * torch.arange(4),
+    "prod": torch.prod,
+}.items():
+    _add(
+        f"grad_of_{_name}",
+        lambda u, p, t, f=_act: torch.func.grad(lambda x: f(x * p).sum())(u) + t,
+    )
+
+
+def _ffjord(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
+    with torch.set_grad_enabled(True):
+        z = u[:3] if u.requires_grad else u[:3].clone().requires_grad_(True)
+        dz = _NET(z) * p[0]
+        divergence = sum(torch.autograd.grad(dz[i], z, create_graph=True)[0][i] for i in range(3))
+    return torch.cat([dz, -divergence.reshape(1)])
+
+
+_add("ffjord", _ffjord)
 _add("jvp_inside", lambda u, p, t: torch.func.jvp(lambda x: torch.sin(x) * p, (u,), (p,))[1] + t)
 _add("vmap", lambda u, p, t: torch.vmap(lambda a, b: torch.sin(a * b) + t)(u, p))
 _add(
@@ -695,6 +784,20 @@ _add(
     "forcing", lambda u, p, t: torch.stack([u[1], p[0] * torch.cos(p[1] * t) - u[0]]), n_u=2, n_p=2
 )
 _add("t_reshape", lambda u, p, t: torch.cat([u, t.view(1)])[:4] * p + t.unsqueeze(0).expand(4) * u)
+_add("time_copied", lambda u, p, t: torch.tensor(t) * u + torch.as_tensor(t) * p)
+_add("ldexp", lambda u, p, t: torch.ldexp(u, torch.tensor([1, 2, 0, 3])) * p + t)
+_add("losses", lambda u, p, t: F.huber_loss(u, p, reduction="none") + F.mse_loss(u, p) * t)
+_add("similarity", lambda u, p, t: F.cosine_similarity(u[None], p[None]) * u + t)
+_add(
+    "resize",
+    lambda u, p, t: (
+        F.interpolate(u.view(1, 1, 2, 2), scale_factor=2, mode="bilinear").view(-1)[:4] * p
+    ),
+)
+_add(
+    "attention_fn",
+    lambda u, p, t: F.scaled_dot_product_attention(*[x.view(1, 2, 2) for x in (u, p, u)]).view(-1),
+)
 _add("detach", lambda u, p, t: u.detach() * p + t)
 _add("identity", lambda u, p, t: u)
 _add("zeros", lambda u, p, t: torch.zeros_like(u))

@@ -7,7 +7,7 @@ differential-algebraic ones, SUNDIALS' IDA) before it was trusted; see ``test_re
 the check that the suite keeps.
 
 A right-hand side is ``f(u, p, t)``, as :class:`pysciml.ODEProblem` takes it. The constants are
-plain numbers in the functions, so ``p`` is None throughout.
+plain numbers in the functions, so ``p`` is None but for what changes on the way (MEDAKZO's feed).
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from reference.values import MEDAKZO, PLEIADES, POLLU, RINGMOD
 
 __all__ = ["DAES", "ODES", "Problem", "by_name", "mescd"]
 
-Function = Callable[[Tensor, None, Tensor], Tensor]
+Parameters = Tensor | None
+Function = Callable[[Tensor, Parameters, Tensor], Tensor]
 
 
 def tensor(*values: float) -> Tensor:
@@ -48,7 +49,8 @@ class Problem:
     reltol : float
         A tolerance at which the suite solves it.
     mass_matrix : float64 tensor (n, n), or None for an explicit problem
-    tstops : times at which f is not smooth
+    legs : list of (end, p)
+        ``f`` is smooth up to each end, with that p; by default one leg, with None.
     slack : digits lost between a local tolerance and the error at ``t1``
     """
 
@@ -62,8 +64,12 @@ class Problem:
     components: list[int] | None = None
     mass_matrix: Tensor | None = None
     differential_vars: list[bool] | None = None
-    tstops: list[float] = field(default_factory=list)
+    legs: list[tuple[float, Parameters]] = field(default_factory=list)
     slack: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.legs:
+            self.legs.append((self.tspan[1], None))
 
     def __repr__(self) -> str:
         return self.name
@@ -81,7 +87,7 @@ def mescd(problem: Problem, u: Tensor, abstol: float, reltol: float) -> float:
     return float(-torch.log10(worst.clamp_min(1e-17)))
 
 
-def hires(u: Tensor, p: None, t: Tensor) -> Tensor:
+def hires(u: Tensor, p: Parameters, t: Tensor) -> Tensor:
     """High irradiance responses of photomorphogenesis (Schäfer 1975): 8 reactants."""
     y1, y2, y3, y4, y5, y6, y7, y8 = u.unbind()
     bound = 280 * y6 * y8
@@ -99,7 +105,7 @@ def hires(u: Tensor, p: None, t: Tensor) -> Tensor:
     )
 
 
-def pollu(u: Tensor, p: None, t: Tensor) -> Tensor:
+def pollu(u: Tensor, p: Parameters, t: Tensor) -> Tensor:
     """Air pollution chemistry of the Dutch institute RIVM (Verwer 1994): 25 reactions of 20."""
     (y1, y2, y3, y4, y5, y6, y7, _, y9, y10, y11, _, y13, y14, _, y16, y17, _, y19, y20) = (
         u.unbind()
@@ -138,7 +144,7 @@ def pollu(u: Tensor, p: None, t: Tensor) -> Tensor:
     )
 
 
-def orego(u: Tensor, p: None, t: Tensor) -> Tensor:
+def orego(u: Tensor, p: Parameters, t: Tensor) -> Tensor:
     """Oregonator: the Belousov-Zhabotinskii reaction (Field and Noyes 1974)."""
     y1, y2, y3 = u.unbind()
     return torch.stack(
@@ -150,20 +156,20 @@ def orego(u: Tensor, p: None, t: Tensor) -> Tensor:
     )
 
 
-def rober(u: Tensor, p: None, t: Tensor) -> Tensor:
+def rober(u: Tensor, p: Parameters, t: Tensor) -> Tensor:
     """Robertson's autocatalytic reaction (1966), over eleven decades of time."""
     y1, y2, y3 = u.unbind()
     slow, fast, fastest = 0.04 * y1, 1e4 * y2 * y3, 3e7 * y2 * y2
     return torch.stack([fast - slow, slow - fast - fastest, fastest])
 
 
-def vdpol(u: Tensor, p: None, t: Tensor) -> Tensor:
+def vdpol(u: Tensor, p: Parameters, t: Tensor) -> Tensor:
     """Van der Pol's oscillator, scaled, with epsilon = 1e-6."""
     y1, y2 = u.unbind()
     return torch.stack([y2, ((1 - y1 * y1) * y2 - y1) / 1e-6])
 
 
-def e5(u: Tensor, p: None, t: Tensor) -> Tensor:
+def e5(u: Tensor, p: Parameters, t: Tensor) -> Tensor:
     """Chemical pyrolysis E5 (Enright, Hull and Lindberg 1975): concentrations near 1e-22.
 
     The third concentration is eliminated by the invariant y2 = y3 + y4. In the four equations as
@@ -177,10 +183,10 @@ def e5(u: Tensor, p: None, t: Tensor) -> Tensor:
     return torch.stack([-r1 - r2, r1 - r3, r2 - r4])
 
 
-def medakzo(u: Tensor, p: None, t: Tensor) -> Tensor:
+def medakzo(u: Tensor, p: Parameters, t: Tensor) -> Tensor:
     """Antibodies diffusing into tumorous tissue (Akzo Nobel): two fields on 200 cells.
 
-    ``u`` alternates the two fields. The diffusing one is fed at the left until t = 5.
+    ``u`` alternates the two fields; ``p`` is what feeds the diffusing one at the left.
     """
     cells = 200
     h = 1.0 / cells
@@ -188,8 +194,7 @@ def medakzo(u: Tensor, p: None, t: Tensor) -> Tensor:
     alpha = (zeta - 1) ** 3 / 8
     beta = (zeta - 1) ** 4 / 16
     v, w = u.view(cells, 2).unbind(1)
-    feed = torch.where(t <= 5, 2.0, 0.0).to(u.dtype)
-    left = torch.cat([feed.reshape(1), v[:-1]])
+    left = torch.cat([p, v[:-1]])
     # at the last cell alpha and beta are zero: its right neighbour is never seen
     right = torch.cat([v[1:], v[-1:]])
     reaction = 100 * v * w
@@ -197,7 +202,7 @@ def medakzo(u: Tensor, p: None, t: Tensor) -> Tensor:
     return torch.stack([dv, -reaction], 1).reshape(-1)
 
 
-def ringmod(u: Tensor, p: None, t: Tensor) -> Tensor:
+def ringmod(u: Tensor, p: Parameters, t: Tensor) -> Tensor:
     """Ring modulator (Horneber 1976): 15 voltages and currents, with Cs = 2e-12."""
     c, cs, cp, r, rp = 1.6e-8, 2e-12, 1e-8, 25e3, 50.0
     lh, ls1, ls2, ls3 = 4.45, 2e-3, 5e-4, 5e-4
@@ -234,7 +239,7 @@ def ringmod(u: Tensor, p: None, t: Tensor) -> Tensor:
     )
 
 
-def pleiades(u: Tensor, p: None, t: Tensor) -> Tensor:
+def pleiades(u: Tensor, p: Parameters, t: Tensor) -> Tensor:
     """Seven stars in a plane, of masses 1 to 7 (Hairer, Nørsett and Wanner 1987). Not stiff."""
     x, y, vx, vy = u.view(4, 7).unbind()
     mass = torch.arange(1, 8, dtype=u.dtype)
@@ -246,7 +251,7 @@ def pleiades(u: Tensor, p: None, t: Tensor) -> Tensor:
     return torch.cat([vx, vy, (pull * dx).sum(1), (pull * dy).sum(1)])
 
 
-def chemakzo(u: Tensor, p: None, t: Tensor) -> Tensor:
+def chemakzo(u: Tensor, p: Parameters, t: Tensor) -> Tensor:
     """Chemical Akzo Nobel process: 5 concentrations and one equilibrium (index 1)."""
     y1, y2, y3, y4, y5, y6 = u.unbind()
     root = y2.sqrt()
@@ -268,7 +273,7 @@ def chemakzo(u: Tensor, p: None, t: Tensor) -> Tensor:
     )
 
 
-def transamp(u: Tensor, p: None, t: Tensor) -> Tensor:
+def transamp(u: Tensor, p: Parameters, t: Tensor) -> Tensor:
     """Transistor amplifier (Rentrop): 8 node voltages, capacitances as a singular mass matrix."""
     y1, y2, y3, y4, y5, y6, y7, y8 = u.unbind()
     supply, alpha, r = 6.0, 0.99, 9000.0
@@ -369,7 +374,7 @@ ODES = [
         (0.0, 20.0),
         tensor(*MEDAKZO.values()),
         components=list(MEDAKZO),
-        tstops=[5.0],
+        legs=[(5.0, tensor(2.0)), (20.0, tensor(0.0))],
     ),
     Problem(
         "RINGMOD",
@@ -377,9 +382,10 @@ ODES = [
         torch.zeros(15, dtype=torch.float64),
         (0.0, 1e-3),
         tensor(*RINGMOD),
-        # its fast oscillation costs steps: 600,000 with Radau at 1e-8
+        # Its fast oscillation costs steps (200,000 here, 600,000 with Radau at 1e-8) and digits.
         abstol=1e-8,
         reltol=1e-6,
+        slack=4.0,
     ),
     Problem(
         "PLEIADES",
@@ -392,7 +398,8 @@ ODES = [
         ),
         (0.0, 3.0),
         tensor(*PLEIADES),
-        slack=3.0,
+        # close encounters multiply an error by some ten thousand
+        slack=5.0,
     ),
 ]
 

@@ -30,6 +30,7 @@ include("algorithms.jl")
 include("events.jl")
 include("solve.jl")
 include("adjoint.jl")
+include("registry.jl")
 include("bridge.jl")
 include("precompile.jl")
 

@@ -36,14 +36,14 @@ function solve_forward end
 isforward(sensealg) = false
 
 """
-    adjoint(handle, ts, source, cotangents, sensealg, abstol, reltol) -> Gradient
+    adjoint(handle, ts, source, cotangents, of_events, sensealg, abstol, reltol) -> Gradient
 
-Gradient of `sum(cotangents .* u(ts))`. `source` says what moves each time: see FlatSolution in
+Gradient of `sum(cotangents .* u(ts)) + sum(of_events .* event times)`. `source` says what moves each time: see FlatSolution in
 Python; an event's outputs come in the order (before, after) as they were saved.
 """
 function adjoint(
-        h::Handle{T}, ts::Vector{T}, source::Vector{Int}, cotangents::Matrix{T}, sensealg,
-        abstol, reltol
+        h::Handle{T}, ts::Vector{T}, source::Vector{Int}, cotangents::Matrix{T},
+        of_events::Vector{Float64}, sensealg, abstol, reltol
     ) where {T}
     densify!(h)
     return lock(h.model.lock) do
@@ -51,7 +51,7 @@ function adjoint(
         if isempty(h.log)
             smooth(h, ts, source, cotangents, sensealg, abstol, reltol)
         else
-            with_events(h, ts, source, cotangents, sensealg, abstol, reltol)
+            with_events(h, ts, source, cotangents, of_events, sensealg, abstol, reltol)
         end
     end
 end
@@ -65,10 +65,13 @@ function smooth(h::Handle{T}, ts, source, cotangents, sensealg, abstol, reltol) 
     else
         segment_adjoint(sensealg, h.sol, h.alg, times, joined, abstol, reltol)
     end
-    dtimes, at_start = time_gradients(h, ts, source, cotangents)
-    dt0 = -dot(du0 .- at_start, slope(h, h.prob.u0, h.prob.tspan[1]))
-    return Gradient{T}(du0, dp, dt0, dtimes, Tuple{Vector{T}, Vector{T}}[])
+    dtimes = time_gradients(h, ts, source, cotangents)
+    dt0 = -dot(du0, slope(h, h.prob.u0, h.prob.tspan[1]))
+    return Gradient{T}(du0, dp, dt0, dtimes, no_events(h))
 end
+
+no_events(h::Handle{T}) where {T} =
+    [(zeros(T, length(e.condition_p)), zeros(T, length(e.affect_p))) for e in h.events]
 
 # The columns of equal (neighbouring) times added up.
 function join_equal(ts::Vector{T}, cotangents::Matrix{T}) where {T}
@@ -92,21 +95,18 @@ function slope(h::Handle{T}, u, t) where {T}
     return M === nothing ? out : pinv(M) * out
 end
 
-# How the loss changes with each output time through the state there, and the cotangents of u0 itself.
+# How the loss changes with each output time through the state there; events move by themselves.
 function time_gradients(h::Handle{T}, ts, source, cotangents) where {T}
     dtimes = zeros(Float64, length(ts))
-    at_start = zeros(T, h.model.n)
     u = zeros(T, h.model.n)
     for i in eachindex(ts)
         cotangent = view(cotangents, :, i)
-        if source[i] == FROM_T0
-            at_start .+= cotangent
-        elseif source[i] > FIRST_EVENT && !all(iszero, cotangent)
+        if source[i] > FIRST_EVENT && !all(iszero, cotangent)
             state!(u, h, ts[i])
             dtimes[i] = dot(cotangent, slope(h, u, ts[i]))
         end
     end
-    return dtimes, at_start
+    return dtimes
 end
 
 state!(u, h::Handle, t) = (h.sol(u, t); u)

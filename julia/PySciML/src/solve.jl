@@ -84,7 +84,8 @@ mutable struct Handle{T, M}
     t::Vector{Float64}
     u::Matrix{T}
     source::Vector{Int}
-    message::String
+    event_times::Vector{Float64}
+    event_indices::Vector{Int}
 end
 
 """
@@ -107,7 +108,7 @@ function run(
         sol = integrate(prob, alg, options, dense, events, log)
         handle = Handle{T, typeof(m)}(
             m, alg, events, log, options, c, prob, sol, dense,
-            Float64[], Matrix{T}(undef, 0, 0), Int[], ""
+            Float64[], Matrix{T}(undef, 0, 0), Int[], Float64[], Int[]
         )
         collect_outputs!(handle, sol)
         return handle
@@ -117,9 +118,9 @@ function run(
 end
 
 problem(m::Model{T, <:Functions}, u0, p, tspan, ::Nothing, ::Nothing) where {T} =
-    ODEProblem{true, FullSpecialize}(m.f, u0, tspan, p)
+    ODEProblem(m.f, u0, tspan, p)
 problem(m::Model{T, <:Residual}, u0, p, tspan, du0, differential_vars) where {T} =
-    DAEProblem{true, FullSpecialize}(m.f, du0, u0, tspan, p; differential_vars)
+    DAEProblem(m.f, du0, u0, tspan, p; differential_vars)
 
 given(x, default) = isnan(x) ? default : x
 
@@ -128,15 +129,16 @@ function integrate(prob, alg, o::Options{T}, dense::Bool, events, log) where {T}
     callback = isempty(events) ? CallbackSet() : callback_set(events, log)
     tstops = isempty(events) ? o.tstops : all_stops(o.tstops, events)
     saveat = dense ? T[] : o.saveat
-    return SciMLBase.solve(
-        prob, alg;
-        abstol = o.abstol, reltol = o.reltol, saveat, tstops, callback, dense,
+    common = (;
+        o.abstol, o.reltol, saveat, tstops, callback, dense,
         save_everystep = dense,
         save_start = dense || first(saveat) == t0, save_end = dense || last(saveat) == t1,
-        dt = given(o.dt, zero(T)), dtmax = given(o.dtmax, t1 - t0),
-        dtmin = given(o.dtmin, zero(T)), maxiters = o.maxiters,
-        adaptive = o.adaptive && is_adaptive(alg), verbose = QUIET
+        dtmax = given(o.dtmax, t1 - t0), dtmin = given(o.dtmin, zero(T)),
+        maxiters = o.maxiters, adaptive = o.adaptive && is_adaptive(alg), verbose = QUIET,
     )
+    # not `solve`: all types are concrete already, and its checks cost more than a small solve
+    return isnan(o.dt) ? SciMLBase.__solve(prob, alg; common...) :
+        SciMLBase.__solve(prob, alg; common..., dt = o.dt)
 end
 
 is_adaptive(::Nothing) = true
@@ -172,7 +174,7 @@ end
 function collect_outputs!(h::Handle{T}, sol) where {T}
     if !h.dense
         m = length(sol.t)
-        h.t = sol.t
+        h.t = convert(Vector{Float64}, sol.t)
         h.u = matrix(sol.u, h.model.n)
         h.source = collect(0:(m - 1))
     elseif isempty(h.options.saveat)

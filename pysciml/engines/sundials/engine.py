@@ -38,21 +38,19 @@ from pysciml.engines.sundials.gauss import CollocationAdjoint
 from pysciml.engines.sundials.integrate import (
     Conditions,
     Events,
-    Segment,
     Trajectory,
     integrate,
 )
-from pysciml.engines.sundials.interpolant import Interpolant
-from pysciml.engines.sundials.stepping import stepping_adjoint
-from pysciml.engines.sundials.stiffness import is_stiff, stiffness_monitor
 from pysciml.engines.sundials.steppers import (
+    NOT_FINITE,
     Counts,
     CvodeStepper,
     IdaStepper,
     Linear,
-    NotFinite,
     Tolerances,
 )
+from pysciml.engines.sundials.stepping import stepping_adjoint
+from pysciml.engines.sundials.stiffness import is_stiff, stiffness_monitor
 from pysciml.errors import EngineError, InputError
 from pysciml.sensitivity import GaussAdjoint
 
@@ -109,6 +107,12 @@ class SundialsEngine(Engine):
     def _solve(
         self, problem: FlatProblem, alg: Algorithm | None, options: SolveOptions
     ) -> FlatSolution:
+        if not options.adaptive:
+            raise EngineError(
+                "adaptive=False is not available on the sundials engine, whose methods choose "
+                "their steps; bound them with dtmax=, or use engine='julia' (install it with: "
+                "python -m pysciml setup)."
+            )
         counts = Counts()
         ida = problem.kind == "dae" or problem.mass_matrix is not None
         events = _bind_events(problem, ida)
@@ -118,17 +122,12 @@ class SundialsEngine(Engine):
             make, width = _ida(problem, alg, options, events, counts)
         else:
             make, width, name = _cvode(problem, alg, options, events, counts)
-        try:
-            trajectory = integrate(
-                make, problem.t0, problem.t1, problem.u0, problem.du0, stops, events,
-                options.maxiters, width, options.progress,
-            )  # fmt: skip
-        except NotFinite:
-            trajectory = _nothing(problem, "the right-hand side is not finite")
-        if trajectory.retcode != "Success" and counts.bad and trajectory.retcode != "MaxIters":
-            if trajectory.retcode != "Terminated":
-                trajectory.retcode = "Unstable"
-                trajectory.message = "the right-hand side became inf or NaN"
+        trajectory = integrate(
+            make, problem.t0, problem.t1, problem.u0, problem.du0, stops, events,
+            options.maxiters, width, options.progress,
+        )  # fmt: skip
+        if counts.bad and trajectory.retcode not in ("Success", "Terminated", "MaxIters"):
+            trajectory.retcode, trajectory.message = "Unstable", NOT_FINITE
         return _collect(problem, options, trajectory, counts, name)
 
     def interpolate(self, solution: FlatSolution, ts: Array, deriv: int = 0) -> Array:
@@ -320,7 +319,7 @@ def _ida(
     events: Events | None,
     counts: Counts,
 ) -> tuple[Callable[[], IdaStepper], Callable[[], int]]:
-    functions, p, c = problem.functions, problem.p, problem.c
+    functions = problem.functions
     n = len(problem.u0)
     made = jacobian.plan(functions)
     wish = _linear(alg, made)
@@ -380,12 +379,6 @@ def _residual(problem: FlatProblem) -> tuple[Callable[..., None], Callable[..., 
 
 
 # -- collecting ------------------------------------------------------------------
-
-
-def _nothing(problem: FlatProblem, message: str) -> Trajectory:
-    t, u = np.array([problem.t0]), problem.u0[None]
-    segment = Segment(t, u, Interpolant(t, u))
-    return Trajectory([segment], [[]], "Unstable", message)
 
 
 def _collect(
@@ -452,9 +445,7 @@ def _collect(
     source = np.concatenate(sources) if sources else np.empty(0, dtype=np.int64)
     segment_of = np.concatenate(segments) if segments else np.empty(0, dtype=np.int64)
     handle = Handle(problem, options, trajectory, segment_of)
-    stats = Stats(
-        nf=counts.nf, njacs=counts.njacs, naccept=trajectory.steps, algorithm=name
-    )
+    stats = Stats(nf=counts.nf, njacs=counts.njacs, naccept=trajectory.steps, algorithm=name)
     return FlatSolution(
         t=t, u=u, source=source, retcode=trajectory.retcode, stats=stats, handle=handle,
         message=trajectory.message, t_reached=float(trajectory.segments[-1].t[-1]), events=events,

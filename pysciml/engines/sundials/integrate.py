@@ -30,6 +30,19 @@ _RETCODES = {
 }
 
 
+#: Steps in a row that may leave t where it is, by rounding, before the solve counts as stuck.
+#: SUNDIALS itself goes on, and so steps over a singularity.
+_STUCK = 50
+
+
+class NotFinite(Exception):
+    """The right-hand side was not finite where it had to be: at the start, or again and again."""
+
+
+class InitialFailure(Exception):
+    """The solver could not begin at the initial values; the message is SUNDIALS' own."""
+
+
 class Stepper(Protocol):
     """One solver on one stretch; the step loop knows CVODE and IDA through this."""
 
@@ -174,19 +187,26 @@ def integrate(
             stepper = make_stepper()
             try:
                 u, du = stepper.start(t, u, du)
-            except RuntimeError as error:
-                out.retcode, out.message = "InitialFailure", str(error)
+            except (InitialFailure, NotFinite) as error:
+                bad = isinstance(error, NotFinite)
+                out.retcode = "Unstable" if bad else "InitialFailure"
+                out.message = str(error)
                 _close(out, [t], [u], width(), du, [])
                 return out
             ts, us, du_start = [t], [u], du
             # A continuous callback that has just acted sits on its own root; see _crossed.
             acted = {r.index: t for r in out.ends[-1]} if out.ends else {}
             records: list[EventRecord] = []
+            stuck = 0
             while not records:
                 if out.steps >= maxiters:
                     out.retcode = "MaxIters"
                     break
-                result = stepper.step(t1, pending[0])
+                try:
+                    result = stepper.step(t1, pending[0])
+                except NotFinite as error:
+                    out.retcode, out.message = "Unstable", str(error)
+                    break
                 if result.status < 0:
                     out.retcode = _RETCODES.get(result.status, "Failure")
                     out.message = "; ".join([str(result.message), *quiet.messages])
@@ -197,6 +217,11 @@ def integrate(
                 if t_new != t:
                     ts.append(t_new)
                     us.append(u)
+                    stuck = 0
+                elif (stuck := stuck + 1) > _STUCK:
+                    out.retcode = "DtLessThanMin"
+                    out.message = "the step size fell below the rounding of t"
+                    break
                 h, t = t_new - t, t_new
                 if progress is not None:
                     progress(t)
@@ -214,10 +239,12 @@ def integrate(
             if any(r.terminal for r in records):
                 out.retcode = "Terminated"
                 return out
-            if not pending:
-                return out
             if records:
                 u = records[-1].u_after
+            if not pending:
+                if records:  # what an event at the very end leaves
+                    _close(out, [t], [u], 1, None, [])
+                return out
 
 
 def _close(
@@ -286,4 +313,5 @@ def _crossed(last: float | None, t: float, span: float) -> bool:
     """
     if last is None:
         return True
-    return abs(t - last) > 1e-12 * max(abs(span), abs(t)) and not math.isclose(t, last, rel_tol=1e-13)
+    near = abs(t - last) <= 1e-12 * max(abs(span), abs(t))
+    return not (near or math.isclose(t, last, rel_tol=1e-13))

@@ -1,16 +1,30 @@
 """Piecewise polynomial interpolation of a solution through the solver's own steps.
 
-Between two steps the polynomial goes through the nearest ``width`` steps (Lagrange form, weights
-on an uneven mesh). Values alone are used, no derivatives: on a stiff problem a derivative
+Between two steps the polynomial goes through ``width`` of the nearest steps (Lagrange form,
+weights on an uneven mesh). Values alone are used, no derivatives: on a stiff problem a derivative
 computed from a value that carries the solver's error is useless.
+
+Where the steps change fast, the nearest ones can be a bad choice: through a cluster of small steps
+a polynomial of high degree swings far out over the large step beside it, and magnifies the errors
+of the cluster without bound. There the stencil is chosen by its Lebesgue constant (the
+largest factor by which errors of the values can grow): moved to the side where the steps are alike, and
+shortened where that does not help.
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+#: Neighbouring steps whose sizes differ by more than this factor call for a look at the stencil.
+_UNEVEN = 3.0
+#: Largest Lebesgue constant that is taken without need.
+_LEBESGUE = 20.0
 
 
 class Interpolant:
@@ -30,6 +44,7 @@ class Interpolant:
         self.width = min(width, len(t))
         self.sign = 1.0 if len(t) < 2 or t[-1] >= t[0] else -1.0
         self._key = t if self.sign > 0 else -t
+        self._stencils: tuple[Ints, Ints] | None = None
 
     def __call__(self, times: Array, deriv: int = 0) -> Array:
         """Values (or derivatives of order 1 or 2) at ``times``, shape (q,): array (q, n)."""
@@ -39,34 +54,102 @@ class Interpolant:
             return np.repeat(row[None], len(times), axis=0)
         interval = np.searchsorted(self._key, self.sign * times, side="right") - 1
         interval = np.clip(interval, 0, len(self.t) - 2)
-        w = self.width
-        start = np.clip(interval - (w // 2 - 1), 0, len(self.t) - w)
-        weights = self._weights(times, start, deriv)
+        if self._stencils is None:
+            self._stencils = _stencils(self.t, self.width)
+        starts, counts = self._stencils
+        start, count = starts[interval], counts[interval]
+        if len(times) and count.min() == self.width:
+            return self._through(times, start, self.width, deriv)
+        out = np.empty((len(times), self.u.shape[1]))
+        for w in np.unique(count):
+            of = count == w
+            out[of] = self._through(times[of], start[of], int(w), deriv)
+        return out
+
+    def _through(self, times: Array, start: Ints, width: int, deriv: int) -> Array:
+        weights = _weights(self.t, times, start, width, deriv)
         out = weights[0][:, None] * self.u[start]
-        for j in range(1, w):
+        for j in range(1, width):
             out += weights[j][:, None] * self.u[start + j]
         return out
 
-    def _weights(self, times: Array, start: npt.NDArray[np.int64], deriv: int) -> Array:
-        """Lagrange weights (width, q) by the product rule, for the derivative asked for."""
-        w = self.width
-        nodes = self.t[start[None, :] + np.arange(w)[:, None]]
-        ahead = times[None, :] - nodes
-        weights = np.empty((w, len(times)))
-        for j in range(w):
-            value = np.ones(len(times))
-            first = second = None
-            for m in range(w):
-                if m == j:
-                    continue
-                gap = nodes[j] - nodes[m]
-                factor = ahead[m] / gap
-                if deriv:
-                    slope = 1.0 / gap
-                    if deriv == 2:
-                        grown = 0.0 if first is None else 2.0 * first * slope
-                        second = grown if second is None else second * factor + grown
-                    first = value * slope if first is None else first * factor + value * slope
-                value = value * factor
-            weights[j] = value if deriv == 0 else first if deriv == 1 else second
-        return weights
+
+def _stencils(t: Array, width: int) -> tuple[Ints, Ints]:
+    """For each interval of the mesh the first step of its stencil, and how many it takes."""
+    last = len(t) - 1
+    interval = np.arange(last)
+    starts = np.clip(interval - (width // 2 - 1), 0, last + 1 - width)
+    counts = np.full(last, width)
+    if width < 3:
+        return starts, counts
+    h = np.abs(np.diff(t))
+    ratio = h[1:] / h[:-1]
+    uneven = np.concatenate([[0], np.cumsum((ratio > _UNEVEN) | (ratio * _UNEVEN < 1.0))])
+    suspects = np.nonzero(uneven[starts + width - 2] > uneven[starts])[0]
+    if len(suspects):
+        starts[suspects], counts[suspects] = _best(t, suspects, width)
+    return starts, counts
+
+
+@lru_cache
+def _candidates(width: int) -> tuple[Ints, Ints, Array]:
+    """Every stencil around an interval: offset of its first step, length, and as a 0-1 matrix.
+
+    Sorted by length, the longest last, and among equals the most central last. The rows of the
+    matrix are the steps ``width - 2`` before the interval's left end to ``width - 1`` after it.
+    """
+    found = [
+        (-before, count)
+        for count in range(2, width + 1)
+        for before in sorted(range(count - 1), key=lambda b: -abs(b - (count / 2 - 1)))
+    ]
+    offsets, counts = np.array(found, dtype=np.int64).T
+    rows = np.arange(2 - width, width)[:, None]
+    return offsets, counts, ((rows >= offsets) & (rows < offsets + counts)).astype(float)
+
+
+def _best(t: Array, intervals: Ints, width: int) -> tuple[Ints, Ints]:
+    """The longest stencil with a small Lebesgue constant, by the middle of each interval."""
+    offsets, counts, chosen = _candidates(width)
+    index = intervals[:, None] + np.arange(2 - width, width)
+    inside = (index >= 0) & (index < len(t))
+    nodes = np.where(inside, t[np.clip(index, 0, len(t) - 1)], np.nan)
+    middle = 0.5 * (t[intervals] + t[intervals + 1])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ahead = np.log(np.abs(middle[:, None] - nodes))
+        gaps = np.log(np.abs(nodes[:, :, None] - nodes[:, None, :]))
+    # log |weight of step j| is a sum over the stencil's other steps m
+    terms = ahead[:, None, :] - gaps
+    usable = np.isfinite(terms)
+    terms = np.where(usable, terms, 0.0)
+    lebesgue = (np.exp(np.minimum(terms @ chosen, 600.0)) * chosen).sum(axis=1)
+    valid = inside.astype(float) @ chosen == counts
+    lebesgue = np.where(valid, lebesgue, np.inf)
+    # the last of those that pass is the longest and, of that length, the most central
+    passes = lebesgue <= _LEBESGUE
+    pick = passes.shape[1] - 1 - np.argmax(passes[:, ::-1], axis=1)
+    return intervals + offsets[pick], counts[pick]
+
+
+def _weights(t: Array, times: Array, start: Ints, width: int, deriv: int) -> Array:
+    """Lagrange weights (width, q) by the product rule, for the derivative asked for."""
+    nodes = t[start[None, :] + np.arange(width)[:, None]]
+    ahead = times[None, :] - nodes
+    weights = np.empty((width, len(times)))
+    for j in range(width):
+        value = np.ones(len(times))
+        first = second = None
+        for m in range(width):
+            if m == j:
+                continue
+            gap = nodes[j] - nodes[m]
+            factor = ahead[m] / gap
+            if deriv:
+                slope = 1.0 / gap
+                if deriv == 2:
+                    grown = 0.0 if first is None else 2.0 * first * slope
+                    second = grown if second is None else second * factor + grown
+                first = value * slope if first is None else first * factor + value * slope
+            value = value * factor
+        weights[j] = value if deriv == 0 else first if deriv == 1 else second
+    return weights

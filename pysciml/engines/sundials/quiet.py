@@ -1,10 +1,12 @@
 """Keeps SUNDIALS' own messages off the user's screen, and keeps them for the error message.
 
-scikit-sundae prints them with Python's ``print``; what the user's functions print goes through.
+scikit-sundae prints errors with Python's ``print``; what the user's functions print goes through.
+Warnings are written by SUNDIALS' logger straight to the process's standard output.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import threading
@@ -12,6 +14,16 @@ from types import TracebackType
 from typing import Any
 
 _MESSAGE = re.compile(r"^\s*\[\w+, Error: -?\d+\] (.*?)\s*$", re.DOTALL)
+
+
+def silence_logger() -> None:
+    """Send what SUNDIALS' logger writes nowhere; a file that the user has named is left alone.
+
+    The logger reads these variables whenever a solver is made (SUNDIALS, "Status and error
+    logging"), and there is no other way to reach it through scikit-sundae.
+    """
+    for level in ("WARNING", "ERROR"):
+        os.environ.setdefault(f"SUNLOGGER_{level}_FILENAME", os.devnull)
 
 
 class _Filter:

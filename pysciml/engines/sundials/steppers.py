@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,17 +13,21 @@ import numpy.typing as npt
 from sksundae.cvode import CVODE, CVODEJacTimes
 from sksundae.ida import IDA, IDAJacTimes
 
-from pysciml.engines.sundials.integrate import Conditions
+from pysciml.engines.sundials import quiet
+from pysciml.engines.sundials.integrate import Conditions, InitialFailure, NotFinite
 
 Array = npt.NDArray[np.float64]
+
+quiet.silence_logger()
+
+_SAID_BY_SUNDIALS = re.compile(r"(CVode|IDA|SUN|N_V)\w* - ")
 
 #: Stands for a derivative that is not finite: a trial step that left the function's domain is
 #: rejected and shortened. SUNDIALS itself would compare with NaN and never come back.
 _HUGE = 1e100
-
-
-class NotFinite(Exception):
-    """The right-hand side was not finite where it had to be: at the start, or again and again."""
+#: Values that are not finite, without a step between them, after which to give up.
+_PATIENCE = 1000
+NOT_FINITE = "the right-hand side became inf or NaN"
 
 
 @dataclass
@@ -49,7 +54,26 @@ class Counts:
     nf: int = 0
     njacs: int = 0
     njv: int = 0
-    bad: int = 0
+    bad: int = 0  # values that were not finite, since t last moved
+    t: float = math.nan
+
+    def after(self, result: Any) -> Any:
+        """Take note of a step: where it got on, what was not finite before it is forgiven."""
+        if result.status >= 0 and result.t != self.t:
+            self.t, self.bad = result.t, 0
+        return result
+
+
+def _begin(make: Callable[[], Any], *initial: Any) -> tuple[Any, Any]:
+    """A new solver at its initial values, and its first result."""
+    try:
+        solver = make()
+        return solver, solver.init_step(*initial)
+    except RuntimeError as error:
+        # What the user's own function raises passes through as it is.
+        if _SAID_BY_SUNDIALS.match(str(error)) is None:
+            raise
+        raise InitialFailure(str(error)) from error
 
 
 @dataclass
@@ -79,8 +103,8 @@ def guarded(value: Callable[..., None], counts: Counts) -> Callable[..., None]:
     def check(out: Array) -> None:
         if not np.isfinite(out).all():
             counts.bad += 1
-            if counts.nf <= 1 or counts.bad > 1000:
-                raise NotFinite
+            if counts.nf <= 1 or counts.bad > _PATIENCE:
+                raise NotFinite(NOT_FINITE)
             out[...] = _HUGE
 
     def rhs(t: float, y: Array, yp: Array) -> None:
@@ -130,15 +154,15 @@ class CvodeStepper:
             options["eventsfn"] = conditions.fn
             options["num_events"] = len(conditions)
         self._monitor = monitor
+        self._counts = counts
         self._make = lambda: CVODE(guarded(value, counts), **options)
 
     def start(self, t: float, u: Array, du: Array | None) -> tuple[Array, Array | None]:
-        self._solver = self._make()
-        self._solver.init_step(t, u)
+        self._solver, _ = _begin(self._make, t, u)
         return u, None
 
     def step(self, t1: float, stop: float) -> Any:
-        return self._solver.step(t1, "onestep", stop)
+        return self._counts.after(self._solver.step(t1, "onestep", stop))
 
     def after_step(self, t: float, u: Array, h: float) -> bool:
         return self._monitor is not None and self._monitor(t, u, h)
@@ -196,19 +220,20 @@ class IdaStepper:
             value(yp, y, t, out)
             if not isfinite(out.dot(out)) and not np.isfinite(out).all():
                 counts.bad += 1
-                if counts.nf <= 1 or counts.bad > 1000:
-                    raise NotFinite
+                if counts.nf <= 1 or counts.bad > _PATIENCE:
+                    raise NotFinite(NOT_FINITE)
                 out[...] = _HUGE
 
+        self._counts = counts
         self._make = lambda: IDA(residual, **options)
 
     def start(self, t: float, u: Array, du: Array | None) -> tuple[Array, Array | None]:
-        self._solver = self._make()
-        result = self._solver.init_step(t, u, np.zeros_like(u) if du is None else du)
+        du = np.zeros_like(u) if du is None else du
+        self._solver, result = _begin(self._make, t, u, du)
         return result.y, result.yp
 
     def step(self, t1: float, stop: float) -> Any:
-        return self._solver.step(t1, "onestep", stop)
+        return self._counts.after(self._solver.step(t1, "onestep", stop))
 
     def after_step(self, t: float, u: Array, h: float) -> bool:
         return False

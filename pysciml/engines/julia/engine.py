@@ -1,0 +1,272 @@
+"""The engine: flat problems to Julia and back."""
+
+from __future__ import annotations
+
+import ctypes as ct
+import threading
+import weakref
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pysciml.algorithms import Algorithm
+from pysciml.engines.base import (
+    FIRST_EVENT,
+    FIXED,
+    Engine,
+    FlatGradient,
+    FlatProblem,
+    FlatSolution,
+    Functions,
+    SolveOptions,
+    Stats,
+)
+from pysciml.engines.julia.bridge import OK, AdjointRequest, Bridge, Request, Response, address, array
+from pysciml.engines.julia.models import JuliaFunctions, Loader
+from pysciml.engines.julia.names import algorithm_expression, sensealg_expression
+from pysciml.engines.julia.startup import Julia, julia
+from pysciml.errors import EngineError
+from pysciml.sensitivity import GaussAdjoint
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass
+class Handle:
+    """What a solution keeps: Julia's handle, dropped with this object."""
+
+    number: int
+    problem: FlatProblem
+    options: SolveOptions
+    functions: JuliaFunctions
+    __weakref__: Any = None
+
+
+class JuliaEngine(Engine):
+    """DifferentialEquations.jl: ODEs and DAEs by any of its algorithms, with gradients."""
+
+    name = "julia"
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._functions: weakref.WeakKeyDictionary[Any, dict[Any, JuliaFunctions]] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._objects: dict[tuple[str, tuple[str, ...]], int] = {}
+
+    @cached_property
+    def julia(self) -> Julia:
+        """The running Julia, started by the first solve."""
+        return julia()
+
+    @cached_property
+    def bridge(self) -> Bridge:
+        return Bridge(self.julia)
+
+    @cached_property
+    def loader(self) -> Loader:
+        return Loader(self.julia)
+
+    # -- what there is -------------------------------------------------------------------------
+
+    def check(self, problem_kind: str, alg: Algorithm | None, has_mass_matrix: bool) -> None:
+        if problem_kind not in ("ode", "dae"):
+            raise EngineError(f"The julia engine does not solve {problem_kind!r} problems yet.")
+        if alg is not None and "julia" not in alg.engines:
+            raise EngineError(
+                f"{alg.name} belongs to the sundials engine: use engine='sundials', or on the "
+                "julia engine FBDF (stiff), Vern7 (not stiff) or DFBDF (a residual)."
+            )
+
+    def object(self, text: str, packages: tuple[str, ...]) -> int:
+        """The number of a Julia value (an algorithm) given as an expression."""
+        key = (text, packages)
+        if key not in self._objects:
+            try:
+                self._objects[key] = int(self.julia.module.object_id(text, list(packages)))
+            except Exception as error:
+                raise EngineError(f"Julia does not accept {text}: {error}") from error
+        return self._objects[key]
+
+    def functions(self, functions: Functions, kind: str, dtype: str) -> JuliaFunctions:
+        with self._lock:
+            made = self._functions.setdefault(functions, {})
+            key = (kind, dtype)
+            if key not in made:
+                made[key] = JuliaFunctions(self.loader, functions, kind, dtype)
+            return made[key]
+
+    # -- forward -------------------------------------------------------------------------------
+
+    def solve(
+        self, problem: FlatProblem, alg: Algorithm | None, options: SolveOptions
+    ) -> FlatSolution:
+        dtype = problem.dtype
+        functions = self.functions(problem.functions, problem.kind, dtype)
+        functions.use(problem.p, problem.c)
+        r = Request()
+        r.model = functions.model(len(problem.u0), problem.mass_matrix)
+        r.alg = self.object(*algorithm_expression(alg, problem.kind))
+        r.events = 0
+        keep = self._fill(r, problem, options, dtype)
+        response = Response()
+        status = self.bridge.solve(ct.addressof(r), ct.addressof(response))
+        del keep
+        if status != OK:
+            self.bridge.fail(status, response.error, self.loader.pending)
+        return self._solution(response, problem, options, functions, alg)
+
+    def _fill(
+        self, r: Request, problem: FlatProblem, options: SolveOptions, dtype: str
+    ) -> list[Array | None]:
+        """Write the request; the arrays it points to are returned, to be kept alive."""
+
+        def flat(x: Any, kind: str = dtype) -> Array | None:
+            return None if x is None else np.ascontiguousarray(x, kind)
+
+        tolerance = np.atleast_1d(np.asarray(options.abstol, np.float64))
+        arrays = {
+            "u0": flat(problem.u0),
+            "p": flat(problem.p),
+            "c": flat(problem.c),
+            "saveat": flat(options.saveat, "float64"),
+            "tstops": flat(options.tstops, "float64"),
+            "abstol": tolerance,
+            "du0": flat(problem.du0),
+            "differential_vars": flat(problem.differential_vars, "uint8"),
+        }
+        for key, x in arrays.items():
+            setattr(r, key, address(x))
+        r.n, r.np, r.nc = len(problem.u0), len(problem.p), len(problem.c)
+        r.nsaveat = 0 if options.saveat is None else len(options.saveat)
+        r.ntstops = 0 if options.tstops is None else len(options.tstops)
+        r.nabstol = len(tolerance)
+        r.dense = int(options.gradient)
+        r.adaptive = int(options.adaptive)
+        r.maxiters = options.maxiters
+        r.t0, r.t1, r.reltol = problem.t0, problem.t1, options.reltol
+        nan = float("nan")
+        r.dt = nan if options.dt is None else options.dt
+        r.dtmax = nan if options.dtmax is None else options.dtmax
+        r.dtmin = nan if options.dtmin is None else options.dtmin
+        return list(arrays.values())
+
+    def _solution(
+        self,
+        r: Response,
+        problem: FlatProblem,
+        options: SolveOptions,
+        functions: JuliaFunctions,
+        alg: Algorithm | None,
+    ) -> FlatSolution:
+        handle = Handle(r.handle, problem, options, functions)
+        weakref.finalize(handle, self.bridge.drop, r.handle)
+        m, k = r.m, r.nevents
+        nf, njacs, naccept, nreject, nsolve, nnonliniter = r.stats
+        times = array(r.event_times, (k,), "float64")
+        which = array(r.event_indices, (k,), "int64")
+        return FlatSolution(
+            t=array(r.t, (m,), "float64"),
+            u=array(r.u, (m, len(problem.u0)), problem.dtype),
+            source=array(r.source, (m,), "int64"),
+            retcode=self.bridge.retcodes[r.retcode],
+            stats=Stats(
+                nf=nf, njacs=njacs, naccept=naccept, nreject=nreject, nsolve=nsolve,
+                nnonliniter=nnonliniter, algorithm=alg.name if alg else "default",
+            ),
+            handle=handle,
+            t_reached=r.t_reached,
+            events=[(float(t), int(i)) for t, i in zip(times, which, strict=True)],
+        )  # fmt: skip
+
+    def interpolate(self, solution: FlatSolution, ts: Array, deriv: int = 0) -> Array:
+        handle: Handle = solution.handle
+        ts = np.ascontiguousarray(ts, np.float64)
+        out = np.empty((len(ts), len(handle.problem.u0)), handle.problem.dtype)
+        if len(ts) == 0:
+            return out
+        self._use(handle)
+        error = ct.c_void_p()
+        status = self.bridge.interpolate(
+            handle.number, ts.ctypes.data, len(ts), deriv, out.ctypes.data, ct.addressof(error)
+        )
+        if status != OK:
+            self.bridge.fail(status, error.value, self.loader.pending)
+        return out
+
+    def _use(self, handle: Handle) -> None:
+        handle.functions.use(handle.problem.p, handle.problem.c)
+
+    # -- backward ------------------------------------------------------------------------------
+
+    def adjoint(
+        self,
+        solution: FlatSolution,
+        grad_u: Array,
+        grad_t: Array | None = None,
+        at: Array | None = None,
+    ) -> FlatGradient:
+        handle: Handle = solution.handle
+        problem, options = handle.problem, handle.options
+        self._use(handle)
+        times = np.ascontiguousarray(solution.t if at is None else at, np.float64)
+        source = (
+            np.ascontiguousarray(solution.source, np.int64)
+            if at is None
+            else np.full(len(times), FIXED, np.int64)
+        )
+        cotangents = np.ascontiguousarray(grad_u, problem.dtype)
+        if at is not None:
+            order = np.argsort(times if problem.t1 >= problem.t0 else -times, kind="stable")
+            times, cotangents = times[order], cotangents[order]
+        of_events = np.zeros(len(solution.events))
+        if grad_t is not None and at is None:
+            moved = source <= FIRST_EVENT
+            np.add.at(of_events, FIRST_EVENT - source[moved], np.asarray(grad_t)[moved])
+        sensealg = options.sensealg or GaussAdjoint()
+        r = AdjointRequest()
+        r.handle, r.m = handle.number, len(times)
+        r.sensealg = self.object(*sensealg_expression(sensealg))
+        r.times, r.source, r.cotangents = address(times), address(source), address(cotangents)
+        r.event_times = address(of_events)
+        abstol = options.abstol if np.ndim(options.abstol) == 0 else np.min(options.abstol)
+        r.abstol = float(sensealg.abstol or abstol)
+        r.reltol = float(sensealg.reltol or options.reltol)
+        du0 = np.zeros(len(problem.u0), problem.dtype)
+        dp = np.zeros(len(problem.p), problem.dtype)
+        dt0 = np.zeros(1)
+        dtimes = np.zeros(len(times))
+        sizes = [
+            [0 if x is None else len(x) for x in (c.condition_p, c.affect_p)]
+            for c in problem.callbacks
+        ]
+        devents = np.zeros(sum(map(sum, sizes)), problem.dtype)
+        r.du0, r.dp, r.dt0 = address(du0), address(dp), address(dt0)
+        r.dtimes, r.devents = address(dtimes), address(devents)
+        error = ct.c_void_p()
+        status = self.bridge.adjoint(ct.addressof(r), ct.addressof(error))
+        if status != OK:
+            self.bridge.fail(status, error.value, self.loader.pending)
+        if at is not None:
+            unsorted = np.empty_like(dtimes)
+            unsorted[order] = dtimes
+            dtimes = unsorted
+        parts: list[tuple[Array | None, Array | None]] = []
+        position = 0
+        for pair in sizes:
+            values = []
+            for size in pair:
+                values.append(devents[position : position + size])
+                position += size
+            parts.append((values[0], values[1]))
+        return FlatGradient(
+            u0=du0,
+            p=dp,
+            t0=float(dt0[0]),
+            times=dtimes,
+            du0=np.zeros_like(du0) if problem.kind == "dae" else None,
+            callbacks_p=parts,
+        )

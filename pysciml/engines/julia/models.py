@@ -1,0 +1,156 @@
+"""Functions as Julia knows them: kernels handed over on first need, or called back in Python."""
+
+from __future__ import annotations
+
+import ctypes as ct
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pysciml.engines.base import Functions
+from pysciml.engines.julia.startup import Julia
+from pysciml.kernels.emit_julia import emit
+from pysciml.kernels.graph import Graph, make
+from pysciml.kernels.scalarise import scalarise
+
+Array = npt.NDArray[Any]
+
+#: Roles by the numbers that ``bridge.jl`` gives them.
+ROLES = ("value", "jac:u", "jac:t", "jac:p", "jvp:u", "vjp:u", "vjp:p", "vjp:t", "jac:du")
+
+#: Values of at most this many elements become scalar code.
+SCALAR_LIMIT = 8
+
+_LOAD = ct.CFUNCTYPE(ct.c_int, ct.c_int64, ct.c_int64)
+_CALL = ct.CFUNCTYPE(ct.c_int, ct.c_double)
+
+
+def kernel_graph(graph: Graph) -> Graph:
+    """The graph as it is emitted: small values scalar, matrices as Julia lays them out."""
+    outputs = tuple(
+        make("permute", o, perm=(1, 0)) if o.ndim == 2 else o for o in graph.outputs
+    )
+    return scalarise(Graph(graph.inputs, outputs, graph.name), SCALAR_LIMIT)
+
+
+class Loader:
+    """Answers Julia's wish for a kernel, from within a solve: see ``fetch_source`` in bridge.jl.
+
+    ``pending`` holds, for each thread, the exceptions that Python raised inside Julia's calls.
+    """
+
+    def __init__(self, julia: Julia) -> None:
+        self.julia = julia
+        self.known: weakref.WeakValueDictionary[int, JuliaFunctions] = (
+            weakref.WeakValueDictionary()
+        )
+        self._local = threading.local()
+        self._callback = _LOAD(self._load)
+        julia.module.set_loader(ct.cast(self._callback, ct.c_void_p).value)
+
+    @property
+    def pending(self) -> list[BaseException]:
+        if not hasattr(self._local, "pending"):
+            self._local.pending = []
+        return self._local.pending  # type: ignore[no-any-return]
+
+    def guard(self, call: Callable[[], None]) -> int:
+        """Run Python code inside a call from Julia; an exception is kept for later."""
+        try:
+            call()
+        except BaseException as error:
+            self.pending.append(error)
+            return 1
+        return 0
+
+    def _load(self, functions: int, role: int) -> int:
+        return self.guard(lambda: self.known[functions].provide(ROLES[role], role))
+
+
+class JuliaFunctions:
+    """One :class:`~pysciml.engines.base.Functions` in Julia."""
+
+    def __init__(self, loader: Loader, functions: Functions, kind: str, dtype: str) -> None:
+        self.loader, self.functions, self.kind, self.dtype = loader, functions, kind, dtype
+        module = loader.julia.module
+        self.id = int(module.new_functions(kind, dtype, functions.sizes["c"]))
+        loader.known[self.id] = self
+        self._models: dict[Any, int] = {}
+        self._callbacks: list[Any] = []
+        self._p: Array | None = None
+        self._c: Array | None = None
+        self._bound: dict[str, Callable[..., None]] = {}
+        self._finalizer = weakref.finalize(self, _drop, module, self.id, self._models)
+
+    def model(self, n: int, mass_matrix: Array | None) -> int:
+        """The number of the model of ``n`` states made of these functions."""
+        key = None if mass_matrix is None else mass_matrix.tobytes()
+        if key not in self._models:
+            self._models[key] = int(
+                self.loader.julia.module.new_model(self.id, n, mass_matrix)
+            )
+        return self._models[key]
+
+    def use(self, p: Array, c: Array) -> None:
+        """The parameters of the solve that comes; only functions called back in Python need it."""
+        if self.functions.kernels is None:
+            self._p, self._c = p, c
+            self._bound.clear()
+
+    def provide(self, role: str, number: int) -> None:
+        if self.functions.kernels is None:
+            self._provide_callback(role, number)
+            return
+        source = emit(kernel_graph(self.functions.kernels.graph(role)), self.dtype)
+        self.loader.julia.module.provide(
+            self.id, number, source.text, source.sizes, *source.constants, self.dtype
+        )
+
+    def _provide_callback(self, role: str, number: int) -> None:
+        extra = {"jvp": ["v"], "vjp": ["w"]}.get(role.split(":")[0], [])
+        names = [*extra, *(k for k in self.functions.names if k not in ("p", "c", "t"))]
+        sizes = self.functions.sizes | {"w": self.functions.n_out, "v": self.functions.sizes["u"]}
+        inputs = [np.zeros(sizes[k], self.dtype) for k in names]
+        out = np.zeros(self._out_shape(role), self.dtype, order="F")
+
+        def call() -> None:
+            bound = self._bound.get(role)
+            if bound is None:
+                assert self._p is not None and self._c is not None
+                bound = self._bound[role] = self.functions.bind(role, self._p, self._c)
+            bound(*inputs, self._t, out)
+
+        def entry(t: float) -> int:
+            self._t = t
+            return self.loader.guard(call)
+
+        callback = _CALL(entry)
+        self._callbacks.append((callback, inputs, out))
+        self.loader.julia.module.provide_foreign(
+            self.id,
+            number,
+            ct.cast(callback, ct.c_void_p).value,
+            [(x.ctypes.data, x.size) for x in inputs],
+            out.ctypes.data,
+            out.shape,
+            self.dtype,
+        )
+
+    def _out_shape(self, role: str) -> tuple[int, ...]:
+        n, sizes = self.functions.n_out, self.functions.sizes
+        kind, _, wrt = role.partition(":")
+        if kind == "vjp":
+            return (1,) if wrt == "t" else (sizes[wrt],)
+        if kind == "jac" and wrt != "t":
+            return (n, sizes[wrt])
+        return (n,)
+
+
+def _drop(module: Any, functions: int, models: dict[Any, int]) -> None:
+    for model in models.values():
+        module.drop_model(model)
+    module.drop_functions(functions)

@@ -1,0 +1,100 @@
+"""Algorithms and their options as Julia expressions."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+import numpy as np
+
+from pysciml.algorithms import Algorithm, algorithm
+from pysciml.errors import InputError
+from pysciml.sensitivity import SensitivityAlgorithm
+
+__all__ = ["algorithm_expression", "sensealg_expression"]
+
+#: Nothing is differentiated inside Julia: derivatives come as kernels. Where an algorithm insists
+#: on a method for what has no kernel, it gets differences, which also suit Python callbacks.
+_AUTODIFF = "autodiff = AutoFiniteDiff()"
+_DEFAULTS = {
+    "ode": f"DefaultODEAlgorithm(; {_AUTODIFF})",
+    "dae": f"OrdinaryDiffEqBDF.DFBDF(; {_AUTODIFF})",
+}
+
+
+def algorithm_expression(alg: Algorithm | None, kind: str) -> tuple[str, tuple[str, ...]]:
+    """Julia source of an algorithm, and the packages whose names it uses."""
+    if alg is None:
+        return _DEFAULTS[kind], ("OrdinaryDiffEqBDF",) if kind == "dae" else ()
+    packages: list[str] = []
+    text = _call(alg, packages)
+    return text, tuple(dict.fromkeys(packages))
+
+
+def _call(alg: Algorithm, packages: list[str]) -> str:
+    packages.append(alg.package)
+    parts = [_call(part, packages) for part in alg.parts]
+    options = [f"{key} = {_value(x, key, packages)}" for key, x in alg.options.items()]
+    if "autodiff" not in alg.options and takes_autodiff(alg):
+        options.append(_AUTODIFF)
+    inside = ", ".join(parts) + ("; " + ", ".join(options) if options else "")
+    return f"{alg.package}.{alg.name}({inside})"
+
+
+def takes_autodiff(alg: Algorithm) -> bool:
+    return "autodiff" in algorithm(alg.name).allowed
+
+
+def _value(x: Any, key: str, packages: list[str]) -> str:
+    if isinstance(x, Algorithm):
+        return _call(x, packages)
+    if isinstance(x, (bool, np.bool_)):
+        return "true" if x else "false"
+    if x is None:
+        return "nothing"
+    if isinstance(x, numbers.Integral):
+        return str(int(x))
+    if isinstance(x, numbers.Real):
+        return repr(float(x)).replace("inf", "Inf").replace("nan", "NaN")
+    if isinstance(x, str) and x.isidentifier():
+        return f":{x}"
+    if isinstance(x, (tuple, list)):
+        inside = ", ".join(_value(v, key, packages) for v in x)
+        return f"({inside},)" if isinstance(x, tuple) else f"[{inside}]"
+    raise InputError(
+        f"the option {key} is a {type(x).__name__}; give a number, a bool, a string (a Julia "
+        "symbol), an algorithm, or a tuple or list of these."
+    )
+
+
+#: Options of each sensitivity algorithm, beside what stands in the class.
+_VJP = "autojacvec = SciMLSensitivity.ZygoteVJP()"
+
+
+def sensealg_expression(sensealg: SensitivityAlgorithm) -> tuple[str, tuple[str, ...]]:
+    """Julia source of a sensitivity algorithm.
+
+    ``ZygoteVJP`` is what SciMLSensitivity wants named; with ``vjp`` and ``vjp_p`` kernels in the
+    function it sets nothing up and is never called.
+    """
+    packages = ("SciMLSensitivity",)
+    name = sensealg.name
+    options = {
+        "GaussAdjoint": [_VJP],
+        "InterpolatingAdjoint": [_VJP],
+        "QuadratureAdjoint": [_VJP],
+        "BacksolveAdjoint": [_VJP],
+        "ForwardSensitivity": ["autojacvec = false", "autodiff = false"],
+        "ForwardDiffSensitivity": [],
+    }.get(name)
+    if options is None:
+        raise InputError(f"the julia engine does not know the sensitivity algorithm {name}.")
+    checkpointing = getattr(sensealg, "checkpointing", None)
+    if checkpointing is not None:
+        options = [*options, f"checkpointing = {str(bool(checkpointing)).lower()}"]
+    if name == "QuadratureAdjoint":
+        for key in ("abstol", "reltol"):
+            value = getattr(sensealg, key)
+            if value is not None:
+                options = [*options, f"{key} = {float(value)!r}"]
+    return f"SciMLSensitivity.{name}(; {', '.join(options)})", packages

@@ -1,0 +1,145 @@
+"""Starting Julia: once, late, and with its settings made before.
+
+juliacall reads its settings from environment variables when it is imported; what the user has set
+stays. A Julia and project named by ``PYTHON_JULIACALL_EXE`` and ``PYTHON_JULIACALL_PROJECT`` are
+used as they are (PySciML is loaded from this package's own folder, nothing is resolved or
+installed); otherwise juliapkg finds Julia and installs what ``juliapkg.json`` names.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import threading
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pysciml.errors import EngineError
+
+__all__ = ["Julia", "is_set_up", "julia", "package_folder", "started"]
+
+#: Settings of juliacall made before it starts, unless the user has made them.
+SETTINGS = {
+    # Julia's garbage collector stops threads by a signal that must reach Julia, not Python.
+    "PYTHON_JULIACALL_HANDLE_SIGNALS": "yes",
+    "PYTHON_JULIACALL_THREADS": "auto",
+    "PYTHON_JULIACALL_STARTUP_FILE": "no",
+}
+
+_lock = threading.Lock()
+_julia: Julia | None = None
+
+
+@dataclass(frozen=True)
+class Julia:
+    """The running Julia: juliacall's ``Main``, and the module PySciML in it."""
+
+    main: Any
+    module: Any
+
+    def evaluate(self, code: str) -> Any:
+        return self.main.seval(code)
+
+
+def package_folder() -> Path | None:
+    """The folder that holds the Julia package PySciML, in a checkout or in an installed wheel."""
+    here = Path(__file__).resolve()
+    for candidate in (here.parents[2] / "julia", here.parents[3] / "julia"):
+        if (candidate / "PySciML" / "Project.toml").is_file():
+            return candidate
+    return None
+
+
+def chosen_by_user() -> bool:
+    """Whether Julia and its project are named by juliacall's own variables."""
+    return all(os.environ.get(f"PYTHON_JULIACALL_{k}") for k in ("EXE", "PROJECT"))
+
+
+def started() -> bool:
+    """Whether Julia runs in this process already, by us or by another library."""
+    module = sys.modules.get("juliacall")
+    return module is not None and hasattr(module, "Main")
+
+
+def is_set_up() -> bool:
+    """Whether this engine can start without installing anything; starts nothing itself."""
+    if importlib.util.find_spec("juliacall") is None or package_folder() is None:
+        return False
+    return started() or chosen_by_user() or _installed_by_juliapkg()
+
+
+def _installed_by_juliapkg() -> bool:
+    """Whether ``python -m pysciml setup`` has left a project with PySciML in it."""
+    try:
+        import juliapkg
+
+        manifest = Path(juliapkg.state.STATE["project"]) / "Manifest.toml"
+        return manifest.is_file() and "[[deps.PySciML]]" in manifest.read_text()
+    except Exception:
+        return False
+
+
+def julia() -> Julia:
+    """The running Julia, started now if it was not. Raises EngineError with the mending command."""
+    global _julia
+    with _lock:
+        if _julia is None:
+            _julia = _start()
+        return _julia
+
+
+def _start() -> Julia:
+    folder = package_folder()
+    if folder is None:
+        raise EngineError(
+            "The Julia package PySciML is missing from this installation of pysciml; install "
+            "pysciml again, or solve with engine='sundials'."
+        )
+    running = started()
+    if not running:
+        for key, value in SETTINGS.items():
+            os.environ.setdefault(key, value)
+    try:
+        with warnings.catch_warnings():
+            # either order of import works with the settings above; juliacall warns of old versions
+            warnings.filterwarnings("ignore", message="torch was imported before juliacall")
+            import juliacall
+    except ImportError as error:
+        raise EngineError(
+            f"The julia engine needs juliacall ({error}); install it with "
+            "'python -m pysciml setup', or solve with engine='sundials'."
+        ) from error
+    except Exception as error:
+        raise EngineError(
+            f"Julia could not be started ({type(error).__name__}: {error}); "
+            "'python -m pysciml doctor' says what is wrong, engine='sundials' needs no Julia."
+        ) from error
+    if running:
+        _warn_of_settings(juliacall)
+    main = juliacall.Main
+    try:
+        main.seval("path -> path in LOAD_PATH || push!(LOAD_PATH, path)")(str(folder))
+        main.seval("import PySciML")
+        module = main.seval("PySciML")
+    except Exception as error:
+        raise EngineError(
+            f"Julia runs, but its package PySciML could not be loaded ({error}); "
+            "'python -m pysciml setup' installs what it needs, 'python -m pysciml doctor' says more."
+        ) from error
+    return Julia(main, module)
+
+
+def _warn_of_settings(juliacall: Any) -> None:
+    threads = int(juliacall.Main.seval("Threads.nthreads()"))
+    signals = juliacall.CONFIG.get("opt_handle_signals")
+    if threads > 1 and signals != "yes":
+        warnings.warn(
+            f"Julia was started by another library with {threads} threads and without signal "
+            "handling, which can crash the process; set PYTHON_JULIACALL_HANDLE_SIGNALS=yes "
+            "before anything imports juliacall.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
