@@ -33,7 +33,8 @@ class Budget:
 class Point:
     """One tolerance of one method.
 
-    ``ms`` is the median of warm runs, ``first_ms`` the first run in the process at this
+    ``ms`` is the median of warm runs, ``best_ms`` their minimum (far below the median where the
+    machine was busy), ``first_ms`` the first run in the process at this
     tolerance (with whatever it captures or compiles), ``error`` that of the solution for what
     "forward" and that of the gradient for what "gradient". ``note`` says why there is none.
     """
@@ -43,6 +44,7 @@ class Point:
     reltol: float
     first_ms: float = math.nan
     ms: float = math.nan
+    best_ms: float = math.nan
     runs: int = 0
     error: float = math.nan
     note: str = ""
@@ -62,8 +64,8 @@ def timed(run: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
     return time.perf_counter() - start, result
 
 
-def median(run: Callable[[], np.ndarray], first: float, budget: Budget) -> tuple[float, int]:
-    """Median time of warm runs, in seconds, and their number."""
+def warm(run: Callable[[], np.ndarray], first: float, budget: Budget) -> list[float]:
+    """Times of warm runs, in seconds."""
     # one more run in the warm, where that is cheap
     if first < budget.seconds / 2:
         run()
@@ -74,7 +76,7 @@ def median(run: Callable[[], np.ndarray], first: float, budget: Budget) -> tuple
         times.append(timed(run)[0])
         if sum(times) > 4 * budget.seconds and len(times) >= min(3, budget.runs):
             break
-    return statistics.median(times), len(times)
+    return times
 
 
 def sweep(
@@ -92,13 +94,23 @@ def sweep(
             try:
                 run = make(reltol)
                 first, result = timed(run)
-                seconds, runs = median(run, first, budget)
+                times = warm(run, first, budget)
             except Exception as failure:  # a solver that fails is a row of the table
                 note = f"{type(failure).__name__}: {failure}".splitlines()[0][:120]
                 points.append(Point(method.label, what, reltol, note=note))
                 continue
+            seconds = statistics.median(times)
             points.append(
-                Point(method.label, what, reltol, first * 1e3, seconds * 1e3, runs, error(result))
+                Point(
+                    method.label,
+                    what,
+                    reltol,
+                    first_ms=first * 1e3,
+                    ms=seconds * 1e3,
+                    best_ms=min(times) * 1e3,
+                    runs=len(times),
+                    error=error(result),
+                )
             )
             if seconds > budget.longest:
                 break

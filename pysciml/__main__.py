@@ -39,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pysciml",
-        description="Differential equations written in PyTorch, solved with DifferentialEquations.jl "
-        "or SUNDIALS, with gradients.",
+        description="Differential equations written in PyTorch, solved with "
+        "DifferentialEquations.jl or SUNDIALS, with gradients.",
         epilog="python -m pysciml COMMAND --help says more about a command.",
     )
     parser.add_argument("--version", action="version", version=f"pysciml {pysciml.__version__}")

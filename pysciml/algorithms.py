@@ -27,7 +27,7 @@ class Algorithm:
     options
         Keyword arguments, as Julia takes them.
     parts
-        The algorithms it is composed of (``AutoTsit5(Rosenbrock23())``, ``MethodOfSteps(Tsit5())``).
+        The algorithms it is composed of (``AutoTsit5(Rosenbrock23())``).
     """
 
     name: str

@@ -24,7 +24,7 @@ class PyscimlError(Exception):
 
 
 class InputError(PyscimlError, ValueError):
-    """Bad input, refused before any solver runs: what was given, what was expected, how to mend it."""
+    """Bad input, refused before any solver runs: what was given and expected, how to mend it."""
 
 
 class EngineError(PyscimlError, RuntimeError):

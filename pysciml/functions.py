@@ -7,6 +7,7 @@ on the Python side since; then it is captured anew.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import os
@@ -16,7 +17,7 @@ import threading
 import types
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,10 +40,6 @@ _cache: OrderedDict[Any, tuple[FlatFunctions, Any]] = OrderedDict()
 _lock = threading.RLock()
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
-_NOT_REPEATABLE = (
-    "{name} cannot be solved: {reason}. A right-hand side must give the same value whenever it is "
-    "called; {hint}."
-)
 #: How torch words it that tensors of two dtypes or devices met.
 _MIXED = re.compile(r"same dtype|expected scalar type|same device|but found at least two devices")
 
@@ -176,29 +173,44 @@ def _agrees(found: FlatFunctions, flat: FlatFunction, inputs: dict[str, Tensor])
 
 
 def _make(flat: FlatFunction, inputs: dict[str, Tensor], cuda: bool) -> FlatFunctions:
-    first = _first_value(flat, inputs)
-    if cuda:
-        if not torch.allclose(first, _first_value(flat, inputs), rtol=1e-3, equal_nan=True):
-            raise InputError(_NOT_REPEATABLE.format(
-                name=flat.name, reason="two calls at the same arguments gave different values",
-                hint="draw random numbers before solving, or call eval() on modules with dropout",
-            ))  # fmt: skip
-        return CallbackFunctions(flat, inputs)
-    try:
-        return CapturedFunctions(capture(flat, inputs))
-    except CaptureError as error:
-        if getattr(error, "kind", "") == "random":
-            raise InputError(
-                _NOT_REPEATABLE.format(name=flat.name, reason=error.reason, hint=error.hint)
-            ) from None
-        made = CallbackFunctions(flat, inputs)
-        warnings.warn(
-            f"{flat.name} is called back in Python at every evaluation, because "
-            f"{error.reason}. To run it as a kernel: {error.hint}.",
-            CaptureWarning,
-            stacklevel=_callers_level(),
+    with _mistakes_named(flat):
+        if cuda:
+            _require_repeatable(flat, inputs)
+            return CallbackFunctions(flat, inputs)
+        try:
+            return CapturedFunctions(capture(flat, inputs))
+        except CaptureError as error:
+            if error.kind == "random":
+                raise InputError(_not_repeatable(flat, error.reason, error.hint)) from None
+            made = CallbackFunctions(flat, inputs)
+            warnings.warn(
+                f"{flat.name} is called back in Python at every evaluation, because "
+                f"{error.reason}. To run it as a kernel: {error.hint}.",
+                CaptureWarning,
+                stacklevel=_callers_level(),
+            )
+            return made
+
+
+def _require_repeatable(flat: FlatFunction, inputs: dict[str, Tensor]) -> None:
+    """Refuse random functions, which a capture would have found."""
+    with torch.random.fork_rng():
+        first, second = (flat(*(v.detach() for v in inputs.values())).detach() for _ in range(2))
+    if not torch.allclose(first, second, rtol=1e-3, equal_nan=True):
+        raise InputError(
+            _not_repeatable(
+                flat,
+                "two calls with the same arguments gave different values",
+                "draw random numbers before solving, or call eval() on modules with dropout",
+            )
         )
-        return made
+
+
+def _not_repeatable(flat: FlatFunction, reason: str, hint: str) -> str:
+    return (
+        f"{flat.name} cannot be solved: {reason}. A right-hand side must give the same value "
+        f"whenever it is called; {hint}."
+    )
 
 
 def _callers_level() -> int:
@@ -209,10 +221,11 @@ def _callers_level() -> int:
     return level
 
 
-def _first_value(flat: FlatFunction, inputs: dict[str, Tensor]) -> Tensor:
-    """The function at its first arguments; mistakes in how it is written are named."""
+@contextlib.contextmanager
+def _mistakes_named(flat: FlatFunction) -> Iterator[None]:
+    """Raise InputError, saying what is wrong, for well-known mistakes in how f is written."""
     try:
-        return flat(*(v.detach() for v in inputs.values())).detach()
+        yield
     except InputError:
         raise
     except Exception as error:

@@ -29,6 +29,9 @@ __all__ = [
 
 Array = npt.NDArray[np.float64]
 
+#: More output times than this are a mistake.
+_MOST_OUTPUTS = 1e8
+
 _KNOWN = (
     "engine saveat abstol reltol sensealg callback save_idxs tstops dt dtmax dtmin maxiters "
     "adaptive progress raise_on_failure"
@@ -115,8 +118,13 @@ def saveat_grid(saveat: Any, t0: float, t1: float) -> Grid:
         step = float(saveat)
         if not math.isfinite(step) or step <= 0.0:
             raise InputError(f"saveat is {saveat}; a step must be a positive number.")
+        if abs(t1 - t0) / step > _MOST_OUTPUTS:
+            raise InputError(
+                f"saveat is {saveat}, a step of which tspan ({t0:g}, {t1:g}) holds "
+                f"{abs(t1 - t0) / step:.3g}; give a larger step."
+            )
         count = math.floor(abs(t1 - t0) / step * (1 + 1e-12))
-        grid = t0 + math.copysign(step, t1 - t0) * np.arange(count + 1)
+        grid = t0 + math.copysign(step, t1 - t0) * np.arange(count + 1, dtype=np.float64)
         if abs(grid[-1] - t1) <= 1e-12 * max(abs(t0), abs(t1), step):
             grid[-1] = t1
         else:

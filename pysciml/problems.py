@@ -29,7 +29,7 @@ def _require_finite(tree: Any, name: str) -> None:
             raise InputError(
                 f"{where} is a NumPy array; give a torch tensor, e.g. torch.as_tensor({where})."
             )
-        if isinstance(leaf, Tensor) and leaf.dtype.is_floating_point:
+        if isinstance(leaf, Tensor) and leaf.dtype.is_floating_point and not leaf.is_meta:
             bad = ~torch.isfinite(leaf.detach())
             if bool(bad.any()):
                 index = tuple(int(i) for i in bad.nonzero()[0])
@@ -131,7 +131,12 @@ class ODEProblem:
         object.__setattr__(self, "callback", as_callbacks(self.callback))
         ParameterSpec.flatten(self.p, spec.dtype, spec.device)
         if self.mass_matrix is not None:
-            mass = torch.as_tensor(self.mass_matrix).detach()
+            mass = torch.as_tensor(self.mass_matrix)
+            if mass.requires_grad:
+                raise InputError(
+                    "mass_matrix requires grad, but no gradient is taken for it; detach it, or "
+                    "solve for the derivative inside f."
+                )
             if mass.shape != (spec.size, spec.size):
                 raise InputError(
                     f"mass_matrix has shape {tuple(mass.shape)}, but the state has {spec.size} "

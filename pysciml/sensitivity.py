@@ -55,7 +55,7 @@ class InterpolatingAdjoint(SensitivityAlgorithm):
 
 @dataclass(frozen=True)
 class QuadratureAdjoint(SensitivityAlgorithm):
-    """Continuous adjoint stepped backwards, the parameter gradient by adaptive quadrature after it."""
+    """Continuous adjoint stepped backwards, then the parameter gradient by adaptive quadrature."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class BacksolveAdjoint(SensitivityAlgorithm):
 
 @dataclass(frozen=True)
 class ForwardSensitivity(SensitivityAlgorithm):
-    """The sensitivity equations beside the state: for few parameters, cost grows with their number."""
+    """The sensitivity equations beside the state: the cost grows with the number of parameters."""
 
 
 @dataclass(frozen=True)

@@ -196,20 +196,20 @@ class _Setup:
 
     def require_differentiable(self) -> None:
         """Raise InputError where torch cannot differentiate what an adjoint has to."""
-        needed = [("f", self.functions)]
+        needed: list[tuple[str, Any]] = [("f", self.functions)]
         for i, c in enumerate(self.flat_callbacks):
-            needed.append((f"affect of callback {i}", c.affect))  # type: ignore[arg-type]
+            needed.append((f"affect of callback {i}", c.affect))
             if c.kind == "continuous":
-                needed.append((f"condition of callback {i}", c.condition))  # type: ignore[arg-type]
+                needed.append((f"condition of callback {i}", c.condition))
         for name, functions in needed:
             if functions is not None and not getattr(functions, "differentiable", True):
                 raise InputError(
-                    f"{name} cannot be differentiated by torch ({functions.reason}), but an input "  # type: ignore[union-attr]
+                    f"{name} cannot be differentiated by torch ({functions.reason}), but an input "
                     "requires grad; write it with torch operations only, or solve without "
                     "gradients (in torch.no_grad(), or with inputs that do not require grad)."
                 )
 
-    def _callback(self, c: Callback, i: int, p: Tensor) -> FlatCallback:
+    def _callback(self, c: Any, i: int, p: Tensor) -> FlatCallback:
         condition = affect = None
         own: dict[str, Any] = {}
         if isinstance(c, (ContinuousCallback, DiscreteCallback)):
@@ -229,10 +229,10 @@ class _Setup:
             kind=kind,  # type: ignore[arg-type]
             condition=condition,
             affect=affect,
-            terminate=c.affect is terminate,  # type: ignore[attr-defined]
+            terminate=c.affect is terminate,
             direction=getattr(c, "direction", 0),
             times=times,
-            save_positions=c.save_positions,  # type: ignore[attr-defined]
+            save_positions=c.save_positions,
             **own,
         )
 

@@ -64,7 +64,7 @@ def ball_at(t, h0, g, e):
 
 @pytest.mark.parametrize("kind", [nonstiff, stiff])
 def test_bouncing_ball_event_times(engine, kind):
-    sol = ps.solve(ball(), kind(engine), engine=engine, **TOL)
+    sol = ps.solve(ball(tspan=(0.0, 6.5)), kind(engine), engine=engine, **TOL)
     want, _ = bounces(10.0, 9.81, 0.8, 3)
     assert [e.callback for e in sol.events] == [0, 0, 0]
     assert_close(f64([e.t for e in sol.events]), want, 1e-7)
@@ -498,3 +498,16 @@ def test_gradients_through_events_of_a_dae_are_refused_on_sundials():
     )  # fmt: skip
     with pytest.raises(ps.EngineError, match="events of a DAE"):
         ps.solve(prob, engine="sundials").u.sum().backward()
+
+
+# -- events that crowd ------------------------------------------------------------------
+
+
+def test_an_event_right_after_another_is_not_stepped_over(engine):
+    """Bounces of a ball that keeps half its speed: the second follows much sooner than a step."""
+    g, e = 9.81, 1e-4
+    sol = ps.solve(ball(g=g, e=e, tspan=(0.0, 2.0)), nonstiff(engine), engine=engine, **TOL)
+    times, _ = bounces(10.0, g, e, 2)
+    assert len(sol.events) >= 2
+    assert_close(f64([x.t for x in sol.events[:2]]), times, 1e-6)
+    assert float(times[1] - times[0]) < 3e-4

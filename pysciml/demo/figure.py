@@ -16,7 +16,7 @@ from pysciml.errors import PyscimlError
 __all__ = ["draw", "save"]
 
 _UDE, _LV, _DATA = "#0b5fa5", "#c8641e", "#222222"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 9.0,
     "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
@@ -26,7 +26,6 @@ _STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 8.5,
     "mathtext.default": "it",
-    "savefig.dpi": 200,
 }
 
 
@@ -38,7 +37,7 @@ def save(demo: Demo, folder: Path) -> Path:
     figure = draw(demo)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "hare_lynx.png"
-    figure.savefig(path)
+    figure.savefig(path, dpi=200)
     return path
 
 
@@ -56,14 +55,16 @@ def draw(demo: Demo) -> Any:
         ) from None
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(10.0, 5.8), layout="constrained")
-        left, right = figure.subfigures(1, 2, width_ratios=(1.4, 1.0), wspace=0.02)
-        hare, lynx = left.subplots(2, 1, sharex=True)
+        sides: Any = figure.subfigures(1, 2, width_ratios=(1.4, 1.0), wspace=0.02)
+        hare, lynx = sides[0].subplots(2, 1, sharex=True)
         _series(hare, demo, 0, "a  Hare")
         _series(lynx, demo, 1, "b  Lynx")
         lynx.set_xlabel("Year")
         handles, labels = hare.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), columnspacing=1.4)
-        contours, response = right.subplots(2, 1)
+        figure.legend(
+            handles, labels, loc="outside upper left", ncols=len(labels), columnspacing=1.4
+        )
+        contours, response = sides[1].subplots(2, 1)
         _contours(contours, demo)
         _response(response, demo)
     return figure
@@ -120,7 +121,9 @@ def _contours(ax: Any, demo: Demo) -> None:
         product = demo.baseline.model.interaction(v).numpy()
     inside = np.where(near_data(demo, v).numpy(), learned, np.nan)
     levels = [2.5, 5.0, 10.0, 20.0, 40.0, 80.0]
-    product_lines = ax.contour(x, y, product, levels, colors=_LV, linewidths=1.0, linestyles=[(0, (4, 2))])
+    product_lines = ax.contour(
+        x, y, product, levels, colors=_LV, linewidths=1.0, linestyles=[(0, (4, 2))]
+    )
     ax.contour(x, y, learned, levels, colors=_UDE, linewidths=0.7, alpha=0.35)
     drawn = ax.contour(x, y, inside, levels, colors=_UDE, linewidths=1.7)
     path = orbit(demo).exp().numpy()
@@ -142,8 +145,15 @@ def _contours(ax: Any, demo: Demo) -> None:
         Line2D([], [], color=_UDE, lw=1.7, label="learned $N(x, y)$; faint: no data near"),
         Line2D([], [], color=_LV, lw=1.0, ls=(0, (4, 2)), label="product $b\\,x\\,y$"),
     ]
-    ax.legend(handles=styles, loc="upper left", bbox_to_anchor=(0.0, 1.02), fontsize=8, handlelength=1.8,
-              labelspacing=0.3, borderaxespad=0.0)  # fmt: skip
+    ax.legend(
+        handles=styles,
+        loc="upper left",
+        bbox_to_anchor=(0.0, 1.02),
+        fontsize=8,
+        handlelength=1.8,
+        labelspacing=0.3,
+        borderaxespad=0.0,
+    )
     ax.set_ylim(y[0], y[-1] * 2.1)
 
 

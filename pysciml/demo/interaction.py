@@ -48,7 +48,7 @@ class Comparison:
     near: Tensor
 
 
-def compare(demo: Demo, columns: int = 6, rows: int = 5) -> Comparison:
+def compare(demo: Demo, columns: int = 5, rows: int = 5) -> Comparison:
     """Both interactions on a grid of ``rows`` lynx and ``columns`` hare populations."""
     known = demo.record.log[: demo.record.training]
     low, high = known.amin(0), known.amax(0)

@@ -39,10 +39,6 @@ class LotkaVolterra(nn.Module):
         """Hares lost to lynx, ``b x y``: thousands a year, (...) for ``v`` of (..., 2)."""
         return torch.exp(self.log_loss + v[..., 0] + v[..., 1])
 
-    def gain(self) -> float:
-        """Lynx gained for each hare lost, d / b."""
-        return float((self.log_gain - self.log_loss).detach().exp())
-
     def penalty(self) -> Tensor:
         """Nothing is penalised."""
         return torch.zeros((), dtype=self.log_loss.dtype)
@@ -78,12 +74,13 @@ class UniversalLotkaVolterra(nn.Module):
         dtype = centre.dtype
         self.register_buffer("centre", centre)
         self.register_buffer("scale", scale)
+        last = nn.Linear(width, 1, dtype=dtype)
         self.hidden = nn.Sequential(
             nn.Linear(2, width, dtype=dtype),
             nn.Tanh(),
             nn.Linear(width, width, dtype=dtype),
             nn.Tanh(),
-            nn.Linear(width, 1, dtype=dtype),
+            last,
         )
         self.linear = nn.Linear(2, 1, dtype=dtype)
         rate = torch.log(torch.tensor(0.7, dtype=dtype))
@@ -91,11 +88,15 @@ class UniversalLotkaVolterra(nn.Module):
         self.log_death = nn.Parameter(rate.clone())  # c
         self.log_gain = nn.Parameter(centre[1] - centre[0])  # e
         with torch.no_grad():
-            last = self.hidden[-1]
             last.weight.mul_(0.1)
             last.bias.zero_()
             self.linear.weight.copy_(scale[None])
             self.linear.bias.copy_((rate + centre[0])[None])
+
+    def rates(self) -> dict[str, float]:
+        """a, c and e: growth of hares, death of lynx, lynx gained for each hare lost."""
+        logs = (self.log_growth, self.log_death, self.log_gain)
+        return dict(zip("ace", (float(x.detach().exp()) for x in logs), strict=True))
 
     def log_interaction(self, v: Tensor) -> Tensor:
         z = (v - self.centre) / self.scale
@@ -105,13 +106,11 @@ class UniversalLotkaVolterra(nn.Module):
         """Hares lost to lynx, N: thousands a year, (...) for ``v`` of (..., 2)."""
         return self.log_interaction(v).exp()
 
-    def gain(self) -> float:
-        """Lynx gained for each hare lost, e."""
-        return float(self.log_gain.detach().exp())
-
     def penalty(self) -> Tensor:
         """Sum of squares of the hidden layers' weights: at 0 the interaction is a power law."""
-        return torch.stack([p.square().sum() for p in self.hidden.parameters() if p.ndim == 2]).sum()
+        return torch.stack(
+            [p.square().sum() for p in self.hidden.parameters() if p.ndim == 2]
+        ).sum()
 
     def forward(self, v: Tensor) -> Tensor:
         """``dv/dt``, like ``v`` (2,)."""

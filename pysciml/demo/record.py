@@ -49,8 +49,7 @@ def hudson_bay(held_out: int = 5) -> Record:
     than 8 years to fit.
     """
     file = resources.files("pysciml").joinpath("data").joinpath("hudson_bay.csv")
-    with file.open(encoding="utf-8", newline="") as lines:
-        rows = list(csv.DictReader(lines))
+    rows = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
     if not 0 <= held_out <= len(rows) - 8:
         raise InputError(
             f"held_out is {held_out}; the record has {len(rows)} years and a fit needs 8 of them."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from pysciml.demo.hare_lynx import Demo, Errors
 from pysciml.demo.interaction import compare, power_law
 
@@ -20,7 +22,7 @@ def _errors(demo: Demo) -> str:
     lines = [
         f"Hudson Bay hare and lynx: fitted to {year[0]}-{year[n - 1]}, "
         f"held out {year[n]}-{year[-1]}.",
-        "Root mean square errors, over both species, in thousands of pelts and of their logarithms:",
+        "Root mean square errors over both species, in thousands of pelts and of their logarithms:",
         "",
         f"{'':<34}{'training years':>20}{'held-out years':>22}",
         f"{'':<34}{'thousands':>12}{'log':>8}{'thousands':>14}{'log':>8}",
@@ -30,7 +32,9 @@ def _errors(demo: Demo) -> str:
         ("Lotka-Volterra", demo.baseline.errors),
         ("universal differential equation", demo.ude.errors),
     ]
-    rows += [(f"  its start {i + 2}, by training loss", f.errors) for i, f in enumerate(demo.starts[1:])]
+    rows += [
+        (f"  its start {i + 2}, by training loss", f.errors) for i, f in enumerate(demo.starts[1:])
+    ]
     lines += [
         f"{name:<34}{e.training:>12.2f}{e.training_log:>8.3f}{e.held_out:>14.2f}{e.held_out_log:>8.3f}"
         for name, e in rows
@@ -39,14 +43,13 @@ def _errors(demo: Demo) -> str:
 
 
 def _rates(demo: Demo) -> str:
-    r = demo.baseline.model.rates()
-    ude = demo.ude.model
-    a, c = float(ude.log_growth.detach().exp()), float(ude.log_death.detach().exp())
+    lv, ude = demo.baseline.model.rates(), demo.ude.model.rates()
     return "\n".join(
         [
-            f"Lotka-Volterra   x' = {r['a']:.3f} x - {r['b']:.4f} x y,     "
-            f"y' = {r['d']:.4f} x y - {r['c']:.3f} y",
-            f"universal        x' = {a:.3f} x - N(x, y),       y' = {ude.gain():.3f} N(x, y) - {c:.3f} y",
+            f"Lotka-Volterra   x' = {lv['a']:.3f} x - {lv['b']:.4f} x y,     "
+            f"y' = {lv['d']:.4f} x y - {lv['c']:.3f} y",
+            f"universal        x' = {ude['a']:.3f} x - N(x, y),       "
+            f"y' = {ude['e']:.3f} N(x, y) - {ude['c']:.3f} y",
         ]
     )
 
@@ -81,15 +84,14 @@ def _verdict(demo: Demo) -> str:
     fit = base.training_log / ude.training_log
     forecast = ude.held_out_log / base.held_out_log - 1.0
     how = (
-        "as well as" if abs(forecast) < 0.05 else f"{abs(forecast):.0%} "
+        "about as well as" if abs(forecast) < 0.05 else f"{abs(forecast):.0%} "
         f"{'better' if forecast < 0 else 'worse'} than"
     )  # fmt: skip
     spread = [f.errors.held_out_log for f in demo.starts]
-    among = (
-        f" (over its starts: {min(spread):.2f} to {max(spread):.2f})" if len(spread) > 1 else ""
-    )
-    return (
+    among = f" (over its starts: {min(spread):.2f} to {max(spread):.2f})" if len(spread) > 1 else ""
+    text = (
         f"The universal equation's training error is {fit:.1f} times smaller than "
-        f"Lotka-Volterra's; it forecasts the\nheld-out years {how} Lotka-Volterra, by the error "
+        f"Lotka-Volterra's; it forecasts the held-out years {how} Lotka-Volterra, by the error "
         f"of the logarithms{among}."
     )
+    return textwrap.fill(text, 96)

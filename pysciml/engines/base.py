@@ -42,7 +42,9 @@ class Functions(Protocol):
         """``fn(*inputs without p and c, *outs)`` on NumPy arrays, writing into ``outs``."""
         ...
 
-    def bind_batched(self, role: str, p: Array, c: Array, reduce: bool = False) -> Callable[..., Any]:
+    def bind_batched(
+        self, role: str, p: Array, c: Array, reduce: bool = False
+    ) -> Callable[..., Any]:
         """``fn(*inputs without p and c)``, each with a leading batch axis, to one array.
 
         With ``reduce`` the result is summed over the batch.
@@ -193,7 +195,9 @@ class Engine(ABC):
         """Raise EngineError where this engine cannot run ``alg`` on such a problem."""
 
     @abstractmethod
-    def solve(self, problem: FlatProblem, alg: Algorithm | None, options: SolveOptions) -> FlatSolution:
+    def solve(
+        self, problem: FlatProblem, alg: Algorithm | None, options: SolveOptions
+    ) -> FlatSolution:
         """Solve; a failure on the way is a retcode, not an exception."""
 
     @abstractmethod

@@ -40,7 +40,7 @@ class FitResult:
 
 
 class _Tracker:
-    """The loss with its gradient, the best point seen, and solves that fail taken as a high wall."""
+    """The loss with its gradient and its best point; a solve that fails is a high wall."""
 
     def __init__(self, loss: Callable[[], Tensor], parameters: list[Tensor]) -> None:
         self.loss, self.parameters = loss, parameters
@@ -53,8 +53,10 @@ class _Tracker:
             p.grad = None
         try:
             value = self.loss()
+            if not value.requires_grad:
+                raise InputError("The loss does not depend on parameters that require grad.")
             if bool(torch.isfinite(value)):
-                value.backward()  # type: ignore[no-untyped-call]
+                value.backward()
         except SolveError as error:
             self.last_error = error
             return self._wall()
@@ -165,18 +167,34 @@ def _adam(
 
 
 def _lbfgs(
-    track: _Tracker, history: list[float], steps: int, tolerance: float, advance: Callable[[float], Any]
+    track: _Tracker,
+    history: list[float],
+    steps: int,
+    tolerance: float,
+    advance: Callable[[float], Any],
 ) -> None:
-    optimiser = torch.optim.LBFGS(
-        track.parameters, lr=1.0, max_iter=1, max_eval=25, history_size=20,
-        tolerance_grad=0.0, tolerance_change=0.0, line_search_fn="strong_wolfe",
-    )  # fmt: skip
-    bests: list[float] = []
+    def fresh() -> torch.optim.LBFGS:
+        return torch.optim.LBFGS(
+            track.parameters, lr=1.0, max_iter=1, max_eval=25, history_size=20,
+            tolerance_grad=0.0, tolerance_change=0.0, line_search_fn="strong_wolfe",
+        )  # fmt: skip
+
+    optimiser, restarted = fresh(), True
+    bests = [track.best]
     for _ in range(steps):
         optimiser.step(track)
         bests.append(track.best)
         history.append(track.best)
         advance(track.best)
+        if bests[-1] >= bests[-2]:
+            # torch's line search gave up, and would again along the same direction: once more
+            # from the gradient alone, then it is over.
+            if restarted:
+                break
+            track.restore()
+            optimiser, restarted = fresh(), True
+            continue
+        restarted = False
         if len(bests) > 10 and bests[-11] - bests[-1] <= tolerance * abs(bests[-1]):
             break
 
@@ -187,7 +205,7 @@ def _bar(progress: bool | tqdm, total: int, description: str) -> Iterator[Callab
         yield lambda best: None
         return
     own = progress is True
-    bar = tqdm(total=total, desc=description, unit="step") if own else progress
+    bar: Any = tqdm(total=total, unit="step") if own else progress
     bar.set_description(description)
     start = bar.n
 

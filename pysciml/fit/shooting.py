@@ -102,7 +102,9 @@ class MultipleShooting(torch.nn.Module):
             )
         self.starts = torch.nn.Parameter(starts.detach().clone().to(like.dtype))
         self._place_data(t.detach().to(torch.float64), begin, end)
-        self.prob = ODEProblem(_batched(prob.f, t, begin, end, like), self.starts, (0.0, 1.0), prob.p)
+        self.prob = ODEProblem(
+            _batched(prob.f, t, begin, end, like), self.starts, (0.0, 1.0), prob.p
+        )
 
     def _place_data(self, t: Tensor, begin: list[int], end: list[int]) -> None:
         """Where each datum lies in the batched solution: index of its time, and its segment."""
@@ -118,7 +120,7 @@ class MultipleShooting(torch.nn.Module):
         self._time, self._segment = where[:-1], torch.tensor(segment)
 
     def predict(self, p: Any = None) -> tuple[Tensor, Tensor]:
-        """States at the data's times (m, *state), and the gaps between segments (segments - 1, *state).
+        """States at the data's times (m, *state), and gaps between segments (segments - 1, *state).
 
         ``p`` replaces the problem's parameters where given.
         """
@@ -142,8 +144,7 @@ class MultipleShooting(torch.nn.Module):
 def _check(prob: Any, t: Any, data: Any, intervals: Any) -> None:
     if not isinstance(prob, ODEProblem) or prob.mass_matrix is not None or prob.callback:
         raise InputError(
-            "MultipleShooting takes an ODEProblem without mass matrix and callbacks, "
-            f"got {prob!r}."
+            f"MultipleShooting takes an ODEProblem without mass matrix and callbacks, got {prob!r}."
         )
     if not isinstance(prob.u0, Tensor):
         raise InputError("MultipleShooting takes a problem whose state is one tensor.")

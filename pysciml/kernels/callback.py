@@ -23,7 +23,7 @@ def reachable_leaves(out: Tensor, known: Sequence[Tensor]) -> list[Tensor]:
     """Leaf tensors that ``out`` depends on in autograd, without those in ``known``."""
     skip = {id(k) for k in known}
     found: dict[int, Tensor] = {}
-    stack = [out.grad_fn] if out.grad_fn is not None else []
+    stack: list[Any] = [out.grad_fn] if out.grad_fn is not None else []
     seen: set[Any] = set()
     while stack:
         node = stack.pop()
@@ -50,7 +50,7 @@ class CallbackFunctions:
         Whether torch can differentiate fn; found out by trying where None.
     """
 
-    kernels = None
+    kernels: Any | None = None
 
     def __init__(self, fn: Callable[..., Tensor], inputs: dict[str, Tensor]) -> None:
         self.fn = fn
@@ -206,14 +206,13 @@ class CallbackFunctions:
 
     _vmap: bool | None = None
 
-    def _call_batched(
-        self, role: str, values: dict[str, Any], p: Array, reduce: bool
-    ) -> Array:
+    def _call_batched(self, role: str, values: dict[str, Any], p: Array, reduce: bool) -> Array:
         kind, _, wrt = role.partition(":")
         if kind != "value" and not self.differentiable:
             self._call(role, {k: v[0] for k, v in values.items()}, p)  # raises, with the reason
         own = [k for k in self.names if k != "c"]
-        tensors = {k: self._tensor(p[: self.n_p]) if k == "p" else self._tensor(values[k]) for k in own}
+        given = {**values, "p": p[: self.n_p]}
+        tensors = {k: self._tensor(given[k]) for k in own}
         axes = tuple(None if k == "p" else 0 for k in own)
         summed = wrt == "p" and reduce
         with torch.enable_grad() if kind != "value" else torch.no_grad():

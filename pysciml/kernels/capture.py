@@ -117,7 +117,7 @@ def capture(
         _require_vector(out)
         try:
             raw = trace(fn, list(inputs.values()), read=read)
-        except Exception as error:  # noqa: BLE001  (a tracer can raise anything)
+        except Exception as error:
             raise explain(error) from error
         _refuse_random(raw, fn, inputs, drawn())
         captured = _lift(raw, inputs, out, guards, tuple(data_inputs))

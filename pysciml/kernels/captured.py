@@ -16,15 +16,15 @@ Array = npt.NDArray[np.float64]
 
 
 class CapturedFunctions:
-    """A :class:`Capture` with everything derived from it, as :class:`pysciml.engines.base.Functions`."""
+    """A capture with everything derived from it: :class:`pysciml.engines.base.Functions`."""
 
     def __init__(self, capture: Capture) -> None:
         self.capture = capture
-        self.kernels = Kernels(capture)
+        self.kernels: Any | None = Kernels(capture)
+        self._kernels = self.kernels
         self.names = capture.names
         self.sizes = capture.sizes
         self.n_out = capture.n_out
-        self._bound: dict[tuple[str, bool, bool], tuple[bytes, bytes, Callable[..., Any]]] = {}
 
     def extend_p(self, p: Tensor) -> Tensor:
         return self.capture.extend_p(p)
@@ -40,14 +40,14 @@ class CapturedFunctions:
         return self.capture.guards.opaque
 
     def sparsity(self, wrt: str) -> npt.NDArray[np.bool_] | None:
-        return self.kernels.sparsity(wrt)
+        return self._kernels.sparsity(wrt)
 
     def bind(self, role: str, p: Array, c: Array) -> Callable[..., None]:
         """See :class:`pysciml.engines.base.Functions`.
 
         A fresh binding: not shared by threads. The caller holds ``np.errstate(all="ignore")``.
         """
-        return self.kernels.numpy(role).bind(errstate=False, p=p, c=c)
+        return self._kernels.numpy(role).bind(errstate=False, p=p, c=c)
 
     def bind_batched(
         self, role: str, p: Array, c: Array, reduce: bool = False
@@ -55,7 +55,7 @@ class CapturedFunctions:
         """See :class:`pysciml.engines.base.Functions`."""
         extra = {"jvp": ("v",), "vjp": ("w",)}.get(role.split(":")[0], ())
         batched = frozenset([*extra, *(k for k in self.names if k not in ("p", "c"))])
-        inner = self.kernels.numpy_batched(role, batched, reduce).bind(p=p, c=c)
+        inner = self._kernels.numpy_batched(role, batched, reduce).bind(p=p, c=c)
 
         def bound(*args: Any) -> Array:
             return inner(*args)[0]

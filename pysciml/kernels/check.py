@@ -65,7 +65,7 @@ def check_values(captured: Checked, fn: Function, inputs: dict[str, Tensor]) -> 
         try:
             # with grad mode as it is: the function may differentiate inside
             want = fn(*at.values()).detach()
-        except Exception:  # noqa: BLE001  (outside the function's domain: nothing to compare)
+        except Exception:
             continue
         if _agree(got, want, _size(want)):
             continue
@@ -105,7 +105,7 @@ def check_gradients(captured: Checked, fn: Function, inputs: dict[str, Tensor]) 
                 if out.requires_grad
                 else [None] * (len(names) + len(closures))
             )
-    except Exception:  # noqa: BLE001  (not differentiable, or in-place on a leaf: no reference)
+    except Exception:
         return
     args = [x.requires_grad_(True) for x in captured.example(at)]
     with torch.enable_grad():

@@ -154,7 +154,7 @@ def _jacobian(captured: Capture, wrt: str, args: list[Tensor]) -> GraphModule:
 def _traced(fn: Function, args: list[Tensor]) -> GraphModule:
     try:
         module = trace(fn, args)
-    except Exception as error:  # noqa: BLE001  (a tracer can raise anything)
+    except Exception as error:
         raise explain(error) from error
     module.graph.eliminate_dead_code()
     return module

@@ -367,7 +367,7 @@ def _topk(
     k: int,
     dim: int = -1,
     largest: bool = True,
-    sorted: bool = True,  # noqa: A002
+    sorted: bool = True,
 ) -> tuple[Node, Node]:
     dim %= x.ndim
     values, order = _sort(ctx, x, dim=dim, descending=largest)

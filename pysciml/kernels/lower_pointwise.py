@@ -326,7 +326,7 @@ def _signbit(ctx: Any, x: Node) -> Node:
 
 
 @lowers("clamp", "clamp.Tensor")
-def _clamp(ctx: Any, x: Node, min: Any = None, max: Any = None) -> Node:  # noqa: A002
+def _clamp(ctx: Any, x: Node, min: Any = None, max: Any = None) -> Node:
     if min is not None:
         x = elementwise("maximum", x, _bound(x, min))
     if max is not None:

@@ -193,7 +193,7 @@ def _norm(
     x: Node,
     ord: Any = 2,
     dim: Any = None,
-    keepdim: bool = False,  # noqa: A002
+    keepdim: bool = False,
     dtype: torch.dtype | None = None,
 ) -> Node:
     p = 2.0 if ord is None else float(ord)

@@ -116,7 +116,7 @@ def line_of_op(fn: Callable[..., Tensor], inputs: Sequence[Tensor], node: FxNode
     lines = _Lines(node.target)
     try:
         trace(fn, inputs, read=[], watch=lines)
-    except Exception:  # noqa: BLE001  (this is already an error path)
+    except Exception:
         return ""
     same = [n for n in node.graph.nodes if n.target is node.target]
     if len(same) == len(lines.found):

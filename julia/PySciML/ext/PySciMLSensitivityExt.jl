@@ -4,18 +4,12 @@ Gradients by SciMLSensitivity: one smooth stretch of a solution at a time.
 module PySciMLSensitivityExt
 
 using ADTypes: AutoFiniteDiff
-using LinearAlgebra
-using OrdinaryDiffEqTsit5: Tsit5
-using OrdinaryDiffEqRosenbrock: Rodas5P, Rosenbrock23
 using OrdinaryDiffEqDefault: DefaultODEAlgorithm
-using OrdinaryDiffEqBDF: FBDF
-using OrdinaryDiffEqVerner: Vern7
-using PrecompileTools: @compile_workload, @setup_workload
-using PySciML: PySciML, Handle, Options, QUIET, Workload, workload_handle
-using SciMLBase: SciMLBase
-using SciMLSensitivity: SciMLSensitivity, ForwardDiffSensitivity, ForwardSensitivity,
-    GaussAdjoint, ODEForwardSensitivityProblem, QuadratureAdjoint, ZygoteVJP,
-    adjoint_sensitivities
+using PySciML: PySciML, QUIET
+using SciMLBase: SciMLBase, AbstractDiffEqInterpolation
+using SciMLSensitivity: adjoint_sensitivities
+
+const DEFAULT = typeof(DefaultODEAlgorithm(; autodiff = AutoFiniteDiff()))
 
 # The jumps of the cotangent at the outputs: SciMLSensitivity asks for them by number.
 struct Jumps{T} <: Function
@@ -27,28 +21,35 @@ function PySciML.segment_adjoint(
         sensealg, sol, alg, ts::Vector{T}, cotangents::Matrix{T}, abstol, reltol
     ) where {T}
     du0, dp = adjoint_sensitivities(
-        sol, alg; t = ts, dgdu_discrete = Jumps(cotangents), sensealg, abstol, reltol,
+        readable(sol, alg), adjoint_algorithm(sol, alg); t = ts, dgdu_discrete = Jumps(cotangents), sensealg, abstol, reltol,
         verbose = QUIET
     )
     return Vector{T}(vec(du0)), dp === nothing ? zeros(T, length(sol.prob.p)) : Vector{T}(vec(dp))
 end
 
-PySciML.isforward(::Union{ForwardSensitivity, ForwardDiffSensitivity}) = true
-
-@setup_workload begin
-    quiet = (; autodiff = AutoFiniteDiff())
-    algorithms = (Tsit5(), Rodas5P(; quiet...), DefaultODEAlgorithm(; quiet...))
-    ts, cotangents = [0.0, 0.5, 1.0], ones(2, 3)
-    options = Options{Float64}(saveat = ts, dense = true)
-    @compile_workload begin
-        for alg in algorithms
-            h = workload_handle(Float64, alg, options)
-            sensealg = GaussAdjoint(autojacvec = ZygoteVJP(), checkpointing = false)
-            PySciML.adjoint(
-                h, ts, [0, 1, 2], cotangents, Float64[], sensealg, 1.0e-6, 1.0e-3
-            )
-        end
-    end
+# The adjoint is solved with the algorithm of the solve. The default algorithm is a composite that
+# SciMLSensitivity's callbacks cannot look into: there it is the part that took the most steps.
+adjoint_algorithm(sol, alg) = alg
+function adjoint_algorithm(sol, alg::DEFAULT)
+    steps = sol.alg_choice
+    counts = [count(==(i), steps) for i in eachindex(alg.algs)]
+    return alg.algs[argmax(counts)]
 end
+
+# Reads the interpolant by value: for the default algorithm's cache, whose method that writes into
+# an array looks for a field that it does not have (OrdinaryDiffEqCore 4.5).
+struct ByValue{I} <: AbstractDiffEqInterpolation
+    inner::I
+end
+(b::ByValue)(t, idxs, deriv, p, continuity::Symbol = :left) =
+    b.inner(t, idxs, deriv, p, continuity)
+(b::ByValue)(out, t::Number, idxs, deriv, p, continuity::Symbol = :left) =
+    copyto!(out, b.inner(t, idxs, deriv, p, continuity))
+
+readable(sol, alg) = sol
+readable(sol, ::DEFAULT) = SciMLBase.build_solution(
+    sol.prob, sol.alg, sol.t, sol.u; dense = true, sol.k, interp = ByValue(sol.interp),
+    sol.alg_choice, calculate_error = false, sol.stats, sol.retcode
+)
 
 end

@@ -9,6 +9,7 @@ kernels only.
 module PySciML
 
 using ADTypes: AutoFiniteDiff, AutoForwardDiff
+using ForwardDiff: ForwardDiff
 using FunctionWrappers: FunctionWrapper
 using LinearAlgebra
 using LinearSolve: LinearSolve
@@ -18,7 +19,6 @@ using OrdinaryDiffEqDefault: OrdinaryDiffEqDefault, DefaultODEAlgorithm
 using OrdinaryDiffEqRosenbrock: OrdinaryDiffEqRosenbrock, Rodas5P, Rosenbrock23
 using OrdinaryDiffEqTsit5: OrdinaryDiffEqTsit5, AutoTsit5, Tsit5
 using OrdinaryDiffEqVerner: OrdinaryDiffEqVerner, Vern7
-using PrecompileTools: @compile_workload, @setup_workload
 using SciMLBase: SciMLBase, CallbackSet, ContinuousCallback, DAEFunction, DAEProblem,
     DiscreteCallback, FullSpecialize, ODEFunction, ODEProblem, ReturnCode, remake, terminate!
 using SciMLLogging: SciMLLogging
@@ -30,6 +30,7 @@ include("algorithms.jl")
 include("events.jl")
 include("solve.jl")
 include("adjoint.jl")
+include("forward.jl")
 include("registry.jl")
 include("bridge.jl")
 include("precompile.jl")

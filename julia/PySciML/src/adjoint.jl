@@ -26,13 +26,7 @@ adds the methods.
 """
 function segment_adjoint end
 
-"""
-    solve_forward(sensealg, handle, ts, cotangents) -> (du0, dp)
-
-As `segment_adjoint`, for methods that go forward.
-"""
-function solve_forward end
-
+"Whether a sensitivity algorithm goes forward, beside the state; it then has `forward_gradient`."
 isforward(sensealg) = false
 
 """
@@ -61,7 +55,7 @@ function smooth(h::Handle{T}, ts, source, cotangents, sensealg, abstol, reltol) 
     du0, dp = if isempty(times)
         zeros(T, h.model.n), zeros(T, length(h.prob.p))
     elseif isforward(sensealg)
-        solve_forward(sensealg, h, times, joined, abstol, reltol)
+        forward_gradient(sensealg, h, times, joined, abstol, reltol)
     else
         segment_adjoint(sensealg, h.sol, h.alg, times, joined, abstol, reltol)
     end
@@ -109,4 +103,119 @@ function time_gradients(h::Handle{T}, ts, source, cotangents) where {T}
     return dtimes
 end
 
-state!(u, h::Handle, t) = (h.sol(u, t); u)
+state!(u, h::Handle, t) = copyto!(u, h.sol(t))
+
+# -- events ----------------------------------------------------------------------------------------
+
+"""
+    piece(handle, range) -> solution
+
+The solution between two events as one of its own, from the points of `range`.
+"""
+function piece(h::Handle, range)
+    sol, id = h.sol, h.sol.interp
+    ts, us, ks = sol.t[range], sol.u[range], sol.k[range]
+    choice = id.alg_choice === nothing ? nothing : id.alg_choice[range]
+    interp = OrdinaryDiffEqCore.InterpolationData(
+        id.f, us, ts, ks, choice, id.dense, id.cache, id.differential_vars, id.sensitivitymode
+    )
+    prob = problem(h.model, us[1], h.prob.p, (ts[1], ts[end]), nothing, nothing)
+    return SciMLBase.build_solution(
+        prob, sol.alg, ts, us; dense = true, k = ks, interp, alg_choice = choice,
+        calculate_error = false, sol.stats, retcode = ReturnCode.Success
+    )
+end
+
+# The segment that an output lies in: the one before an event at its time, or, for times that
+# were asked for later (FIXED), the one after it.
+function segment_of(h::Handle, ranges, t, source)
+    sign = h.prob.tspan[2] >= h.prob.tspan[1] ? 1 : -1
+    for (s, range) in enumerate(ranges)
+        finish = sol_end(h, range)
+        (sign * t < sign * finish || (source != FIXED && t == finish)) && return s
+    end
+    return length(ranges)
+end
+sol_end(h, range) = h.sol.t[last(range)]
+
+function with_events(
+        h::Handle{T}, ts, source, cotangents, of_events, sensealg, abstol, reltol
+    ) where {T}
+    isforward(sensealg) && error(
+        "forward sensitivities through events are not available; use GaussAdjoint, " *
+            "InterpolatingAdjoint or QuadratureAdjoint"
+    )
+    n, ranges = h.model.n, segments(h)
+    inside = [Int[] for _ in ranges]
+    before, after = zeros(T, n, length(h.log)), zeros(T, n, length(h.log))
+    seen = falses(length(h.log))
+    for i in eachindex(ts)
+        if source[i] <= FIRST_EVENT
+            k = FIRST_EVENT - source[i] + 1
+            first_saved = h.events[h.log[k].index].save_positions[1]
+            side = first_saved && !seen[k] ? before : after
+            seen[k] = true
+            side[:, k] .+= view(cotangents, :, i)
+        else
+            push!(inside[segment_of(h, ranges, ts[i], source[i])], i)
+        end
+    end
+    mu, dp, extra = zeros(T, n), zeros(T, length(h.prob.p)), no_events(h)
+    for s in length(ranges):-1:1
+        if s <= length(h.log)
+            mu = through_event!(
+                extra, h, h.log[s], mu, view(before, :, s), view(after, :, s), of_events[s]
+            )
+        end
+        range = ranges[s]
+        columns = cotangents[:, inside[s]]
+        if length(range) < 2 || h.sol.t[first(range)] == h.sol.t[last(range)]
+            mu = mu .+ vec(sum(columns; dims = 2))
+            continue
+        end
+        times, joined = join_equal([ts[inside[s]]; sol_end(h, range)], [columns mu])
+        all(iszero, joined) && (mu = zeros(T, n); continue)
+        mu, part = segment_adjoint(
+            sensealg, piece(h, range), h.alg, times, joined, abstol, reltol
+        )
+        dp .+= part
+    end
+    dtimes = time_gradients(h, ts, source, cotangents)
+    dt0 = -dot(mu, slope(h, h.prob.u0, h.prob.tspan[1]))
+    return Gradient{T}(mu, dp, dt0, dtimes, extra)
+end
+
+# The cotangent before an event from `mu` after it, by implicit differentiation of the event's
+# time (Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", section II.6).
+# `before` and `after` are the cotangents of the outputs on its two sides, `of_time` of its time.
+function through_event!(extra, h::Handle{T}, record, mu, before, after, of_time) where {T}
+    event = h.events[record.index]
+    u, t = record.before, record.t
+    right = mu .+ after
+    pulled, moved = copy(right), zero(T)
+    if event.affect !== nothing
+        affect, p = event.affect, event.affect_p
+        affect.vjp(pulled, right, u, p, t)
+        part = zeros(T, length(p))
+        affect.vjp_p(part, right, u, p, t)
+        extra[record.index][2] .+= part
+        moved = along_time(affect, right, u, p, t)
+    end
+    left = pulled .+ before
+    event.kind === :continuous || return left
+    f_before, f_after = slope(h, u, t), slope(h, record.after, t)
+    motion = dot(left, f_before) + moved - dot(mu, f_after) + of_time
+    condition, p, one_ = event.condition, event.condition_p, ones(T, 1)
+    c_u, c_p = zeros(T, h.model.n), zeros(T, length(p))
+    condition.vjp(c_u, one_, u, p, t)
+    condition.vjp_p(c_p, one_, u, p, t)
+    factor = motion / (dot(c_u, f_before) + along_time(condition, one_, u, p, t))
+    extra[record.index][1] .-= factor .* c_p
+    return left .- factor .* c_u
+end
+
+function along_time(f::Functions{T}, w, u, p, t) where {T}
+    out = zeros(T, 1)
+    f.vjp_t(out, w, u, p, t)
+    return out[1]
+end

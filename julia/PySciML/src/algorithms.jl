@@ -19,6 +19,7 @@ function algorithm_space()
     if !isassigned(ALGORITHM_SPACE)
         space = Module(:PySciMLAlgorithms)
         Core.eval(space, :(using PySciML: AutoFiniteDiff, AutoForwardDiff, DefaultODEAlgorithm))
+        Core.eval(space, :(const PySciML = $PySciML))
         ALGORITHM_SPACE[] = space
     end
     return ALGORITHM_SPACE[]

@@ -104,7 +104,7 @@ function solve_request(r::Request, model::Model{T}, alg, events) where {T}
         vector(UInt8, r.differential_vars, r.n) .!= 0
     h = run(
         model, alg, u0, p, c, (T(r.t0), T(r.t1)), options; du0, differential_vars,
-        events = events === nothing ? Event{T}[] : events
+        events = events === nothing ? Event{T}[] : map(snapshot, events)
     )
     return respond(h)
 end

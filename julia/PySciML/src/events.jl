@@ -32,6 +32,12 @@ struct Event{T}
     affect_p::Vector{T}
 end
 
+# The event as it is now, with parameters that the next solve does not overwrite.
+snapshot(e::Event{T}) where {T} = Event{T}(
+    e.kind, e.condition, e.affect, e.terminate, e.direction, e.times, e.save_positions,
+    copy(e.condition_p), copy(e.affect_p)
+)
+
 # What SciML calls: concrete types, whatever the model.
 struct Condition{T} <: Function
     f::Functions{T}

@@ -53,40 +53,109 @@ module Workload
 end
 
 """
-    workload_handle(T, alg, options) -> Handle
+    workload_model() -> id
 
-A solve of the workload's problem, for the precompilation here and in the extensions.
+A model of the workload's problem as Python makes one: everything below goes through the C
+functions, so that what is compiled is what Python calls.
 """
-function workload_handle(::Type{T}, alg, options::Options{T}) where {T}
-    functions = Functions{T}(role -> Workload.source(role, T))
-    return run(Model(functions, 2), alg, T[2, 0], T[1, 1], T[], (T(0), T(1)), options)
-end
-
-workload_options(::Type{T}) where {T} = (
-    Options{T}(saveat = T[0, 0.5, 1]), Options{T}(), Options{T}(saveat = T[0, 0.5, 1], dense = true),
+workload_model() = register!(
+    MODELS, Model(Functions{Float64}(role -> Workload.source(role, Float64)), 2)
 )
 
-@setup_workload begin
+"""
+    workload_solve(model, alg; dense, saveat, reltol) -> Response
+"""
+function workload_solve(model, alg; dense = 0, saveat = [0.0, 0.5, 1.0], reltol = 1.0e-3)
+    u0, p, abstol = [2.0, 0.0], [1.0, 1.0], [1.0e-6]
+    response = Ref{Response}()
+    GC.@preserve u0 p abstol saveat begin
+        request = Ref(
+            Request(
+                model, register!(OBJECTS, alg), 0, dense, 1, 100_000, 2, 2, 0, length(saveat), 0,
+                1, pointer(u0), pointer(p), C_NULL, pointer(saveat), C_NULL, pointer(abstol),
+                C_NULL, C_NULL, 0.0, 1.0, reltol, NaN, NaN, NaN
+            )
+        )
+        GC.@preserve request response c_solve(
+            Base.unsafe_convert(Ptr{Request}, request),
+            Base.unsafe_convert(Ptr{Response}, response)
+        )
+    end
+    return response[]
+end
+
+"""
+    workload_adjoint(handle, sensealg)
+"""
+function workload_adjoint(handle, sensealg)
+    times, source, cotangents = [0.0, 0.5, 1.0], [0, 1, 2], ones(6)
+    du0, dp, dt0, dtimes, message = zeros(2), zeros(2), zeros(1), zeros(3), Ref(Ptr{UInt8}(0))
+    GC.@preserve times source cotangents du0 dp dt0 dtimes begin
+        request = Ref(
+            AdjointRequest(
+                handle, register!(OBJECTS, sensealg), 3, pointer(times), pointer(source),
+                pointer(cotangents), C_NULL, 1.0e-6, 1.0e-3, pointer(du0), pointer(dp),
+                pointer(dt0), pointer(dtimes), C_NULL
+            )
+        )
+        GC.@preserve request message c_adjoint(
+            Base.unsafe_convert(Ptr{AdjointRequest}, request),
+            Base.unsafe_convert(Ptr{Ptr{UInt8}}, message)
+        )
+    end
+    message[] == C_NULL || error(unsafe_string(message[]))
+    return
+end
+
+function forget_workload()
+    foreach(r -> empty!(r.items), REGISTRIES)
+    return
+end
+
+"""
+    workload_solves()
+
+What the extension for PythonCall compiles: it has to be done there, since loading PythonCall
+makes code that was compiled without it invalid.
+"""
+function workload_solves()
     quiet = (; autodiff = AutoFiniteDiff())
     algorithms = (
         Tsit5(), Vern7(), Rodas5P(; quiet...), Rosenbrock23(; quiet...), FBDF(; quiet...),
         DefaultODEAlgorithm(; quiet...),
     )
-    @compile_workload begin
-        for alg in algorithms, options in workload_options(Float64)
-            h = workload_handle(Float64, alg, options)
-            options.dense && interpolate(h, [0.3], 0)
-        end
-        # the default algorithm makes the caches of its parts when it first takes them
-        for reltol in (1.0e-3, 1.0e-8), first in (false, true)
-            alg = DefaultODEAlgorithm(; stiffalgfirst = first, quiet...)
-            workload_handle(Float64, alg, Options{Float64}(; reltol, dense = true))
-        end
-        h = workload_handle(Float64, Tsit5(), Options{Float64}(saveat = [0.0, 1.0]))
-        respond(h)
+    for alg in algorithms
+        model = workload_model()
+        workload_solve(model, alg)
+        workload_solve(model, alg; saveat = Float64[])
+        h = lookup(HANDLES, workload_solve(model, alg; dense = 1).handle)
         interpolate(h, [0.3], 0)
-        interpolate(h, [0.3], 1)
-        entry_points()
-        empty!(HANDLES.items)
     end
+    # the default algorithm makes the caches of its parts when it first takes them
+    for reltol in (1.0e-3, 1.0e-8), stiffalgfirst in (false, true), dense in (0, 1)
+        alg = DefaultODEAlgorithm(; stiffalgfirst, quiet...)
+        workload_solve(workload_model(), alg; reltol, dense)
+    end
+    drop!(FUNCTIONS, c_new_functions(0, 0, 0))
+    entry_points()
+    retcodes()
+    return
+end
+
+"""
+    workload_gradients(sensealg)
+
+What the extension for PythonCall and SciMLSensitivity compiles.
+"""
+function workload_gradients(sensealg)
+    quiet = (; autodiff = AutoFiniteDiff())
+    for alg in (Tsit5(), Vern7(), Rodas5P(; quiet...), FBDF(; quiet...))
+        workload_adjoint(workload_solve(workload_model(), alg; dense = 1).handle, sensealg)
+    end
+    for (reltol, stiffalgfirst) in ((1.0e-3, false), (1.0e-8, false), (1.0e-3, true))
+        alg = DefaultODEAlgorithm(; stiffalgfirst, quiet...)
+        r = workload_solve(workload_model(), alg; dense = 1, reltol)
+        workload_adjoint(r.handle, sensealg)
+    end
+    return
 end

@@ -6,6 +6,8 @@ The structures mirror those of ``bridge.jl`` field by field.
 from __future__ import annotations
 
 import ctypes as ct
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,7 @@ from pysciml.errors import EngineError
 
 OK, FAILED, INTERRUPTED, CALLBACK_FAILED = 0, 1, 2, 3
 
-_INTEGERS = (
-    "model alg events dense adaptive maxiters n np nc nsaveat ntstops nabstol".split()
-)
+_INTEGERS = "model alg events dense adaptive maxiters n np nc nsaveat ntstops nabstol".split()
 _POINTERS = "u0 p c saveat tstops abstol du0 differential_vars".split()
 _NUMBERS = "t0 t1 reltol dt dtmax dtmin".split()
 
@@ -67,6 +67,52 @@ class AdjointRequest(ct.Structure):
     ]
 
 
+class Source(ct.Structure):
+    """A kernel's source: text, buffer lengths, constants."""
+
+    _fields_ = [
+        ("functions", ct.c_int64),
+        ("role", ct.c_int64),
+        ("single", ct.c_int64),
+        ("text", ct.c_char_p),
+        ("length", ct.c_int64),
+        ("sizes", ct.c_int64 * 3),
+        ("kf", ct.c_void_p),
+        ("nkf", ct.c_int64),
+        ("ki", ct.c_void_p),
+        ("nki", ct.c_int64),
+        ("kb", ct.c_void_p),
+        ("nkb", ct.c_int64),
+    ]
+
+
+class ForeignSource(ct.Structure):
+    """A function called back in Python: its pointer, and the arrays it reads and writes."""
+
+    _fields_ = [
+        ("functions", ct.c_int64),
+        ("role", ct.c_int64),
+        ("single", ct.c_int64),
+        ("pointer", ct.c_void_p),
+        ("ninputs", ct.c_int64),
+        ("inputs", ct.c_void_p * 3),
+        ("lengths", ct.c_int64 * 3),
+        ("out", ct.c_void_p),
+        ("rank", ct.c_int64),
+        ("shape", ct.c_int64 * 2),
+    ]
+
+
+class EventSpec(ct.Structure):
+    _fields_ = [
+        *((k, ct.c_int64) for k in (
+            "kind condition affect terminate direction save_before save_after".split()
+        )),
+        ("times", ct.c_void_p),
+        ("ntimes", ct.c_int64),
+    ]  # fmt: skip
+
+
 def address(x: npt.NDArray[Any] | None) -> int | None:
     return None if x is None or x.size == 0 else x.ctypes.data
 
@@ -80,27 +126,94 @@ def array(pointer: int | None, shape: tuple[int, ...], dtype: str) -> npt.NDArra
     return np.frombuffer(raw, dtype).reshape(shape).copy()
 
 
+_P, _I = ct.c_void_p, ct.c_int64
+
+#: Results and arguments of the C functions, by name.
+_SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "solve": (ct.c_int, _P, _P),
+    "interpolate": (ct.c_int, _I, _P, _I, _I, _P, _P),
+    "adjoint": (ct.c_int, _P, _P),
+    "free": (None, _P),
+    "drop": (None, _I, _I),
+    "set_loader": (None, _P),
+    "new_functions": (_I, _I, _I, _I),
+    "provide": (ct.c_int, _P, _P),
+    "provide_foreign": (ct.c_int, _P, _P),
+    "new_model": (ct.c_int, _I, _I, _P, _P, _P),
+    "new_events": (ct.c_int, _I, _P, _I, _P, _P),
+    "set_event": (ct.c_int, _I, _I, _I, _P, _I, _P, _I, _P),
+    "object": (ct.c_int, ct.c_char_p, _I, ct.c_char_p, _I, _P, _P),
+}
+
+#: Registries in Julia, for ``drop``.
+FUNCTIONS, MODELS, EVENTS, OBJECTS, HANDLES = range(5)
+
+
 class Bridge:
-    """The C functions of a running Julia."""
+    """The C functions of a running Julia, and what Python raised inside their calls.
+
+    ``pending`` holds, for each thread, the exceptions of Python code that Julia called back.
+    """
 
     def __init__(self, julia: Julia) -> None:
-        solve, interpolate, adjoint, drop, free = (int(x) for x in julia.module.entry_points())
-        p, i = ct.c_void_p, ct.c_int64
-        self.solve = ct.CFUNCTYPE(ct.c_int, p, p)(solve)
-        self.interpolate = ct.CFUNCTYPE(ct.c_int, i, p, i, i, p, p)(interpolate)
-        self.adjoint = ct.CFUNCTYPE(ct.c_int, p, p)(adjoint)
-        self.drop = ct.CFUNCTYPE(None, i)(drop)
-        self._free = ct.CFUNCTYPE(None, p)(free)
-        self.retcodes = {int(k): str(name) for k, name in julia.module.retcodes()}
+        addresses = julia.table("PySciML.entry_points()")
+        for name, (result, *arguments) in _SIGNATURES.items():
+            function = ct.CFUNCTYPE(result, *arguments)(int(addresses[name]))
+            setattr(self, f"_{name}", function)
+        codes = julia.table("PySciML.retcodes()")
+        self.retcodes = {int(k): name for k, name in codes.items()}
+        self._local = threading.local()
 
-    def fail(self, status: int, error: int | None, pending: list[BaseException]) -> None:
+    @property
+    def pending(self) -> list[BaseException]:
+        if not hasattr(self._local, "pending"):
+            self._local.pending = []
+        return self._local.pending  # type: ignore[no-any-return]
+
+    def guard(self, call: Callable[[], None]) -> int:
+        """Run Python code inside a call from Julia; an exception is kept for ``check``."""
+        try:
+            call()
+        except BaseException as error:
+            self.pending.append(error)
+            return 1
+        return 0
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call a function that ends in a status and a message; raise what went wrong."""
+        message = ct.c_void_p()
+        status = getattr(self, f"_{name}")(*arguments, ct.addressof(message))
+        if status != OK:
+            self.fail(status, message.value)
+
+    def number(self, name: str, *arguments: Any) -> int:
+        """As ``call``, for one that makes a thing and gives its number."""
+        number = ct.c_int64()
+        self.call(name, *arguments, ct.addressof(number))
+        return number.value
+
+    def solve(self, request: Request, response: Response) -> None:
+        status = self._solve(ct.addressof(request), ct.addressof(response))  # type: ignore[attr-defined]
+        if status != OK:
+            self.fail(status, response.error)
+
+    def new_functions(self, dae: bool, single: bool, nc: int) -> int:
+        return int(self._new_functions(dae, single, nc))  # type: ignore[attr-defined]
+
+    def set_loader(self, callback: Any) -> None:
+        self._set_loader(ct.cast(callback, ct.c_void_p).value)  # type: ignore[attr-defined]
+
+    def drop(self, registry: int, number: int) -> None:
+        self._drop(registry, number)  # type: ignore[attr-defined]
+
+    def fail(self, status: int, error: int | None) -> None:
         """Raise what a call that did not return OK has met."""
-        if status == CALLBACK_FAILED and pending:
-            raise pending.pop()
+        if status == CALLBACK_FAILED and self.pending:
+            raise self.pending.pop()
         if status == INTERRUPTED:
             raise KeyboardInterrupt
         text = "unknown error"
         if error:
             text = ct.string_at(error).decode("utf-8", "replace")
-            self._free(error)
+            self._free(error)  # type: ignore[attr-defined]
         raise EngineError(f"Julia reports: {text}")

@@ -24,7 +24,15 @@ from pysciml.engines.base import (
     SolveOptions,
     Stats,
 )
-from pysciml.engines.julia.bridge import OK, AdjointRequest, Bridge, Request, Response, address, array
+from pysciml.engines.julia.bridge import (
+    HANDLES,
+    AdjointRequest,
+    Bridge,
+    Request,
+    Response,
+    address,
+    array,
+)
 from pysciml.engines.julia.models import JuliaFunctions, Loader
 from pysciml.engines.julia.names import algorithm_expression, sensealg_expression
 from pysciml.engines.julia.startup import Julia, julia
@@ -68,7 +76,7 @@ class JuliaEngine(Engine):
 
     @cached_property
     def loader(self) -> Loader:
-        return Loader(self.julia)
+        return Loader(self.bridge)
 
     # -- what there is -------------------------------------------------------------------------
 
@@ -85,10 +93,10 @@ class JuliaEngine(Engine):
         """The number of a Julia value (an algorithm) given as an expression."""
         key = (text, packages)
         if key not in self._objects:
-            try:
-                self._objects[key] = int(self.julia.module.object_id(text, list(packages)))
-            except Exception as error:
-                raise EngineError(f"Julia does not accept {text}: {error}") from error
+            source, names = text.encode(), ",".join(packages).encode()
+            self._objects[key] = self.bridge.number(
+                "object", source, len(source), names, len(names)
+            )
         return self._objects[key]
 
     def functions(self, functions: Functions, kind: str, dtype: str) -> JuliaFunctions:
@@ -113,10 +121,8 @@ class JuliaEngine(Engine):
         r.events = 0
         keep = self._fill(r, problem, options, dtype)
         response = Response()
-        status = self.bridge.solve(ct.addressof(r), ct.addressof(response))
+        self.bridge.solve(r, response)
         del keep
-        if status != OK:
-            self.bridge.fail(status, response.error, self.loader.pending)
         return self._solution(response, problem, options, functions, alg)
 
     def _fill(
@@ -163,7 +169,7 @@ class JuliaEngine(Engine):
         alg: Algorithm | None,
     ) -> FlatSolution:
         handle = Handle(r.handle, problem, options, functions)
-        weakref.finalize(handle, self.bridge.drop, r.handle)
+        weakref.finalize(handle, self.bridge.drop, HANDLES, r.handle)
         m, k = r.m, r.nevents
         nf, njacs, naccept, nreject, nsolve, nnonliniter = r.stats
         times = array(r.event_times, (k,), "float64")
@@ -189,12 +195,9 @@ class JuliaEngine(Engine):
         if len(ts) == 0:
             return out
         self._use(handle)
-        error = ct.c_void_p()
-        status = self.bridge.interpolate(
-            handle.number, ts.ctypes.data, len(ts), deriv, out.ctypes.data, ct.addressof(error)
+        self.bridge.call(
+            "interpolate", handle.number, ts.ctypes.data, len(ts), deriv, out.ctypes.data
         )
-        if status != OK:
-            self.bridge.fail(status, error.value, self.loader.pending)
         return out
 
     def _use(self, handle: Handle) -> None:
@@ -246,10 +249,7 @@ class JuliaEngine(Engine):
         devents = np.zeros(sum(map(sum, sizes)), problem.dtype)
         r.du0, r.dp, r.dt0 = address(du0), address(dp), address(dt0)
         r.dtimes, r.devents = address(dtimes), address(devents)
-        error = ct.c_void_p()
-        status = self.bridge.adjoint(ct.addressof(r), ct.addressof(error))
-        if status != OK:
-            self.bridge.fail(status, error.value, self.loader.pending)
+        self.bridge.call("adjoint", ct.addressof(r))
         if at is not None:
             unsorted = np.empty_like(dtimes)
             unsorted[order] = dtimes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes as ct
-import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from pysciml.engines.base import Functions
-from pysciml.engines.julia.startup import Julia
+from pysciml.engines.julia.bridge import (
+    FUNCTIONS,
+    MODELS,
+    Bridge,
+    ForeignSource,
+    Source,
+    address,
+)
 from pysciml.kernels.emit_julia import emit
 from pysciml.kernels.graph import Graph, make
 from pysciml.kernels.scalarise import scalarise
@@ -31,44 +37,21 @@ _CALL = ct.CFUNCTYPE(ct.c_int, ct.c_double)
 
 def kernel_graph(graph: Graph) -> Graph:
     """The graph as it is emitted: small values scalar, matrices as Julia lays them out."""
-    outputs = tuple(
-        make("permute", o, perm=(1, 0)) if o.ndim == 2 else o for o in graph.outputs
-    )
+    outputs = tuple(make("permute", o, perm=(1, 0)) if o.ndim == 2 else o for o in graph.outputs)
     return scalarise(Graph(graph.inputs, outputs, graph.name), SCALAR_LIMIT)
 
 
 class Loader:
-    """Answers Julia's wish for a kernel, from within a solve: see ``fetch_source`` in bridge.jl.
+    """Answers Julia's wish for a kernel, from within a solve: see ``fetch_source`` in Julia."""
 
-    ``pending`` holds, for each thread, the exceptions that Python raised inside Julia's calls.
-    """
-
-    def __init__(self, julia: Julia) -> None:
-        self.julia = julia
-        self.known: weakref.WeakValueDictionary[int, JuliaFunctions] = (
-            weakref.WeakValueDictionary()
-        )
-        self._local = threading.local()
+    def __init__(self, bridge: Bridge) -> None:
+        self.bridge = bridge
+        self.known: weakref.WeakValueDictionary[int, JuliaFunctions] = weakref.WeakValueDictionary()
         self._callback = _LOAD(self._load)
-        julia.module.set_loader(ct.cast(self._callback, ct.c_void_p).value)
-
-    @property
-    def pending(self) -> list[BaseException]:
-        if not hasattr(self._local, "pending"):
-            self._local.pending = []
-        return self._local.pending  # type: ignore[no-any-return]
-
-    def guard(self, call: Callable[[], None]) -> int:
-        """Run Python code inside a call from Julia; an exception is kept for later."""
-        try:
-            call()
-        except BaseException as error:
-            self.pending.append(error)
-            return 1
-        return 0
+        bridge.set_loader(self._callback)
 
     def _load(self, functions: int, role: int) -> int:
-        return self.guard(lambda: self.known[functions].provide(ROLES[role], role))
+        return self.bridge.guard(lambda: self.known[functions].provide(ROLES[role], role))
 
 
 class JuliaFunctions:
@@ -76,23 +59,25 @@ class JuliaFunctions:
 
     def __init__(self, loader: Loader, functions: Functions, kind: str, dtype: str) -> None:
         self.loader, self.functions, self.kind, self.dtype = loader, functions, kind, dtype
-        module = loader.julia.module
-        self.id = int(module.new_functions(kind, dtype, functions.sizes["c"]))
+        self.bridge = bridge = loader.bridge
+        self.single = dtype == "float32"
+        self.id = bridge.new_functions(kind == "dae", self.single, functions.sizes["c"])
         loader.known[self.id] = self
         self._models: dict[Any, int] = {}
         self._callbacks: list[Any] = []
         self._p: Array | None = None
         self._c: Array | None = None
         self._bound: dict[str, Callable[..., None]] = {}
-        self._finalizer = weakref.finalize(self, _drop, module, self.id, self._models)
+        weakref.finalize(self, _drop, bridge, self.id, self._models)
 
     def model(self, n: int, mass_matrix: Array | None) -> int:
         """The number of the model of ``n`` states made of these functions."""
         key = None if mass_matrix is None else mass_matrix.tobytes()
         if key not in self._models:
-            self._models[key] = int(
-                self.loader.julia.module.new_model(self.id, n, mass_matrix)
-            )
+            mass = None
+            if mass_matrix is not None:
+                mass = np.ascontiguousarray(mass_matrix, self.dtype)
+            self._models[key] = self.bridge.number("new_model", self.id, n, address(mass))
         return self._models[key]
 
     def use(self, p: Array, c: Array) -> None:
@@ -106,9 +91,17 @@ class JuliaFunctions:
             self._provide_callback(role, number)
             return
         source = emit(kernel_graph(self.functions.kernels.graph(role)), self.dtype)
-        self.loader.julia.module.provide(
-            self.id, number, source.text, source.sizes, *source.constants, self.dtype
-        )
+        text = source.text.encode()
+        kf, ki, kb = source.constants
+        self.bridge.call(
+            "provide",
+            ct.byref(
+                Source(
+                    self.id, number, self.single, text, len(text), source.sizes,
+                    address(kf), len(kf), address(ki), len(ki), address(kb), len(kb),
+                )
+            ),
+        )  # fmt: skip
 
     def _provide_callback(self, role: str, number: int) -> None:
         extra = {"jvp": ["v"], "vjp": ["w"]}.get(role.split(":")[0], [])
@@ -126,19 +119,18 @@ class JuliaFunctions:
 
         def entry(t: float) -> int:
             self._t = t
-            return self.loader.guard(call)
+            return self.bridge.guard(call)
 
         callback = _CALL(entry)
         self._callbacks.append((callback, inputs, out))
-        self.loader.julia.module.provide_foreign(
-            self.id,
-            number,
-            ct.cast(callback, ct.c_void_p).value,
-            [(x.ctypes.data, x.size) for x in inputs],
-            out.ctypes.data,
-            out.shape,
-            self.dtype,
+        spec = ForeignSource(
+            self.id, number, self.single, ct.cast(callback, ct.c_void_p).value, len(inputs)
         )
+        for i, x in enumerate(inputs):
+            spec.inputs[i], spec.lengths[i] = x.ctypes.data, x.size
+        spec.out, spec.rank = out.ctypes.data, out.ndim
+        spec.shape[: out.ndim] = out.shape
+        self.bridge.call("provide_foreign", ct.byref(spec))
 
     def _out_shape(self, role: str) -> tuple[int, ...]:
         n, sizes = self.functions.n_out, self.functions.sizes
@@ -150,7 +142,7 @@ class JuliaFunctions:
         return (n,)
 
 
-def _drop(module: Any, functions: int, models: dict[Any, int]) -> None:
+def _drop(bridge: Bridge, functions: int, models: dict[Any, int]) -> None:
     for model in models.values():
-        module.drop_model(model)
-    module.drop_functions(functions)
+        bridge.drop(MODELS, model)
+    bridge.drop(FUNCTIONS, functions)

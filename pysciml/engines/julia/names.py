@@ -84,9 +84,9 @@ def sensealg_expression(sensealg: SensitivityAlgorithm) -> tuple[str, tuple[str,
         "InterpolatingAdjoint": [_VJP],
         "QuadratureAdjoint": [_VJP],
         "BacksolveAdjoint": [_VJP],
-        "ForwardSensitivity": ["autojacvec = false", "autodiff = false"],
-        "ForwardDiffSensitivity": [],
     }.get(name)
+    if name in ("ForwardSensitivity", "ForwardDiffSensitivity"):
+        return f"PySciML.{name}()", ()
     if options is None:
         raise InputError(f"the julia engine does not know the sensitivity algorithm {name}.")
     checkpointing = getattr(sensealg, "checkpointing", None)

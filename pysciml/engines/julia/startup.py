@@ -35,13 +35,17 @@ _julia: Julia | None = None
 
 @dataclass(frozen=True)
 class Julia:
-    """The running Julia: juliacall's ``Main``, and the module PySciML in it."""
+    """The running Julia, by juliacall's ``Main``."""
 
     main: Any
-    module: Any
 
     def evaluate(self, code: str) -> Any:
         return self.main.seval(code)
+
+    def table(self, code: str) -> dict[str, str]:
+        """The value of a Julia expression of the form ``key=value,key=value``."""
+        pairs = (item.split("=") for item in str(self.main.seval(code)).split(","))
+        return {key: value for key, value in pairs}
 
 
 def package_folder() -> Path | None:
@@ -121,15 +125,19 @@ def _start() -> Julia:
         _warn_of_settings(juliacall)
     main = juliacall.Main
     try:
-        main.seval("path -> path in LOAD_PATH || push!(LOAD_PATH, path)")(str(folder))
-        main.seval("import PySciML")
-        module = main.seval("PySciML")
+        # text in, text out: each of juliacall's conversions costs compilation in every session
+        main.seval(f"push!(LOAD_PATH, {_quoted(str(folder))}); import PySciML")
     except Exception as error:
         raise EngineError(
             f"Julia runs, but its package PySciML could not be loaded ({error}); "
             "'python -m pysciml setup' installs what it needs, 'python -m pysciml doctor' says more."
         ) from error
-    return Julia(main, module)
+    return Julia(main)
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$")
+    return f'"{escaped}"'
 
 
 def _warn_of_settings(juliacall: Any) -> None:

@@ -68,7 +68,9 @@ def rate(problem: FlatProblem) -> Callable[[Array, float], Array]:
     def f(u: Array, t: float) -> Array:
         out = np.empty_like(u)
         value(u, t, out)
-        return out if mass is None else np.linalg.lstsq(mass, out, rcond=None)[0]
+        if mass is None:
+            return out
+        return np.asarray(np.linalg.lstsq(mass, out, rcond=None)[0], dtype=np.float64)
 
     return f
 
@@ -172,7 +174,7 @@ def outputs_to_injections(
     """Split the outputs' cotangents by segment; also g . u' at every output (zero at events)."""
     injections = Injections.empty(len(trajectory.segments))
     times = np.zeros(len(solution.t))
-    for i in np.nonzero(grad_u.any(axis=1))[0]:
+    for i in np.nonzero(grad_u.any(axis=1))[0].tolist():
         injections.add(int(segments_of[i]), float(solution.t[i]), grad_u[i])
     for i, source in enumerate(solution.source):
         g_t = 0.0 if grad_t is None else float(grad_t[i])

@@ -190,7 +190,9 @@ def sweep_banded(
         ab[upper] = 1.0
         for d, a, i, j, row, col in places:
             ab[row, col] -= nodes.h[k] * A[i, j] * bands[k, j, uband + d, a]
-        x = solve_banded((lower, upper), ab, np.repeat(mu, 3), overwrite_ab=True, check_finite=False)
+        x = solve_banded(
+            (lower, upper), ab, np.repeat(mu, 3), overwrite_ab=True, check_finite=False
+        )
         stages[k] = x.reshape(n, 3).T
         return stages[k, 2]
 

@@ -38,6 +38,7 @@ from pysciml.engines.sundials.gauss import CollocationAdjoint
 from pysciml.engines.sundials.integrate import (
     Conditions,
     Events,
+    Stepper,
     Trajectory,
     integrate,
 )
@@ -113,10 +114,16 @@ class SundialsEngine(Engine):
                 "their steps; bound them with dtmax=, or use engine='julia' (install it with: "
                 "python -m pysciml setup)."
             )
+        if ((np.asarray(options.abstol) == 0.0) & (problem.u0 == 0.0)).any():
+            raise InputError(
+                "abstol is 0 for an entry of u0 that is 0, which leaves no scale for its error; "
+                "give a positive abstol, the size below which that entry does not matter."
+            )
         counts = Counts()
         ida = problem.kind == "dae" or problem.mass_matrix is not None
         events = _bind_events(problem, ida)
         stops = _stops(problem, options)
+        make: Callable[[], Stepper]
         if ida:
             name = "IDA"
             make, width = _ida(problem, alg, options, events, counts)
@@ -177,7 +184,8 @@ class SundialsEngine(Engine):
         if options.sensealg is not None and options.sensealg.name == "ForwardSensitivity":
             where = solution.t if at is None else at
             whole = np.einsum("mi,mij->j", grad_u, forward_sensitivities(problem, options, where))
-            mu, grad_p, extra = whole[: len(problem.u0)], whole[len(problem.u0) :], []
+            mu, grad_p = whole[: len(problem.u0)], whole[len(problem.u0) :]
+            extra: list[tuple[Array | None, Array | None]] = []
         else:
             method = _method(problem, options)
             mu, grad_p, extra = run_adjoint(problem, trajectory, injections, method)

@@ -84,10 +84,8 @@ class CollocationAdjoint:
         u = segment.interpolant(flat)
         return u, segment.interpolant(flat, 1) if self._dae else None
 
-    def _matrices(
-        self, nodes: Nodes, u: Array, du: Array | None
-    ) -> tuple[Array, Array | None]:
-        """Jacobians at the nodes in the plan's form (K, 3, ...), and the mass matrix or matrices."""
+    def _matrices(self, nodes: Nodes, u: Array, du: Array | None) -> tuple[Array, Array | None]:
+        """Jacobians at the nodes in the plan's form (K, 3, ...), and the mass matrices."""
         count, n = len(nodes.h), u.shape[-1]
         t = nodes.t.reshape(-1)
         if self._dae:
@@ -164,8 +162,8 @@ class CollocationAdjoint:
     ) -> list[tuple[float, Array]]:
         """What is added to mu, with the algebraic part of each cotangent turned into its effect.
 
-        On a DAE the cotangent of an algebraic variable acts at once: with ``c = M^T nu + J^T W eta``
-        (W spans the left null space of M) mu jumps by ``M^T nu`` and the parameters get
+        On a DAE the cotangent of an algebraic variable acts at once: with
+        ``c = M^T nu + J^T W eta`` (W spans the left null space of M) mu jumps by ``M^T nu`` and the parameters get
         ``-f_p^T W eta``.
         """
         jumps = [(float(t), c) for t, c in zip(times, cotangents, strict=True)]
@@ -222,4 +220,3 @@ def _place(mesh: Array, jumps: list[tuple[float, Array]]) -> dict[int, Array]:
         k = int(np.searchsorted(sign * mesh, sign * t))
         out[k] = out[k] + c if k in out else c
     return out
-

@@ -110,7 +110,8 @@ class Conditions:
         def roots_ida(t: float, u: Array, du: Array, events: Array) -> None:
             roots(t, u, events)
 
-        self.fn: Any = roots_ida if ida else roots
+        fn: Any = roots_ida if ida else roots
+        self.fn = fn
         self.fn.direction = [callbacks[i].direction for i in self.indices]
         self.fn.terminal = [True] * len(self.indices)
 

@@ -6,8 +6,8 @@ computed from a value that carries the solver's error is useless.
 
 Where the steps change fast, the nearest ones can be a bad choice: through a cluster of small steps
 a polynomial of high degree swings far out over the large step beside it, and magnifies the errors
-of the cluster without bound. There the stencil is chosen by its Lebesgue constant (the
-largest factor by which errors of the values can grow): moved to the side where the steps are alike, and
+of the cluster without bound. There the stencil is chosen by its Lebesgue constant (the largest
+factor by which errors of the values can grow): moved to the side where the steps are alike, and
 shortened where that does not help.
 """
 
@@ -118,10 +118,9 @@ def _best(t: Array, intervals: Ints, width: int) -> tuple[Ints, Ints]:
     with np.errstate(divide="ignore", invalid="ignore"):
         ahead = np.log(np.abs(middle[:, None] - nodes))
         gaps = np.log(np.abs(nodes[:, :, None] - nodes[:, None, :]))
-    # log |weight of step j| is a sum over the stencil's other steps m
-    terms = ahead[:, None, :] - gaps
-    usable = np.isfinite(terms)
-    terms = np.where(usable, terms, 0.0)
+        # log |weight of step j| is a sum over the stencil's other steps m
+        terms = ahead[:, None, :] - gaps
+    terms = np.where(np.isfinite(terms), terms, 0.0)
     lebesgue = (np.exp(np.minimum(terms @ chosen, 600.0)) * chosen).sum(axis=1)
     valid = inside.astype(float) @ chosen == counts
     lebesgue = np.where(valid, lebesgue, np.inf)

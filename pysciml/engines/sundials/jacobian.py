@@ -30,7 +30,7 @@ DENSE_LIMIT = 400
 
 @dataclass(frozen=True)
 class Plan:
-    """How the Jacobian of one set of functions is computed. ``kind``: dense, blocks, banded, none."""
+    """How the Jacobian of one set of functions is computed: dense, blocks, banded, none."""
 
     kind: str
     n: int

@@ -57,6 +57,7 @@ class Quiet:
     _lock = threading.Lock()
     _users = 0
     _filter: _Filter | None = None
+    _mine: _Filter
 
     def __enter__(self) -> Quiet:
         with Quiet._lock:

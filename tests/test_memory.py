@@ -1,0 +1,96 @@
+"""Memory stays flat where people solve again and again."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+import pysciml as ps
+from support import f64, nonstiff
+
+
+def growth(step, warm, count):
+    """Bytes that Python and NumPy hold more after ``count`` further calls of ``step``."""
+    for _ in range(warm):
+        step()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(count):
+            step()
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.timeout(120)
+def test_a_thousand_training_steps(engine):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+    optimiser = torch.optim.Adam(net.parameters(), lr=1e-3)
+    u0, grid = f64(1.0, 0.0), torch.linspace(0, 0.5, 4, dtype=torch.float64)
+    alg = nonstiff(engine)
+    live = weakref.WeakSet()
+
+    def step():
+        prob = ps.ODEProblem(lambda u, p, t: net(u), u0, (0.0, 0.5))
+        sol = ps.solve(prob, alg, engine=engine, saveat=grid, abstol=1e-4, reltol=1e-4)
+        live.add(sol)
+        optimiser.zero_grad()
+        (sol.u.square().mean() + sol(0.3).square().sum()).backward()
+        optimiser.step()
+
+    # tensors are not traced, but each stands in a Python object that is, and in a solution
+    grown = growth(step, 50, 950)
+    assert grown < 200_000, f"{grown} bytes in 950 steps"
+    assert len(live) <= 1, f"{len(live)} solutions are still alive"
+
+
+def test_solutions_are_freed_without_the_garbage_collector(engine):
+    """A reference cycle would keep every solution, with its graph, until the collector runs."""
+    p = f64(0.5, grad=True)
+    prob = ps.ODEProblem(lambda u, p, t: -p * u, f64([1.0]), (0.0, 1.0), p)
+    ps.solve(prob, nonstiff(engine), engine=engine).u.sum().backward()
+    gc.collect()
+    gc.disable()
+    try:
+        sol = ps.solve(prob, nonstiff(engine), engine=engine)
+        sol(0.5).sum().backward()
+        gone = weakref.ref(sol)
+        del sol
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_failed_solves(engine):
+    prob = ps.ODEProblem(lambda u, p, t: -u, f64([1.0]), (0.0, 1.0))
+
+    def step():
+        with pytest.raises(ps.SolveError):
+            ps.solve(prob, nonstiff(engine), engine=engine, maxiters=3)
+
+    assert growth(step, 20, 200) < 50_000
+
+
+def test_functions_made_anew_do_not_pile_up(engine):
+    """Each captured anew; only so many captures are kept, and with them what they close over."""
+    alive = weakref.WeakSet()
+
+    def step():
+        net = nn.Linear(1, 1).double()
+        alive.add(net)
+        prob = ps.ODEProblem(lambda u, p, t: net(u), f64([1.0]), (0.0, 0.1))
+        ps.solve(prob, nonstiff(engine), engine=engine)
+
+    for _ in range(160):
+        step()
+    gc.collect()
+    assert len(alive) < 140

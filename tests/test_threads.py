@@ -1,0 +1,127 @@
+"""Solves from several Python threads at once give what they give alone."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import nn
+
+import pysciml as ps
+from support import LV_U0, ROBER_U0, counted_captures, f64, lotka_volterra, nonstiff, rober, stiff
+
+
+@pytest.fixture(autouse=True)
+def switch_often():
+    """Change threads every few bytecodes, to meet more of the orders they can run in."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(interval)
+
+
+def at_once(work, arguments, threads=4):
+    """``work`` of each argument, in threads that begin together."""
+    barrier = threading.Barrier(threads)
+
+    def first(argument):
+        return work(argument)
+
+    with ThreadPoolExecutor(threads, initializer=barrier.wait) as pool:
+        return list(pool.map(first, arguments))
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_one_problem_with_many_parameters(engine):
+    prob = ps.ODEProblem(lotka_volterra, f64(*LV_U0), (0.0, 5.0), None)
+
+    def work(a):
+        p = f64(a, 1.0, 3.0, 1.0, grad=True)
+        sol = ps.solve(ps.remake(prob, p=p), stiff(engine), engine=engine, saveat=0.5)
+        (g,) = torch.autograd.grad(sol.u.square().sum(), p)
+        return sol.u.detach(), g, sol(1.23).detach()
+
+    values = [1.0 + 0.05 * i for i in range(24)]
+    serial = [work(a) for a in values]
+    assert all(same(a, b) for a, b in zip(at_once(work, values), serial, strict=True))
+
+
+def test_different_problems_at_once(engine):
+    def lv(k):
+        return ps.ODEProblem(lotka_volterra, f64(*LV_U0), (0.0, 3.0), f64(1.5 + k, 1.0, 3.0, 1.0))
+
+    def stiff_one(k):
+        return ps.ODEProblem(rober, f64(*ROBER_U0), (0.0, 10.0), f64(0.04 + 0.01 * k, 3e7, 1e4))
+
+    def events(k):
+        callback = ps.ContinuousCallback(
+            lambda u, p, t: u[0], lambda u, p, t: torch.stack([0.0 * u[0], -0.8 * u[1]]), direction=-1
+        )
+        return ps.ODEProblem(
+            lambda u, p, t: torch.stack([u[1], -p]), f64(10.0 + k, 0.0), (0.0, 4.0), f64(9.81),
+            callback=callback,
+        )  # fmt: skip
+
+    jobs = [(make, k) for k in range(6) for make in (lv, stiff_one, events)]
+
+    def work(job):
+        make, k = job
+        sol = ps.solve(make(k), stiff(engine), engine=engine, abstol=1e-8, reltol=1e-6)
+        return sol.t, sol.u
+
+    serial = [work(j) for j in jobs]
+    assert all(same(a, b) for a, b in zip(at_once(work, jobs), serial, strict=True))
+
+
+def test_the_first_solve_of_a_function_may_come_from_several_threads(engine):
+    net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+    prob = ps.ODEProblem(lambda u, p, t: net(u), f64(1.0, 0.0), (0.0, 1.0))
+
+    def work(_):
+        sol = ps.solve(prob, nonstiff(engine), engine=engine)
+        return (sol.u.detach(), *torch.autograd.grad(sol.u.sum(), list(net.parameters())))
+
+    with counted_captures() as captures:
+        results = at_once(work, range(8), threads=8)
+    assert len(captures) == 1
+    assert all(same(r, results[0]) for r in results)
+
+
+@pytest.mark.filterwarnings("ignore::pysciml.CaptureWarning")
+def test_functions_that_are_called_back(engine):
+    def f(u, p, t):
+        return -p * u if t.item() >= 0 else u
+
+    def work(k):
+        p = f64(k, grad=True)
+        sol = ps.solve(
+            ps.ODEProblem(f, f64(1.0, 2.0), (0.0, 1.0), p), nonstiff(engine), engine=engine
+        )
+        return sol.u.detach(), *torch.autograd.grad(sol.u.sum(), p)
+
+    values = [0.1 * i for i in range(1, 9)]
+    serial = [work(k) for k in values]
+    assert all(same(a, b) for a, b in zip(at_once(work, values), serial, strict=True))
+
+
+def test_a_failing_thread_does_not_disturb_the_others(engine, capfd):
+    def work(k):
+        if k % 2:
+            prob = ps.ODEProblem(lambda u, p, t: u * u, f64([1.0]), (0.0, 2.0))
+            with pytest.raises(ps.SolveError):
+                ps.solve(prob, nonstiff(engine), engine=engine)
+            return (f64(0.0),)
+        prob = ps.ODEProblem(lambda u, p, t: -u, f64([1.0]), (0.0, 2.0))
+        return (ps.solve(prob, nonstiff(engine), engine=engine).u,)
+
+    out = sys.stdout
+    serial = [work(k) for k in range(12)]
+    assert all(same(a, b) for a, b in zip(at_once(work, range(12)), serial, strict=True))
+    assert sys.stdout is out
+    assert capfd.readouterr().out == ""
