@@ -189,7 +189,9 @@ class ParameterSpec:
     def key(self) -> tuple[Any, ...]:
         """What a cached capture depends on."""
         static = tuple(
-            s if isinstance(s, (str, bool, int, type(None))) else id(s) for s in self.static
+            # with its type, because True == 1
+            (type(s), s) if isinstance(s, (str, bool, int, type(None))) else id(s)
+            for s in self.static
         )
         return (str(self.treedef), self.slots, static, self.dtype, self.device)
 

@@ -113,6 +113,7 @@ def test_closures_get_their_gradients_too(engine):
 
 @pytest.mark.filterwarnings("ignore::pysciml.CaptureWarning")
 def test_training_through_callbacks_follows_the_weights(engine):
+    torch.manual_seed(0)
     net = nn.Linear(1, 1, bias=False).double()
     optimiser = torch.optim.SGD(net.parameters(), lr=0.5)
 

@@ -109,7 +109,9 @@ def test_save_positions_beside_a_grid(engine, positions):
 
 def test_bouncing_ball_gradients_through_moving_events(engine):
     inputs = (f64(10.0, grad=True), f64(9.81, grad=True), f64(0.8, grad=True))
-    sol = ps.solve(ball(*inputs), nonstiff(engine), engine=engine, saveat=[1.0, 2.0, 4.0, 5.0], **TOL)
+    sol = ps.solve(
+        ball(*inputs), nonstiff(engine), engine=engine, saveat=[1.0, 2.0, 4.0, 5.0], **TOL
+    )
     keep = torch.isin(sol.t, f64(1.0, 2.0, 4.0, 5.0))
     got = torch.autograd.grad((sol.u[keep] * f64(1.0, 0.3)).sum(), inputs)
     want = sum((ball_at(f64(t), *inputs) * f64(1.0, 0.3)).sum() for t in (1.0, 2.0, 4.0, 5.0))
@@ -184,9 +186,7 @@ def test_terminate_ends_the_solve_at_the_event(engine):
 
 def test_terminate_with_a_grid_keeps_what_was_reached_and_the_end(engine):
     callback = ps.ContinuousCallback(height, ps.terminate)
-    sol = ps.solve(
-        ball(callback=callback), nonstiff(engine), engine=engine, saveat=0.5, **TOL
-    )
+    sol = ps.solve(ball(callback=callback), nonstiff(engine), engine=engine, saveat=0.5, **TOL)
     assert sol.t[:3].tolist() == [0.0, 0.5, 1.0] and len(sol) == 4
     assert_close(sol.t[-1], f64(math.sqrt(20 / 9.81)), 1e-8)
     with pytest.raises(ps.InputError, match="outside the solution"):
@@ -367,9 +367,7 @@ def dosing(dose, rate, times, tspan=(0.0, 10.0)):
     """One compartment, a dose at each of the times: u = sum of dose exp(-rate (t - t_k))."""
     callback = ps.PresetTimeCallback(times, lambda u, p, t: u + p["dose"])
     p = {"dose": dose, "rate": rate}
-    return ps.ODEProblem(
-        lambda u, p, t: -p["rate"] * u, f64([0.0]), tspan, p, callback=callback
-    )
+    return ps.ODEProblem(lambda u, p, t: -p["rate"] * u, f64([0.0]), tspan, p, callback=callback)
 
 
 def dosed(t, dose, rate, times):
@@ -393,7 +391,9 @@ def test_dosing_against_its_closed_form(engine):
 
 def test_dose_at_the_very_start_and_the_very_end(engine):
     dose, rate = f64(2.0, grad=True), f64(0.3, grad=True)
-    sol = ps.solve(dosing(dose, rate, [0.0, 2.0], (0.0, 2.0)), nonstiff(engine), engine=engine, **TOL)
+    sol = ps.solve(
+        dosing(dose, rate, [0.0, 2.0], (0.0, 2.0)), nonstiff(engine), engine=engine, **TOL
+    )
     assert [e.t for e in sol.events] == [0.0, 2.0]
     assert_close(sol.u[0], f64([0.0]), 0.0, 0.0)
     assert_close(sol.u[1], f64([2.0]), 1e-12)
@@ -511,3 +511,12 @@ def test_an_event_right_after_another_is_not_stepped_over(engine):
     assert len(sol.events) >= 2
     assert_close(f64([x.t for x in sol.events[:2]]), times, 1e-6)
     assert float(times[1] - times[0]) < 3e-4
+
+
+def test_an_event_does_not_repeat_on_the_rounding_that_it_leaves(engine):
+    """The affect leaves the height where the solver found it: at zero up to rounding."""
+    callback = ps.ContinuousCallback(height, lambda u, p, t: torch.stack([u[0], -p[1] * u[1]]))
+    sol = ps.solve(ball(callback=callback), nonstiff(engine), engine=engine, **TOL)
+    times, _ = bounces(10.0, 9.81, 0.8, 2)
+    assert_close(f64([e.t for e in sol.events]), times, 1e-7)
+    assert_close(sol.u[-1], ball_at(f64(5.0), f64(10.0), 9.81, 0.8), 1e-6)

@@ -237,7 +237,7 @@ def reads_a_global_number(u, p, t):
 
 
 def test_tensors_from_everywhere_get_their_gradient(engine):
-    """p, a closure, a global, a default, a module's weight, an attribute: u' = -(their product) u."""
+    """p, closure, global, default, module weight, attribute: u' = -(their product) u."""
 
     class Model(nn.Module):
         def __init__(self):
@@ -260,7 +260,7 @@ def test_tensors_from_everywhere_get_their_gradient(engine):
     leaves = [p["a"], closed, _GLOBAL, default, holder.value, model.weight]
     prob = ps.ODEProblem(f, f64([2.0]), (0.0, 1.5), p)
     sol = ps.solve(prob, nonstiff(engine), engine=engine, **TOL)
-    product = math.prod(float(x) for x in leaves)
+    product = math.prod(float(x.detach()) for x in leaves)
     value = 2.0 * math.exp(-1.5 * product)
     assert_close(sol.u[-1], f64([value]), 1e-7)
     for leaf, g in zip(leaves, torch.autograd.grad(sol.u[-1].sum(), leaves), strict=True):
@@ -343,9 +343,7 @@ SENSEALGS = [
 def test_every_sensitivity_algorithm_gives_the_same_gradient(engine, sensealg):
     def loss(x, sensealg, tol):
         prob = lv_problem(x[:2], (0.0, 4.0), x[2:])
-        sol = ps.solve(
-            prob, nonstiff(engine), engine=engine, saveat=GRID, sensealg=sensealg, **tol
-        )
+        sol = ps.solve(prob, nonstiff(engine), engine=engine, saveat=GRID, sensealg=sensealg, **tol)
         return loss_of(sol.u)
 
     x = f64(*LV_U0, *LV_P, grad=True)

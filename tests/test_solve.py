@@ -297,7 +297,7 @@ class Rate(nn.Module):
         (lambda u, p, t: p["net"](u) * p["scale"], {"net": Rate(0.35), "scale": f64(2.0)}),
         (lambda u, p, t: -p[1].reshape(2, 2)[p[0]][1] * u, (torch.tensor(0), f64(9.0, 0.7, 9, 9))),
     ],
-    ids=["none", "float", "tensor", "dict", "nested", "string", "module", "module in dict", "index"],
+    ids=["none", "float", "tensor", "dict", "nested", "string", "module", "both", "index"],
 )  # fmt: skip
 def test_parameters_of_any_kind(engine, f, p):
     prob = ps.ODEProblem(f, f64(1.0, 2.0), (0.0, 2.0), p)
@@ -307,10 +307,17 @@ def test_parameters_of_any_kind(engine, f, p):
 
 def test_integers_and_strings_in_p_are_read_anew(engine):
     def f(u, p, t):
+        if p["n"] is True:
+            return 3.0 * u
         return {"grow": 1.0, "decay": -1.0}[p["kind"]] * p["n"] * u
 
     prob = ps.ODEProblem(f, f64([1.0]), (0.0, 1.0), {"kind": "decay", "n": 1})
-    for kind, n, want in (("decay", 1, -1.0), ("grow", 1, 1.0), ("grow", 2, 2.0), ("decay", 1, -1)):
+    for kind, n, want in (
+        ("decay", 1, -1.0),
+        ("grow", 1, 1.0),
+        ("grow", 2, 2.0),
+        ("grow", True, 3.0),
+    ):
         sol = ps.solve(
             ps.remake(prob, p={"kind": kind, "n": n}), nonstiff(engine), engine=engine, **TIGHT
         )
@@ -482,7 +489,9 @@ def test_default_algorithm_on_a_stiff_problem():
     sol = ps.solve(prob, engine="sundials", abstol=1e-10, reltol=1e-6)
     assert sol.algorithm == "CVODE_BDF" and sol.stats.naccept < 2000
     with pytest.raises(ps.SolveError):  # what the test is there to avoid
-        ps.solve(prob, ps.CVODE_Adams(), engine="sundials", abstol=1e-10, reltol=1e-6, maxiters=2000)
+        ps.solve(
+            prob, ps.CVODE_Adams(), engine="sundials", abstol=1e-10, reltol=1e-6, maxiters=2000
+        )
 
 
 def test_default_algorithm_gets_through_a_problem_that_turns_stiff():

@@ -61,7 +61,9 @@ def test_different_problems_at_once(engine):
 
     def events(k):
         callback = ps.ContinuousCallback(
-            lambda u, p, t: u[0], lambda u, p, t: torch.stack([0.0 * u[0], -0.8 * u[1]]), direction=-1
+            lambda u, p, t: u[0],
+            lambda u, p, t: torch.stack([0.0 * u[0], -0.8 * u[1]]),
+            direction=-1,
         )
         return ps.ODEProblem(
             lambda u, p, t: torch.stack([u[1], -p]), f64(10.0 + k, 0.0), (0.0, 4.0), f64(9.81),

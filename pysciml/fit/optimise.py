@@ -215,8 +215,7 @@ def _bar(progress: bool | tqdm, total: int, description: str) -> Iterator[Callab
 
     try:
         yield advance
+        bar.update(start + total - bar.n)  # a stage that ended early fills its share
     finally:
-        # A stage that ended early still fills its share of the bar.
-        bar.update(start + total - bar.n)
         if own:
             bar.close()

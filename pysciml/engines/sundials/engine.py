@@ -41,6 +41,7 @@ from pysciml.engines.sundials.integrate import (
     Stepper,
     Trajectory,
     integrate,
+    integrate_at_once,
 )
 from pysciml.engines.sundials.steppers import (
     NOT_FINITE,
@@ -129,6 +130,13 @@ class SundialsEngine(Engine):
             make, width = _ida(problem, alg, options, events, counts)
         else:
             make, width, name = _cvode(problem, alg, options, events, counts)
+        if not (ida or alg is None or events or options.progress or len(stops)):
+            simple = integrate_at_once(
+                make(), problem.t0, problem.t1, problem.u0, options.maxiters, width()
+            )
+            if simple is not None:
+                return _collect(problem, options, simple, counts, name)
+            counts.nf = counts.njacs = counts.njv = counts.bad = 0
         trajectory = integrate(
             make, problem.t0, problem.t1, problem.u0, problem.du0, stops, events,
             options.maxiters, width, options.progress,

@@ -228,10 +228,9 @@ def integrate(
                     progress(t)
                 if events is not None:
                     records = _happened(events, presets, result, t, u, acted, t1 - t0)
-                if t == pending[0]:
+                if t == pending[0]:  # the equation may jump here: no step looks back across it
                     pending.pop(0)
-                    if not pending:
-                        break
+                    break
                 if not records and stepper.after_step(t, u, h):
                     break
             _close(out, ts, us, width(), du_start, records)
@@ -246,6 +245,23 @@ def integrate(
                 if records:  # what an event at the very end leaves
                     _close(out, [t], [u], 1, None, [])
                 return out
+
+
+def integrate_at_once(
+    stepper: Any, t0: float, t1: float, u0: Array, maxiters: int, width: int
+) -> Trajectory | None:
+    """The same steps by one call of the solver, where there are no stops and events to look after.
+
+    None where it does not simply arrive; :func:`integrate` then finds out why.
+    """
+    with Quiet():
+        result = stepper.whole(t0, t1, u0, maxiters)
+    if result is None or len(result.t) - 1 > maxiters or not np.diff(result.t).all():
+        return None
+    out = Trajectory(steps=len(result.t) - 1)
+    out.segments.append(Segment(result.t, result.y, Interpolant(result.t, result.y, width)))
+    out.ends.append([])
+    return out
 
 
 def _close(

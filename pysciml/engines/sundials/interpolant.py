@@ -67,10 +67,16 @@ class Interpolant:
         return out
 
     def _through(self, times: Array, start: Ints, width: int, deriv: int) -> Array:
-        weights = _weights(self.t, times, start, width, deriv)
-        out = weights[0][:, None] * self.u[start]
+        rows = start + np.arange(width)[:, None]
+        if deriv == 0:
+            weights = _value_weights(self.t[rows], times)
+        else:
+            weights = _weights(self.t, times, start, width, deriv)
+        if self.u.shape[1] * rows.size < 100_000:
+            return np.einsum("wq,wqn->qn", weights, self.u[rows])
+        out = weights[0][:, None] * self.u[rows[0]]
         for j in range(1, width):
-            out += weights[j][:, None] * self.u[start + j]
+            out += weights[j][:, None] * self.u[rows[j]]
         return out
 
 
@@ -128,6 +134,19 @@ def _best(t: Array, intervals: Ints, width: int) -> tuple[Ints, Ints]:
     passes = lebesgue <= _LEBESGUE
     pick = passes.shape[1] - 1 - np.argmax(passes[:, ::-1], axis=1)
     return intervals + offsets[pick], counts[pick]
+
+
+def _value_weights(nodes: Array, times: Array) -> Array:
+    """Lagrange weights (width, q) at ``times`` (q,) on ``nodes`` (width, q)."""
+    ahead = times - nodes
+    width = len(nodes)
+    gaps = nodes[:, None] - nodes[None]
+    gaps[np.arange(width), np.arange(width)] = 1.0
+    # products of all the others, from those before and those after
+    before, after = np.ones_like(ahead), np.ones_like(ahead)
+    np.cumprod(ahead[:-1], axis=0, out=before[1:])
+    after[:-1] = np.cumprod(ahead[:0:-1], axis=0)[::-1]
+    return before * after / gaps.prod(axis=1)
 
 
 def _weights(t: Array, times: Array, start: Ints, width: int, deriv: int) -> Array:

@@ -30,6 +30,10 @@ _PATIENCE = 1000
 NOT_FINITE = "the right-hand side became inf or NaN"
 
 
+class TooMany(Exception):
+    """More evaluations than were allowed."""
+
+
 @dataclass
 class Linear:
     """The linear solver of Newton's iteration, chosen by size and structure of the Jacobian."""
@@ -56,6 +60,7 @@ class Counts:
     njv: int = 0
     bad: int = 0  # values that were not finite, since t last moved
     t: float = math.nan
+    limit: float = math.inf  # evaluations after which TooMany is raised
 
     def after(self, result: Any) -> Any:
         """Take note of a step: where it got on, what was not finite before it is forgiven."""
@@ -112,6 +117,8 @@ def guarded(value: Callable[..., None], counts: Counts) -> Callable[..., None]:
         value(y, t, yp)
         if not isfinite(yp.dot(yp)):
             check(yp)
+        if counts.nf > counts.limit:
+            raise TooMany
 
     return rhs
 
@@ -163,6 +170,17 @@ class CvodeStepper:
 
     def step(self, t1: float, stop: float) -> Any:
         return self._counts.after(self._solver.step(t1, "onestep", stop))
+
+    def whole(self, t0: float, t1: float, u: Array, maxiters: int) -> Any:
+        """All steps from t0 to t1 in one call: scikit-sundae's result, None where it fails."""
+        self._counts.limit = 2 * maxiters
+        try:
+            result = self._make().solve(np.array([t0, t1]), u)
+        except (NotFinite, TooMany):
+            return None
+        finally:
+            self._counts.limit = math.inf
+        return result if result.status >= 0 and result.t[-1] == t1 else None
 
     def after_step(self, t: float, u: Array, h: float) -> bool:
         return self._monitor is not None and self._monitor(t, u, h)
