@@ -1,8 +1,8 @@
 """Write a differential equation as a PyTorch function; solve it, with gradients.
 
-    >>> import torch, pysciml as ps
-    >>> prob = ps.ODEProblem(lambda u, p, t: -p * u, torch.tensor([1.0]), (0.0, 1.0), 0.5)
-    >>> sol = ps.solve(prob, ps.CVODE_BDF(), engine="sundials", reltol=1e-6)
+>>> import torch, pysciml as ps
+>>> prob = ps.ODEProblem(lambda u, p, t: -p * u, torch.tensor([1.0]), (0.0, 1.0), 0.5)
+>>> sol = ps.solve(prob, ps.CVODE_BDF(), engine="sundials", reltol=1e-6)
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ class SolveOptions:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(repr=False)
 class Stats:
     """Counts of a solve; the names are SciML's.
 
@@ -138,6 +138,10 @@ class Stats:
     nsolve: int | None = None
     nnonliniter: int | None = None
     algorithm: str = ""
+
+    def __repr__(self) -> str:
+        known = ", ".join(f"{k}={v}" for k, v in vars(self).items() if v not in (None, ""))
+        return f"Stats({known})"
 
 
 @dataclass

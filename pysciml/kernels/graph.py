@@ -255,13 +255,13 @@ def _infer(op: str, args: Sequence[Node], attrs: dict[str, Any]) -> tuple[Shape,
         return tuple(len(range(a, b, s)) for a, b, s in spans), args[0].kind
     if op == "cat":
         dim = attrs["dim"]
-        shape = list(args[0].shape)
-        shape[dim] = sum(a.shape[dim] for a in args)
-        return tuple(shape), args[0].kind
+        joined = list(args[0].shape)
+        joined[dim] = sum(a.shape[dim] for a in args)
+        return tuple(joined), args[0].kind
     if op == "pad":
-        spans = zip(args[0].shape, attrs["lo"], attrs["hi"], attrs["interior"], strict=True)
+        padding = zip(args[0].shape, attrs["lo"], attrs["hi"], attrs["interior"], strict=True)
         return (
-            tuple(lo + d + max(d - 1, 0) * gap + hi for d, lo, hi, gap in spans),
+            tuple(lo + d + max(d - 1, 0) * gap + hi for d, lo, hi, gap in padding),
             args[0].kind,
         )
     if op == "take":

@@ -322,8 +322,10 @@ class Guards:
             self.opaque = True
             return
         if slots:
+            held = _Slots(value)
             for slot in slots:
-                self._todo.append(getattr(value, slot, None))
+                if hasattr(value, slot):
+                    self._item(held, slot, held[slot])
         if state is not None:
             self._partial.append(value)
 
@@ -338,6 +340,19 @@ class Guards:
                 continue
             self._followed.add(mark)
             self._item(state, key, state[key])
+
+
+class _Slots:
+    """An object's slots, read like a mapping."""
+
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
+
+    def __getitem__(self, slot: str) -> Any:
+        try:
+            return getattr(self.owner, slot)
+        except AttributeError:
+            raise KeyError(slot) from None
 
 
 def _slots(cls: type) -> tuple[str, ...]:

@@ -33,13 +33,23 @@ from pysciml.engines.julia.bridge import (
     address,
     array,
 )
+from pysciml.engines.julia.events import JuliaEvents
 from pysciml.engines.julia.models import JuliaFunctions, Loader
 from pysciml.engines.julia.names import algorithm_expression, sensealg_expression
 from pysciml.engines.julia.startup import Julia, julia
 from pysciml.errors import EngineError
+from pysciml.ordinarydiffeq import NEEDS, PARTS
 from pysciml.sensitivity import GaussAdjoint
 
 Array = npt.NDArray[np.float64]
+
+
+_NEEDS = {
+    "dae": "residuals (DAEProblem)",
+    "partitioned": "second-order and partitioned equations",
+    "split": "split equations",
+    "linear": "linear equations given by an operator",
+}
 
 
 @dataclass
@@ -50,7 +60,7 @@ class Handle:
     problem: FlatProblem
     options: SolveOptions
     functions: JuliaFunctions
-    __weakref__: Any = None
+    events: JuliaEvents | None
 
 
 class JuliaEngine(Engine):
@@ -83,6 +93,13 @@ class JuliaEngine(Engine):
     def check(self, problem_kind: str, alg: Algorithm | None, has_mass_matrix: bool) -> None:
         if problem_kind not in ("ode", "dae"):
             raise EngineError(f"The julia engine does not solve {problem_kind!r} problems yet.")
+        if alg is not None and alg.name in PARTS:
+            raise EngineError(f"{alg.name} is an option of algorithms, not an algorithm itself.")
+        need = NEEDS.get(alg.name) if alg is not None else None
+        if need is not None and need != problem_kind:
+            raise EngineError(f"{alg.name} is for {_NEEDS[need]}, not for this problem.")  # type: ignore[union-attr]
+        if alg is not None and problem_kind == "dae" and need != "dae":
+            raise EngineError(f"{alg.name} does not solve residuals; use pysciml.DFBDF().")
         if alg is not None and "julia" not in alg.engines:
             raise EngineError(
                 f"{alg.name} belongs to the sundials engine: use engine='sundials', or on the "
@@ -107,6 +124,18 @@ class JuliaEngine(Engine):
                 made[key] = JuliaFunctions(self.loader, functions, kind, dtype)
             return made[key]
 
+    def events(self, problem: FlatProblem) -> JuliaEvents | None:
+        """The problem's callbacks in Julia, with their parameters set."""
+        if not problem.callbacks:
+            return None
+
+        def functions(f: Functions, kind: str) -> JuliaFunctions:
+            return self.functions(f, kind, problem.dtype)
+
+        made = JuliaEvents(self.bridge, problem.callbacks, functions, problem.dtype)
+        made.use(problem.callbacks)
+        return made
+
     # -- forward -------------------------------------------------------------------------------
 
     def solve(
@@ -118,12 +147,13 @@ class JuliaEngine(Engine):
         r = Request()
         r.model = functions.model(len(problem.u0), problem.mass_matrix)
         r.alg = self.object(*algorithm_expression(alg, problem.kind))
-        r.events = 0
+        events = self.events(problem)
+        r.events = events.number if events else 0
         keep = self._fill(r, problem, options, dtype)
         response = Response()
         self.bridge.solve(r, response)
         del keep
-        return self._solution(response, problem, options, functions, alg)
+        return self._solution(response, problem, options, functions, events, alg)
 
     def _fill(
         self, r: Request, problem: FlatProblem, options: SolveOptions, dtype: str
@@ -166,9 +196,10 @@ class JuliaEngine(Engine):
         problem: FlatProblem,
         options: SolveOptions,
         functions: JuliaFunctions,
+        events: JuliaEvents | None,
         alg: Algorithm | None,
     ) -> FlatSolution:
-        handle = Handle(r.handle, problem, options, functions)
+        handle = Handle(r.handle, problem, options, functions, events)
         weakref.finalize(handle, self.bridge.drop, HANDLES, r.handle)
         m, k = r.m, r.nevents
         nf, njacs, naccept, nreject, nsolve, nnonliniter = r.stats
@@ -202,6 +233,8 @@ class JuliaEngine(Engine):
 
     def _use(self, handle: Handle) -> None:
         handle.functions.use(handle.problem.p, handle.problem.c)
+        if handle.events is not None:
+            handle.events.use(handle.problem.callbacks)
 
     # -- backward ------------------------------------------------------------------------------
 

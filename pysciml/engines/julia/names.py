@@ -16,6 +16,8 @@ __all__ = ["algorithm_expression", "sensealg_expression"]
 #: Nothing is differentiated inside Julia: derivatives come as kernels. Where an algorithm insists
 #: on a method for what has no kernel, it gets differences, which also suit Python callbacks.
 _AUTODIFF = "autodiff = AutoFiniteDiff()"
+#: Options that Julia wants as a type.
+_AS_VAL = {("OrdinaryDiffEqBDF", "max_order")}
 _DEFAULTS = {
     "ode": f"DefaultODEAlgorithm(; {_AUTODIFF})",
     "dae": f"OrdinaryDiffEqBDF.DFBDF(; {_AUTODIFF})",
@@ -34,7 +36,12 @@ def algorithm_expression(alg: Algorithm | None, kind: str) -> tuple[str, tuple[s
 def _call(alg: Algorithm, packages: list[str]) -> str:
     packages.append(alg.package)
     parts = [_call(part, packages) for part in alg.parts]
-    options = [f"{key} = {_value(x, key, packages)}" for key, x in alg.options.items()]
+    options = [
+        f"{key} = Val({x})"
+        if (alg.package, key) in _AS_VAL
+        else f"{key} = {_value(x, key, packages)}"
+        for key, x in alg.options.items()
+    ]
     if "autodiff" not in alg.options and takes_autodiff(alg):
         options.append(_AUTODIFF)
     inside = ", ".join(parts) + ("; " + ", ".join(options) if options else "")

@@ -163,8 +163,8 @@ class CollocationAdjoint:
         """What is added to mu, with the algebraic part of each cotangent turned into its effect.
 
         On a DAE the cotangent of an algebraic variable acts at once: with
-        ``c = M^T nu + J^T W eta`` (W spans the left null space of M) mu jumps by ``M^T nu`` and the parameters get
-        ``-f_p^T W eta``.
+        ``c = M^T nu + J^T W eta`` (W spans the left null space of M) mu jumps by ``M^T nu`` and
+        the parameters get ``-f_p^T W eta``.
         """
         jumps = [(float(t), c) for t, c in zip(times, cotangents, strict=True)]
         if mu_end.any():

@@ -146,7 +146,11 @@ def _value_weights(nodes: Array, times: Array) -> Array:
     before, after = np.ones_like(ahead), np.ones_like(ahead)
     np.cumprod(ahead[:-1], axis=0, out=before[1:])
     after[:-1] = np.cumprod(ahead[:0:-1], axis=0)[::-1]
-    return before * after / gaps.prod(axis=1)
+    weights = before * after / gaps.prod(axis=1)
+    at_node = ahead == 0.0
+    hit = at_node.any(axis=0)
+    weights[:, hit] = at_node[:, hit]  # the step's own value, to the last bit
+    return weights
 
 
 def _weights(t: Array, times: Array, start: Ints, width: int, deriv: int) -> Array:

@@ -1,8 +1,8 @@
 """The stage systems of the collocated adjoint without forming a Jacobian.
 
 For larger states. Each interval's stages solve ``L_i = mu + h sum_j A_ij J_j^T L_j``: by
-fixed-point iteration where ``h J`` is small (a non-stiff problem), else by GMRES (Saad and Schultz, 1986). A
-product with all three ``J_j^T`` is one batched vjp.
+fixed-point iteration where ``h J`` is small (a non-stiff problem), else by GMRES (Saad and Schultz,
+1986). A product with all three ``J_j^T`` is one batched vjp.
 """
 
 from __future__ import annotations

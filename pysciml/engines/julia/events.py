@@ -1,0 +1,62 @@
+"""Events in Julia: their functions once, their parameters for every solve."""
+
+from __future__ import annotations
+
+import ctypes as ct
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pysciml.engines.base import FlatCallback, Functions
+from pysciml.engines.julia.bridge import EVENTS, Bridge, EventSpec, address
+from pysciml.engines.julia.models import JuliaFunctions
+
+Array = npt.NDArray[Any]
+_KINDS = {"continuous": 0, "discrete": 1, "preset": 2}
+
+
+class JuliaEvents:
+    """The callbacks of a problem; ``use`` gives them the parameters of the solve that comes."""
+
+    def __init__(
+        self,
+        bridge: Bridge,
+        callbacks: tuple[FlatCallback, ...],
+        functions: Callable[[Functions, str], JuliaFunctions],
+        dtype: str,
+    ) -> None:
+        self.bridge, self.dtype = bridge, dtype
+        self.functions = [
+            [None if f is None else functions(f, "ode") for f in (c.condition, c.affect)]
+            for c in callbacks
+        ]
+        specs = (EventSpec * len(callbacks))()
+        self._times = []
+        for spec, c, (condition, affect) in zip(specs, callbacks, self.functions, strict=True):
+            times = np.ascontiguousarray([] if c.times is None else c.times, np.float64)
+            self._times.append(times)
+            spec.kind = _KINDS[c.kind]
+            spec.condition = condition.id if condition else 0
+            spec.affect = affect.id if affect else 0
+            spec.terminate, spec.direction = c.terminate, c.direction
+            spec.save_before, spec.save_after = c.save_positions
+            spec.times, spec.ntimes = address(times), len(times)
+        self.number = bridge.number(
+            "new_events", dtype == "float32", ct.addressof(specs), len(callbacks)
+        )
+        weakref.finalize(self, bridge.drop, EVENTS, self.number)
+
+    def use(self, callbacks: tuple[FlatCallback, ...]) -> None:
+        for i, (c, pair) in enumerate(zip(callbacks, self.functions, strict=True)):
+            given = ((c.condition_p, c.condition_c), (c.affect_p, c.affect_c))
+            for which, (made, (p, data)) in enumerate(zip(pair, given, strict=True)):
+                if made is None or p is None or data is None:
+                    continue
+                p, data = (np.ascontiguousarray(x, self.dtype) for x in (p, data))
+                made.use(p, data)
+                self.bridge.call(
+                    "set_event", self.number, i, which, address(p), len(p), address(data), len(data)
+                )
