@@ -76,12 +76,12 @@ def is_set_up() -> bool:
 
 
 def _installed_by_juliapkg() -> bool:
-    """Whether ``python -m pysciml setup`` has left a project with PySciML in it."""
+    """Whether ``python -m pysciml setup`` has left a project with the packages in it."""
     try:
         import juliapkg
 
         manifest = Path(juliapkg.state.STATE["project"]) / "Manifest.toml"
-        return manifest.is_file() and "[[deps.PySciML]]" in manifest.read_text()
+        return manifest.is_file() and "[[deps.OrdinaryDiffEqCore]]" in manifest.read_text()
     except Exception:
         return False
 
@@ -103,6 +103,11 @@ def _start() -> Julia:
             "pysciml again, or solve with engine='sundials'."
         )
     running = started()
+    if not running and not is_set_up() and not os.environ.get("PYSCIML_SETUP"):
+        raise EngineError(
+            "Julia has not been set up here; install it with 'python -m pysciml setup' (once, some "
+            "minutes), or solve with engine='sundials'."
+        )
     if not running:
         for key, value in SETTINGS.items():
             os.environ.setdefault(key, value)

@@ -1,0 +1,249 @@
+"""Set-up and diagnosis of the engines: what ``python -m pysciml setup`` and ``doctor`` do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import ssl
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pysciml.engines.julia.startup import chosen_by_user, is_set_up, package_folder
+from pysciml.errors import EngineError
+
+__all__ = ["Diagnosis", "Finding", "diagnose", "setup"]
+
+#: Julia packages whose versions a bug report needs.
+_PACKAGES = (
+    "OrdinaryDiffEq", "OrdinaryDiffEqCore", "SciMLBase", "SciMLSensitivity", "DiffEqBase",
+    "LinearSolve", "PythonCall",
+)  # fmt: skip
+_SETUP = "python -m pysciml setup"
+
+#: Solved twice in a fresh process: what a first solve, a first gradient and the next ones cost.
+_FIRST_SOLVE = """
+import time
+start = time.perf_counter()
+import torch, pysciml as ps
+imported = time.perf_counter()
+p = torch.tensor([1.5, 1.0, 3.0, 1.0], dtype=torch.float64, requires_grad=True)
+f = lambda u, p, t: torch.stack([p[0]*u[0] - p[1]*u[0]*u[1], p[3]*u[0]*u[1] - p[2]*u[1]])
+prob = ps.ODEProblem(f, torch.ones(2, dtype=torch.float64), (0.0, 5.0), p)
+def timed(act):
+    begun = time.perf_counter()
+    value = act()
+    return value, time.perf_counter() - begun
+sol, first = timed(lambda: ps.solve(prob, ps.Tsit5(), engine="julia", saveat=1.0))
+_, gradient = timed(lambda: sol.u.sum().backward())
+_, again = timed(lambda: ps.solve(prob, ps.Tsit5(), engine="julia", saveat=1.0))
+print(f"import {imported - start:.1f} s, first solve (with the start of Julia) {first:.1f} s, "
+      f"first gradient {gradient:.1f} s, a later solve {1e3 * again:.1f} ms")
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. ``mend`` says what to do where ``ok`` is False."""
+
+    what: str
+    found: str
+    ok: bool = True
+    mend: str = ""
+
+
+@dataclass
+class Diagnosis:
+    """What was found. Printed, it can be pasted into a bug report.
+
+    Attributes
+    ----------
+    findings : list of Finding
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong. A julia engine that was never set up is not wrong."""
+        return all(f.ok for f in self.findings)
+
+    def __str__(self) -> str:
+        width = max(len(f.what) for f in self.findings)
+        lines = []
+        for f in self.findings:
+            lines.append(f"{'ok   ' if f.ok else 'WRONG'}  {f.what:{width}}  {f.found}")
+            if f.mend:
+                lines.append(f"       {'':{width}}  -> {f.mend}")
+        return "\n".join(lines)
+
+
+def diagnose() -> Diagnosis:
+    """Look at both engines and what they need. Starts no Julia session and installs nothing."""
+    out = Diagnosis()
+    out.findings += [*_python(), *_embedded(), *_julia()]
+    return out
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _python() -> list[Finding]:
+    findings = [
+        Finding("pysciml", f"{_version('pysciml') or 'not installed (a bare checkout)'}"),
+        Finding("Python", f"{platform.python_version()} on {platform.platform()}"),
+    ]
+    for package in ("torch", "numpy"):
+        version = _version(package)
+        mend = "" if version else f"pip install {package}"
+        findings.append(Finding(package, version or "missing", version is not None, mend))
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
+    findings.append(Finding("GPU", device))
+    return findings
+
+
+def _embedded() -> list[Finding]:
+    version = _version("scikit-sundae")
+    if version is None:
+        return [Finding("sundials engine", "missing", False, "pip install scikit-sundae")]
+    try:
+        from sksundae.cvode import CVODE
+
+        def decay(t: float, y: object, yp: object) -> None:
+            yp[:] = -y  # type: ignore[index,operator]
+
+        end = CVODE(decay, rtol=1e-8, atol=1e-10).solve([0.0, 1.0], [1.0]).y[-1, 0]
+        good = abs(end - 0.36787944117) < 1e-6
+    except Exception as error:
+        return [Finding("sundials engine", f"{version}, but it fails: {error}", False,
+                        "pip install --force-reinstall scikit-sundae")]  # fmt: skip
+    return [Finding("sundials engine", f"scikit-sundae {version}", good)]
+
+
+def _julia() -> list[Finding]:
+    findings = []
+    for package in ("juliacall", "juliapkg"):
+        version = _version(package)
+        mend = "" if version else f"pip install {package}"
+        findings.append(Finding(package, version or "missing", version is not None, mend))
+    folder = package_folder()
+    findings.append(
+        Finding("PySciML (Julia)", "found" if folder else "missing", folder is not None,
+                "" if folder else "install pysciml again")
+    )  # fmt: skip
+    findings.append(Finding("Julia's version", _version_rule()))
+    if not is_set_up():
+        findings.append(Finding("julia engine", "not set up", True, f"to have it: {_SETUP}"))
+    else:
+        executable, project = _where()
+        findings.append(_executable(executable))
+        findings += _packages(project)
+    variables = {k: v for k, v in os.environ.items() if k.startswith(("PYTHON_JULIA", "JULIA_"))}
+    for key in sorted(variables):
+        findings.append(Finding(key, variables[key]))
+    auto = os.environ.get("PYSCIML_ENGINE") or ("julia" if is_set_up() else "sundials")
+    findings.append(Finding("engine='auto' takes", auto))
+    return findings
+
+
+def _version_rule() -> str:
+    """Which Julia juliapkg would take, and why: it ties Julia's OpenSSL to Python's."""
+    if chosen_by_user():
+        return "the one that PYTHON_JULIACALL_EXE names"
+    newest = "1.12" if ssl.OPENSSL_VERSION_INFO >= (3, 5) else "1.11"
+    return f"1.10 to {newest}, because this Python has {ssl.OPENSSL_VERSION} (3.5 allows 1.12)"
+
+
+def _where() -> tuple[str | None, Path | None]:
+    """Julia's executable and project, without installing any."""
+    if chosen_by_user():
+        return os.environ["PYTHON_JULIACALL_EXE"], Path(os.environ["PYTHON_JULIACALL_PROJECT"])
+    import juliapkg
+
+    state = juliapkg.state.STATE
+    return state.get("executable"), Path(state["project"])
+
+
+def _executable(path: str | None) -> Finding:
+    mend = f"run {_SETUP}, or correct PYTHON_JULIACALL_EXE"
+    if path is None:
+        return Finding("Julia", "to be found by juliapkg at the first solve")
+    found = shutil.which(path)
+    if found is None:
+        return Finding("Julia", f"{path} is not an executable", False, mend)
+    try:
+        said = subprocess.run(
+            [found, "--version"], capture_output=True, text=True, timeout=60, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError) as error:
+        return Finding("Julia", f"{found} does not run: {error}", False, mend)
+    version = re.search(r"(\d+)\.(\d+)", said)
+    good = version is not None and (1, 10) <= (int(version[1]), int(version[2])) <= (1, 12)
+    return Finding("Julia", f"{said} ({found})", good, "" if good else "use Julia 1.10 to 1.12")
+
+
+def _packages(project: Path | None) -> list[Finding]:
+    manifest = None if project is None else project / "Manifest.toml"
+    if manifest is None or not manifest.is_file():
+        return [Finding("Julia packages", f"no manifest in {project}", False, f"run {_SETUP}")]
+    text = manifest.read_text(encoding="utf-8")
+    findings = []
+    for name in _PACKAGES:
+        entry = re.search(rf"\[\[deps\.{name}\]\](.*?)(?=\n\[\[|\Z)", text, re.DOTALL)
+        if entry is None:
+            findings.append(Finding(name, "missing", False, f"run {_SETUP}"))
+            continue
+        version = re.search(r'^version = "(.*?)"', entry[1], re.MULTILINE)
+        findings.append(Finding(name, version[1] if version else "of no stated version"))
+    return findings
+
+
+def setup() -> None:
+    """Install Julia and the packages of the julia engine, compile them, and time a first solve.
+
+    Where juliacall's own variables name a Julia and a project, nothing is installed: they are used
+    as they are. Raises EngineError where a step fails; what it printed stays on the screen.
+    """
+    if package_folder() is None:
+        raise EngineError("The Julia package PySciML is missing; install pysciml again.")
+    if importlib.util.find_spec("juliapkg") is None:
+        raise EngineError("juliapkg is missing; install it with: pip install juliacall juliapkg.")
+    begun = time.perf_counter()
+    if chosen_by_user():
+        print(f"Using {os.environ['PYTHON_JULIACALL_EXE']}, as PYTHON_JULIACALL_EXE says.")
+    else:
+        print(f"Installing Julia and its packages. Julia's version: {_version_rule()}.", flush=True)
+        import juliapkg
+
+        try:
+            juliapkg.resolve()
+        except Exception as error:
+            raise EngineError(
+                f"Julia or its packages could not be installed ({type(error).__name__}: {error}); "
+                "check the network connection and run this again."
+            ) from error
+    print("Compiling, and solving a first problem (minutes the first time) ...", flush=True)
+    environment = {**os.environ, "PYSCIML_SETUP": "1"}
+    for _ in range(2):  # the first run compiles, the second shows what a session costs from now on
+        ran = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", _FIRST_SOLVE], env=environment, text=True,
+            stdout=subprocess.PIPE,
+        )  # fmt: skip
+        if ran.returncode != 0:
+            raise EngineError(
+                "Julia is there, but a first problem could not be solved (see above); "
+                "'python -m pysciml doctor' says what is wrong."
+            )
+    print(f"Ready after {time.perf_counter() - begun:.0f} s. In a new process: {ran.stdout.strip()}.")
