@@ -22,9 +22,19 @@ function PySciML.segment_adjoint(
     ) where {T}
     du0, dp = adjoint_sensitivities(
         readable(sol, alg), adjoint_algorithm(sol, alg); t = ts, dgdu_discrete = Jumps(cotangents), sensealg, abstol, reltol,
-        verbose = QUIET
+        verbose = QUIET, dt = first_step(sol, ts)
     )
     return Vector{T}(vec(du0)), dp === nothing ? zeros(T, length(sol.prob.p)) : Vector{T}(vec(dp))
+end
+
+# The first step backwards: as long as the last one forwards, and not beyond the first jump, where
+# it would be interpolated wrongly (see `cap_first_step!`).
+function first_step(sol, ts)
+    finish = last(sol.t)
+    step = length(sol.t) > 1 ? sol.t[end - 1] - finish : first(ts) - finish
+    jump = length(ts) > 1 && last(ts) == finish ? ts[end - 1] - finish : last(ts) - finish
+    jump == 0 && return step
+    return sign(step) * min(abs(step), abs(jump))
 end
 
 # The adjoint is solved with the algorithm of the solve. The default algorithm is a composite that

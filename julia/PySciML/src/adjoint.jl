@@ -148,14 +148,15 @@ function with_events(
     n, ranges = h.model.n, segments(h)
     inside = [Int[] for _ in ranges]
     before, after = zeros(T, n, length(h.log)), zeros(T, n, length(h.log))
-    seen = falses(length(h.log))
+    group_of = Dict(first(g) => last(g) for g in moments(h.log))
     for i in eachindex(ts)
         if source[i] <= FIRST_EVENT
             k = FIRST_EVENT - source[i] + 1
-            first_saved = h.events[h.log[k].index].save_positions[1]
-            side = first_saved && !seen[k] ? before : after
-            seen[k] = true
-            side[:, k] .+= view(cotangents, :, i)
+            if h.side[i] == 1
+                before[:, k] .+= view(cotangents, :, i)
+            else
+                after[:, group_of[k]] .+= view(cotangents, :, i)
+            end
         else
             push!(inside[segment_of(h, ranges, ts[i], source[i])], i)
         end

@@ -176,6 +176,7 @@ function entry_points()
         free = @cfunction(c_free, Cvoid, (Ptr{UInt8},)),
         drop = @cfunction(c_drop, Cvoid, (Int64, Int64)),
         set_loader = @cfunction(c_set_loader, Cvoid, (Ptr{Cvoid},)),
+        set_watcher = @cfunction(c_set_watcher, Cvoid, (Ptr{Cvoid},)),
         new_functions = @cfunction(c_new_functions, Int64, (Int64, Int64, Int64)),
         provide = @cfunction(c_provide, Cint, (Ptr{Source}, Ptr{Ptr{UInt8}})),
         provide_foreign = @cfunction(

@@ -78,6 +78,28 @@ function (a::Affect{T})(integrator) where {T}
     return nothing
 end
 
+# Python's function `int watch(double t)`: called now and then during a solve, it shows progress
+# and answers nonzero where the solve is to be given up (Ctrl-C).
+const WATCHER = Ref{Ptr{Cvoid}}(C_NULL)
+const WATCH_EVERY = UInt64(50_000_000)  # nanoseconds
+
+mutable struct Watch <: Function
+    next::UInt64
+end
+Watch() = Watch(time_ns() + WATCH_EVERY)
+function (w::Watch)(u, t, integrator)
+    now = time_ns()
+    now < w.next && return false
+    w.next = now + WATCH_EVERY
+    WATCHER[] == C_NULL && return false
+    ccall(WATCHER[], Cint, (Cdouble,), t) == 0 || throw(CallbackError())
+    return false
+end
+
+nothing_happens(integrator) = nothing
+
+watching() = DiscreteCallback(Watch(), nothing_happens; save_positions = (false, false))
+
 """
     callback_set(events, log) -> CallbackSet
 
@@ -85,7 +107,7 @@ SciML's form of the events; what happens is appended to `log`. Every event saves
 both sides, from which the outputs that were asked for are taken later.
 """
 function callback_set(events::Vector{Event{T}}, log::Vector{EventRecord{T}}) where {T}
-    return CallbackSet(ntuple(i -> callback(events[i], i, log), length(events))...)
+    return CallbackSet(ntuple(i -> callback(events[i], i, log), length(events))..., watching())
 end
 
 function callback(e::Event{T}, index, log) where {T}

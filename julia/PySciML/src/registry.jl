@@ -71,6 +71,7 @@ end
 c_free(p::Ptr{UInt8})::Cvoid = Libc.free(p)
 c_drop(registry::Int64, id::Int64)::Cvoid = drop!(REGISTRIES[registry + 1], id)
 c_set_loader(p::Ptr{Cvoid})::Cvoid = (LOADER[] = p; nothing)
+c_set_watcher(p::Ptr{Cvoid})::Cvoid = (WATCHER[] = p; nothing)
 
 # Room for the kernels of one function: `dae` for a residual, `single` for Float32.
 c_new_functions(dae::Int64, single::Int64, nc::Int64)::Int64 =

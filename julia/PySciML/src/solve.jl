@@ -84,6 +84,7 @@ mutable struct Handle{T, M}
     t::Vector{Float64}
     u::Matrix{T}
     source::Vector{Int}
+    side::Vector{Int8}               # of an event's outputs: 1 before it, 2 after it, else 0
     event_times::Vector{Float64}
     event_indices::Vector{Int}
 end
@@ -108,7 +109,7 @@ function run(
         sol = integrate(prob, alg, options, dense, events, log)
         handle = Handle{T, typeof(m)}(
             m, alg, events, log, options, c, prob, sol, dense,
-            Float64[], Matrix{T}(undef, 0, 0), Int[], Float64[], Int[]
+            Float64[], Matrix{T}(undef, 0, 0), Int[], Int8[], Float64[], Int[]
         )
         collect_outputs!(handle, sol)
         return handle
@@ -126,7 +127,7 @@ given(x, default) = isnan(x) ? default : x
 
 function integrate(prob, alg, o::Options{T}, dense::Bool, events, log) where {T}
     t0, t1 = prob.tspan
-    callback = isempty(events) ? CallbackSet() : callback_set(events, log)
+    callback = isempty(events) ? CallbackSet(watching()) : callback_set(events, log)
     tstops = isempty(events) ? o.tstops : all_stops(o.tstops, events)
     saveat = dense ? T[] : o.saveat
     common = (;
@@ -137,9 +138,25 @@ function integrate(prob, alg, o::Options{T}, dense::Bool, events, log) where {T}
         maxiters = o.maxiters, adaptive = o.adaptive && is_adaptive(alg), verbose = QUIET,
     )
     # not `solve`: all types are concrete already, and its checks cost more than a small solve
-    return isnan(o.dt) ? SciMLBase.__solve(prob, alg; common...) :
-        SciMLBase.__solve(prob, alg; common..., dt = o.dt)
+    integrator = isnan(o.dt) ? SciMLBase.__init(prob, alg; common...) :
+        SciMLBase.__init(prob, alg; common..., dt = o.dt)
+    isempty(tstops) || cap_first_step!(integrator)
+    SciMLBase.solve!(integrator)
+    return integrator.sol
 end
+
+# A first step that is cut short by a stop is interpolated as if it had not been
+# (OrdinaryDiffEqCore 4.5): let it not reach beyond the first stop.
+function cap_first_step!(integrator)
+    integrator.opts.adaptive || return
+    reach = first_tstop(integrator) - integrator.t
+    if 0 < abs(reach) < abs(integrator.dt)
+        integrator.dt = reach
+        SciMLBase.set_proposed_dt!(integrator, reach)
+    end
+    return
+end
+first_tstop(integrator) = integrator.tdir * SciMLBase.first_tstop(integrator)
 
 is_adaptive(::Nothing) = true
 is_adaptive(alg) = SciMLBase.isadaptive(alg)
@@ -177,10 +194,17 @@ function collect_outputs!(h::Handle{T}, sol) where {T}
         h.t = convert(Vector{Float64}, sol.t)
         h.u = matrix(sol.u, h.model.n)
         h.source = collect(0:(m - 1))
-    elseif isempty(h.options.saveat)
-        steps!(h, sol)
+        h.side = zeros(Int8, m)
+    elseif isempty(h.log) && isempty(h.options.saveat)
+        m = length(sol.t)
+        h.t = convert(Vector{Float64}, sol.t)
+        h.u = matrix(sol.u, h.model.n)
+        h.source = fill(FIXED, m)
+        h.source[1] = FROM_T0
+        m > 1 && sol.t[m] == h.prob.tspan[2] && (h.source[m] = FROM_T1)
+        h.side = zeros(Int8, m)
     else
-        outputs_between_events!(h, sol)
+        collect_pieces!(h, sol)
     end
     return h
 end
@@ -193,55 +217,69 @@ function matrix(us::Vector{Vector{T}}, n) where {T}
     return out
 end
 
-# Every step, with the events that were asked for.
-function steps!(h::Handle{T}, sol) where {T}
-    keep, source = Int[], Int[]
-    for (i, _) in enumerate(sol.t)
-        push!(keep, i)
-        push!(source, i == 1 ? FROM_T0 : FIXED)
+"""
+    moments(log) -> Vector{UnitRange{Int}}
+
+The events that happened at one time, together.
+"""
+function moments(log)
+    groups = UnitRange{Int}[]
+    for k in eachindex(log)
+        if !isempty(groups) && log[first(last(groups))].t == log[k].t
+            groups[end] = first(groups[end]):k
+        else
+            push!(groups, k:k)
+        end
     end
-    for (k, record) in enumerate(h.log)
-        save = h.events[record.index].save_positions
-        left, right = record.position, record.position + 1
-        left >= 1 && (source[left] = save[1] ? FIRST_EVENT - (k - 1) : 0)
-        right <= length(source) && (source[right] = save[2] ? FIRST_EVENT - (k - 1) : 0)
-    end
-    ended = h.sol.retcode == ReturnCode.Success
-    ended && source[end] == FIXED && (source[end] = FROM_T1)
-    wanted = findall(!=(0), source)
-    h.t = Vector{Float64}(sol.t[wanted])
-    h.u = matrix(sol.u[wanted], h.model.n)
-    h.source = source[wanted]
-    return
+    return groups
 end
 
-# saveat and the events, read from the interpolant of the segment that each of them lies in.
-function outputs_between_events!(h::Handle{T}, sol) where {T}
-    saveat, n = h.options.saveat, h.model.n
+# saveat (or every step), piece by piece between the events, and the states around these.
+function collect_pieces!(h::Handle{T}, sol) where {T}
+    saveat, ranges, groups = h.options.saveat, segments(h), moments(h.log)
     t0, t1 = h.prob.tspan
     sign = t1 >= t0 ? 1 : -1
-    ranges = segments(h)
-    ts, source, columns = Float64[], Int[], Vector{T}[]
-    function put!(t, u, from)
+    ts, source, side, columns = Float64[], Int[], Int8[], Vector{T}[]
+    function put!(t, u, from, which)
         push!(ts, t)
         push!(columns, u)
         push!(source, from)
+        push!(side, which)
     end
-    next = 1
-    for (s, range) in enumerate(ranges)
-        isempty(range) && continue
-        finish = sol.t[last(range)]
-        while next <= length(saveat) && sign * saveat[next] <= sign * finish
-            put!(saveat[next], state_within(sol, range, saveat[next]), next - 1)
-            next += 1
+    every, next, piece = isempty(saveat), 1, 1
+    for g in 1:(length(groups) + 1)
+        range = ranges[piece]
+        ended = g <= length(groups)
+        if every
+            for i in (g == 1 ? range : range[2:end])
+                ended && i == last(range) && break
+                from = i == 1 ? FROM_T0 : sol.t[i] == t1 ? FROM_T1 : FIXED
+                put!(sol.t[i], sol.u[i], from, 0)
+            end
+        elseif !isempty(range)
+            finish = sol.t[last(range)]
+            while next <= length(saveat) && sign * saveat[next] <= sign * finish
+                put!(saveat[next], state_within(sol, range, saveat[next]), next - 1, 0)
+                next += 1
+            end
         end
-        if s <= length(h.log)
-            save = h.events[h.log[s].index].save_positions
-            save[1] && put!(h.log[s].t, h.log[s].before, FIRST_EVENT - (s - 1))
-            save[2] && put!(h.log[s].t, h.log[s].after, FIRST_EVENT - (s - 1))
+        ended || break
+        group = groups[g]
+        piece = last(group) + 1
+        before, after = h.log[first(group)], h.log[last(group)]
+        save = h.events[before.index].save_positions
+        terminal = any(h.events[h.log[k].index].terminate for k in group)
+        label = FIRST_EVENT - (first(group) - 1)
+        if (every || save[1] || terminal) && (every || isempty(ts) || last(ts) != before.t)
+            put!(before.t, before.before, label, 1)
         end
+        changed = after.after != before.before
+        if (every || save[2]) && !(terminal && !changed) && !terminal
+            put!(after.t, after.after, label, 2)
+        end
+        terminal && break
     end
-    h.t, h.u, h.source = ts, matrix(columns, n), source
+    h.t, h.u, h.source, h.side = ts, matrix(columns, h.model.n), source, side
     return
 end
 

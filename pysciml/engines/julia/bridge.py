@@ -6,8 +6,10 @@ The structures mirror those of ``bridge.jl`` field by field.
 from __future__ import annotations
 
 import ctypes as ct
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -127,6 +129,7 @@ def array(pointer: int | None, shape: tuple[int, ...], dtype: str) -> npt.NDArra
 
 
 _P, _I = ct.c_void_p, ct.c_int64
+_WATCH = ct.CFUNCTYPE(ct.c_int, ct.c_double)
 
 #: Results and arguments of the C functions, by name.
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
@@ -136,6 +139,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "free": (None, _P),
     "drop": (None, _I, _I),
     "set_loader": (None, _P),
+    "set_watcher": (None, _P),
     "new_functions": (_I, _I, _I, _I),
     "provide": (ct.c_int, _P, _P),
     "provide_foreign": (ct.c_int, _P, _P),
@@ -163,6 +167,52 @@ class Bridge:
         codes = julia.table("PySciML.retcodes()")
         self.retcodes = {int(k): name for k, name in codes.items()}
         self._local = threading.local()
+        self._interrupted = False
+        self._watch = _WATCH(self._watched)
+        self._set_watcher(ct.cast(self._watch, ct.c_void_p).value)  # type: ignore[attr-defined]
+
+    # Julia calls this now and then during a solve, on the solve's thread.
+    def _watched(self, t: float) -> int:
+        return self.guard(lambda: self._look(t))
+
+    def _look(self, t: float) -> None:
+        if self._interrupted and threading.current_thread() is threading.main_thread():
+            self._interrupted = False
+            self._local.on_interrupt(signal.SIGINT, None)  # the user's handler, or Python's: raises
+        report = getattr(self._local, "progress", None)
+        if report is not None:
+            report(t)
+
+    @contextmanager
+    def interruptible(self, progress: Callable[[float], None] | None = None) -> Iterator[None]:
+        """Ctrl-C stops the Julia code inside; ``progress`` is told the time reached.
+
+        A Python signal handler cannot run while Julia does, and one that raised inside a call
+        from Julia would lose its exception: so it only leaves word, and ``_look`` raises.
+        """
+        self._local.progress = progress
+        handler = None
+        if threading.current_thread() is threading.main_thread():
+            handler = signal.getsignal(signal.SIGINT)
+        if not callable(handler):
+            try:
+                yield
+            finally:
+                self._local.progress = None
+            return
+        self._local.on_interrupt, self._interrupted = handler, False
+        signal.signal(signal.SIGINT, self._leave_word)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, handler)
+            self._local.progress = None
+        if self._interrupted:
+            self._interrupted = False
+            handler(signal.SIGINT, None)
+
+    def _leave_word(self, number: int, frame: Any) -> None:
+        self._interrupted = True
 
     @property
     def pending(self) -> list[BaseException]:
@@ -192,8 +242,14 @@ class Bridge:
         self.call(name, *arguments, ct.addressof(number))
         return number.value
 
-    def solve(self, request: Request, response: Response) -> None:
-        status = self._solve(ct.addressof(request), ct.addressof(response))  # type: ignore[attr-defined]
+    def solve(
+        self,
+        request: Request,
+        response: Response,
+        progress: Callable[[float], None] | None = None,
+    ) -> None:
+        with self.interruptible(progress):
+            status = self._solve(ct.addressof(request), ct.addressof(response))  # type: ignore[attr-defined]
         if status != OK:
             self.fail(status, response.error)
 

@@ -151,7 +151,9 @@ class JuliaEngine(Engine):
         r.events = events.number if events else 0
         keep = self._fill(r, problem, options, dtype)
         response = Response()
-        self.bridge.solve(r, response)
+        self.bridge.solve(r, response, options.progress)
+        if options.progress is not None:
+            options.progress(response.t_reached)
         del keep
         return self._solution(response, problem, options, functions, events, alg)
 

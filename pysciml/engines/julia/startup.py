@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 import threading
 import warnings
@@ -128,6 +129,7 @@ def _start() -> Julia:
         ) from error
     if running:
         _warn_of_settings(juliacall)
+    _keep_ctrl_c()
     main = juliacall.Main
     try:
         # text in, text out: each of juliacall's conversions costs compilation in every session
@@ -138,6 +140,17 @@ def _start() -> Julia:
             "'python -m pysciml setup' installs what it needs, 'python -m pysciml doctor' says more."
         ) from error
     return Julia(main)
+
+
+def _keep_ctrl_c() -> None:
+    """Leave Ctrl-C to Python: Julia, once it handles signals, would end the process by it.
+
+    Julia blocks the signal in the thread that starts it and waits for it in one of its own; what
+    the main thread does not block is delivered there first.
+    """
+    if threading.current_thread() is threading.main_thread() and hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT))
 
 
 def _quoted(text: str) -> str:
