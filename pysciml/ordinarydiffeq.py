@@ -609,5 +609,7 @@ NEEDS: dict[str, str] = {
 }
 
 PARTS: frozenset[str] = frozenset(
-    "LUFactorization GenericLUFactorization QRFactorization SVDFactorization KLUFactorization UMFPACKFactorization KrylovJL_GMRES KrylovJL_BICGSTAB KrylovJL_CG KrylovJL_MINRES NLNewton NLFunctional NLAnderson".split()
+    "LUFactorization GenericLUFactorization QRFactorization SVDFactorization KLUFactorization "
+    "UMFPACKFactorization KrylovJL_GMRES KrylovJL_BICGSTAB KrylovJL_CG KrylovJL_MINRES NLNewton "
+    "NLFunctional NLAnderson".split()
 )

@@ -228,7 +228,7 @@ def test_random_functions_are_refused_with_a_reason(engine):
 
 def test_dropout_in_evaluation_is_no_random_function(engine):
     drop = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)).double()
-    f = lambda u, p, t: -drop(u) * 0.0 - u  # noqa: E731
+    f = lambda u, p, t: -drop(u) * 0.0 - u
     with pytest.raises(ps.InputError, match=r"eval\(\)"):
         solve(f, engine)
     drop.eval()

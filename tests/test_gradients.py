@@ -630,7 +630,7 @@ def test_a_replaced_weight_is_noticed(engine):
 
 def test_a_tensor_that_begins_to_require_grad_is_noticed(engine):
     k = f64(0.5)
-    f = lambda u, p, t: -k * u  # noqa: E731  (a closure, as people write them)
+    f = lambda u, p, t: -k * u
     assert math.isclose(end(f, engine), math.exp(-0.5), rel_tol=1e-7)
     k.requires_grad_()
     prob = ps.ODEProblem(f, f64([1.0]), (0.0, 1.0))
@@ -640,7 +640,7 @@ def test_a_tensor_that_begins_to_require_grad_is_noticed(engine):
 
 def test_a_tensor_changed_in_place_is_read_anew_without_capturing(engine):
     k, index = f64(0.5), torch.tensor([1, 0])
-    f = lambda u, p, t: -k * u[index]  # noqa: E731
+    f = lambda u, p, t: -k * u[index]
     first = end(f, engine, (1.0, 2.0))
     with counted_captures() as captures:
         k.fill_(0.0)
@@ -651,7 +651,7 @@ def test_a_tensor_changed_in_place_is_read_anew_without_capturing(engine):
 def test_an_index_tensor_changed_in_place_is_noticed(engine):
     index = torch.tensor([0, 0])
     rates = f64(1.0, 3.0)
-    f = lambda u, p, t: -rates[index] * u  # noqa: E731
+    f = lambda u, p, t: -rates[index] * u
     assert math.isclose(end(f, engine, (1.0, 1.0)), math.exp(-1.0), rel_tol=1e-7)
     index.fill_(1)
     assert math.isclose(end(f, engine, (1.0, 1.0)), math.exp(-3.0), rel_tol=1e-7)
@@ -659,7 +659,7 @@ def test_an_index_tensor_changed_in_place_is_noticed(engine):
 
 def test_lists_and_dicts_that_change_are_noticed(engine):
     options = {"rates": [1.0, 2.0]}
-    f = lambda u, p, t: -sum(options["rates"]) * u  # noqa: E731
+    f = lambda u, p, t: -sum(options["rates"]) * u
     assert math.isclose(end(f, engine), math.exp(-3.0), rel_tol=1e-7)
     options["rates"].append(1.0)
     assert math.isclose(end(f, engine), math.exp(-4.0), rel_tol=1e-7)

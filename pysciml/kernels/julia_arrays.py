@@ -49,7 +49,8 @@ def _matmul(e: Emitter, node: Node) -> None:
     if node.ndim == 3:
         _batched(e, a, b, c)
     else:
-        e.lines.append(_product(a, b, c, node.args[0].shape[0], *node.args[1].shape[::-1]))
+        k, n = node.args[1].shape
+        e.lines.append(_product(a, b, c, node.args[0].shape[0], n, k))
 
 
 def _product(

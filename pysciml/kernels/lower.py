@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 from torch.fx import Node as FxNode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from pysciml.kernels import lower_index, lower_reduce  # noqa: F401  (they register rules)
+from pysciml.kernels import lower_index, lower_reduce  # noqa: F401
 from pysciml.kernels.graph import Graph, Node, input_node
 from pysciml.kernels.lower_linalg import Factors
 from pysciml.kernels.lowering import RULES, LoweringError, as_node, cast, kind_of, tensor_node

@@ -270,7 +270,7 @@ def test_writing_to_its_argument() -> None:
 
 
 def test_control_flow_operator() -> None:
-    fn = lambda u, p, t: torch.cond(u.sum() > 0, lambda x: 2 * x, lambda x: -x, (u,))  # noqa: E731
+    fn = lambda u, p, t: torch.cond(u.sum() > 0, lambda x: 2 * x, lambda x: -x, (u,))
     assert "torch.where" in refused(fn).hint
 
 

@@ -125,7 +125,7 @@ def array(pointer: int | None, shape: tuple[int, ...], dtype: str) -> npt.NDArra
         return np.empty(shape, dtype)
     count = int(np.prod(shape))
     raw = (ct.c_char * (count * np.dtype(dtype).itemsize)).from_address(pointer)
-    return np.frombuffer(raw, dtype).reshape(shape).copy()
+    return np.frombuffer(memoryview(raw), np.dtype(dtype)).reshape(shape).copy()
 
 
 _P, _I = ct.c_void_p, ct.c_int64
@@ -218,7 +218,7 @@ class Bridge:
     def pending(self) -> list[BaseException]:
         if not hasattr(self._local, "pending"):
             self._local.pending = []
-        return self._local.pending  # type: ignore[no-any-return]
+        return self._local.pending
 
     def guard(self, call: Callable[[], None]) -> int:
         """Run Python code inside a call from Julia; an exception is kept for ``check``."""

@@ -246,4 +246,6 @@ def setup() -> None:
                 "Julia is there, but a first problem could not be solved (see above); "
                 "'python -m pysciml doctor' says what is wrong."
             )
-    print(f"Ready after {time.perf_counter() - begun:.0f} s. In a new process: {ran.stdout.strip()}.")
+    print(
+        f"Ready after {time.perf_counter() - begun:.0f} s. In a new process: {ran.stdout.strip()}."
+    )

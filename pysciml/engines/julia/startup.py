@@ -137,7 +137,8 @@ def _start() -> Julia:
     except Exception as error:
         raise EngineError(
             f"Julia runs, but its package PySciML could not be loaded ({error}); "
-            "'python -m pysciml setup' installs what it needs, 'python -m pysciml doctor' says more."
+            "'python -m pysciml setup' installs what it needs, 'python -m pysciml doctor' says "
+            "more."
         ) from error
     return Julia(main)
 

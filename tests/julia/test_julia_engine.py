@@ -1,0 +1,244 @@
+"""The julia engine from Python: solves, gradients, events, failures, held against known answers."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+import pysciml as ps
+from pysciml.errors import EngineError
+from pysciml.ordinarydiffeq import ALGORITHMS, COMPOSITES, NEEDS, PARTS
+
+pytestmark = pytest.mark.julia
+
+TIGHT = {"engine": "julia", "abstol": 1e-9, "reltol": 1e-9}
+
+
+def decay(u, p, t):
+    return -p * u
+
+
+def oscillator(u, p, t):
+    return torch.stack([u[1], p[1] * (1 - u[0] ** 2) * u[1] - p[0] * u[0]])
+
+
+def tensor(*values: float, grad: bool = False) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64, requires_grad=grad)
+
+
+@pytest.mark.parametrize("name", [None, "Tsit5", "Vern7", "Rodas5P", "FBDF", "Rosenbrock23"])
+def test_decay_by_the_common_algorithms(name) -> None:
+    alg = None if name is None else ps.algorithms.algorithm(name)()
+    prob = ps.ODEProblem(decay, tensor(1.0), (0.0, 2.0), tensor(0.7))
+    sol = ps.solve(prob, alg, saveat=[0.5, 2.0], **TIGHT)
+    np.testing.assert_allclose(sol.u[:, 0], np.exp([-0.35, -1.4]), rtol=1e-6)
+    assert sol.retcode == "Success" and sol.stats.naccept > 0
+
+
+def test_every_step_and_dense_output() -> None:
+    prob = ps.ODEProblem(decay, tensor(1.0), (0.0, 2.0), tensor(0.7))
+    sol = ps.solve(prob, ps.Tsit5(), **TIGHT)
+    ts = torch.linspace(0, 2, 17, dtype=torch.float64)
+    np.testing.assert_allclose(sol(ts)[:, 0], np.exp(-0.7 * ts.numpy()), rtol=1e-7)
+    np.testing.assert_allclose(sol(ts, 1)[:, 0], -0.7 * np.exp(-0.7 * ts.numpy()), rtol=1e-4)
+    # a solve that saved at given times only is made dense when it is asked
+    thin = ps.solve(prob, ps.Tsit5(), saveat=[1.0], **TIGHT)
+    np.testing.assert_allclose(thin(tensor(0.3))[:, 0], math.exp(-0.21), rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "sensealg",
+    [
+        "GaussAdjoint", "InterpolatingAdjoint", "QuadratureAdjoint", "BacksolveAdjoint",
+        "ForwardSensitivity", "ForwardDiffSensitivity",
+    ],
+)  # fmt: skip
+def test_gradient_by_every_sensitivity_algorithm(sensealg) -> None:
+    def loss(u0, p, **options):
+        prob = ps.ODEProblem(oscillator, u0, (0.0, 3.0), p)
+        sol = ps.solve(prob, ps.Tsit5(), saveat=[1.0, 2.0, 3.0], **TIGHT, **options)
+        return (sol.u**2).sum()
+
+    u0, p = tensor(1.0, 0.2, grad=True), tensor(0.5, 1.3, grad=True)
+    got = torch.autograd.grad(loss(u0, p, sensealg=getattr(ps, sensealg)()), [u0, p])
+    with torch.no_grad():
+        h = 1e-5
+        for x, gradient in zip((u0, p), got, strict=True):
+            for i in range(2):
+                step = torch.zeros(2, dtype=torch.float64)
+                step[i] = h
+                at = [(u0 + s * step if x is u0 else u0, p + s * step if x is p else p)
+                      for s in (1, -1)]  # fmt: skip
+                numeric = (loss(*at[0]) - loss(*at[1])) / (2 * h)
+                assert abs(numeric - gradient[i]) < 1e-5 * max(1.0, abs(numeric))
+
+
+def test_gradients_of_times() -> None:
+    u0, k = tensor(1.0, grad=True), tensor(0.5, grad=True)
+    saveat = tensor(0.3, 1.0, grad=True)
+    t0 = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    sol = ps.solve(ps.ODEProblem(decay, u0, (t0, 2.0), k), ps.Tsit5(), saveat=saveat, **TIGHT)
+    got = torch.autograd.grad(sol.u.sum(), [u0, k, saveat, t0])
+    exact = torch.exp(-k * (saveat - t0)) * u0
+    want = torch.autograd.grad(exact.sum(), [u0, k, saveat, t0])
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("alg", [ps.Tsit5(), ps.Rodas5P()], ids=str)
+def test_gradient_through_events(alg) -> None:
+    """A ball that bounces: the height after two bounces is known in closed form."""
+
+    def bounce(u, p, t):
+        return torch.stack([torch.zeros_like(u[0]), -p[1] * u[1]])
+
+    def height(g, e, h):
+        fall = torch.sqrt(2 * h / g)
+        t, v = 2.0 - fall, e * torch.sqrt(2 * h * g)
+        return v * t - g * t**2 / 2
+
+    p, u0 = tensor(9.81, 0.8, grad=True), tensor(10.0, 0.0, grad=True)
+    hit = ps.ContinuousCallback(lambda u, p, t: u[0], bounce, direction=-1)
+    prob = ps.ODEProblem(lambda u, p, t: torch.stack([u[1], -p[0]]), u0, (0.0, 2.0), p)
+    sol = ps.solve(prob, alg, saveat=[2.0], callback=hit, **TIGHT)
+    got = torch.autograd.grad(sol.u[-1, 0], [p, u0])
+    want = torch.autograd.grad(height(p[0], p[1], u0[0]), [p, u0])
+    torch.testing.assert_close(got[0], want[0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(got[1][0], want[1][0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("alg", [ps.Rodas5P(), ps.Rodas4(), ps.KenCarp4(), ps.Tsit5()], ids=str)
+def test_gradient_where_the_first_step_back_reaches_beyond_a_jump(alg) -> None:
+    """Free fall: the adjoint is linear in time, so its first step would pass over all jumps."""
+    g, u0 = tensor(9.81, grad=True), tensor(10.0, 0.0, grad=True)
+    prob = ps.ODEProblem(lambda u, p, t: torch.cat([u[1:], -p]), u0, (0.0, 1.4), g)
+    ts = torch.linspace(0, 1.4, 4, dtype=torch.float64)
+    sol = ps.solve(prob, alg, saveat=ts, **TIGHT)
+    exact = torch.stack([u0[0] + u0[1] * ts - g * ts**2 / 2, u0[1] - g * ts], 1)
+    got = torch.autograd.grad((sol.u**2).sum(), [g, u0])
+    want = torch.autograd.grad((exact**2).sum(), [g, u0])
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_mass_matrix_and_residual() -> None:
+    def rober(u, p, t):
+        a = -p[0] * u[0] + p[2] * u[1] * u[2]
+        return torch.stack([a, -a - p[1] * u[1] ** 2, u.sum() - 1])
+
+    p = tensor(0.04, 3e7, 1e4)
+    prob = ps.ODEProblem(
+        rober, tensor(1.0, 0.0, 0.0), (0.0, 40.0), p,
+        mass_matrix=torch.diag(tensor(1.0, 1.0, 0.0)),
+    )  # fmt: skip
+    sol = ps.solve(prob, ps.Rodas5P(), saveat=[40.0], engine="julia", abstol=1e-10, reltol=1e-9)
+    np.testing.assert_allclose(sol.u[-1], [0.7158270688, 9.185534764e-6, 0.2841637457], rtol=2e-6)
+    residual = ps.DAEProblem(
+        lambda du, u, p, t: torch.stack([du[0] + p[0] * u[0], u[1] - 0.5 * u[0]]),
+        tensor(-0.5, -0.25), tensor(1.0, 0.5), (0.0, 2.0), tensor(0.5),
+        differential_vars=torch.tensor([True, False]),
+    )  # fmt: skip
+    sol = ps.solve(residual, ps.DFBDF(), saveat=[2.0], **TIGHT)
+    np.testing.assert_allclose(sol.u[-1], [math.exp(-1), math.exp(-1) / 2], rtol=1e-6)
+
+
+def test_a_function_that_cannot_be_captured_is_called_back() -> None:
+    def branching(u, p, t):
+        return -p * u if float(u[0]) > -100 else u
+
+    u0, k = tensor(1.0, grad=True), tensor(0.5, grad=True)
+    for alg in (ps.Tsit5(), ps.Rodas5P()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            sol = ps.solve(ps.ODEProblem(branching, u0, (0.0, 2.0), k), alg, saveat=[2.0], **TIGHT)
+        (gradient,) = torch.autograd.grad(sol.u.sum(), [k])
+        np.testing.assert_allclose(gradient, -2 * math.exp(-1), rtol=1e-6)
+
+
+def test_python_errors_come_through_as_they_are() -> None:
+    class Mine(Exception):
+        pass
+
+    def fails(u, p, t):
+        if float(t) > 0.5:
+            raise Mine("at half time")
+        return -u
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(Mine, match="half time"):
+            ps.solve(ps.ODEProblem(fails, tensor(1.0), (0.0, 1.0)), ps.Tsit5(), engine="julia")
+
+
+def test_failures_have_scimls_return_codes() -> None:
+    prob = ps.ODEProblem(lambda u, p, t: u**2, tensor(1.0), (0.0, 2.0))
+    with pytest.raises(ps.SolveError) as caught:
+        ps.solve(prob, ps.Tsit5(), engine="julia")
+    assert caught.value.retcode in ("DtLessThanMin", "Unstable", "MaxIters")
+    assert 0.9 < caught.value.t <= 1.0
+
+
+def test_an_algorithm_for_another_problem_is_refused() -> None:
+    prob = ps.ODEProblem(decay, tensor(1.0), (0.0, 1.0), tensor(1.0))
+    with pytest.raises(EngineError, match="partitioned"):
+        ps.solve(prob, ps.VerletLeapfrog(), engine="julia")
+    with pytest.raises(EngineError, match="choice of dt"):
+        ps.solve(prob, ps.Euler(), engine="julia")
+
+
+def test_float32_state() -> None:
+    u0 = torch.tensor([1.0], dtype=torch.float32, requires_grad=True)
+    p = torch.tensor([0.7], dtype=torch.float32)
+    sol = ps.solve(ps.ODEProblem(decay, u0, (0.0, 2.0), p), ps.Tsit5(), saveat=[2.0],
+                   engine="julia")  # fmt: skip
+    assert sol.u.dtype == torch.float32
+    (gradient,) = torch.autograd.grad(sol.u.sum(), [u0])
+    np.testing.assert_allclose(gradient, math.exp(-1.4), rtol=1e-3)
+
+
+def test_several_threads_at_once() -> None:
+    prob = ps.ODEProblem(oscillator, tensor(1.0, 0.2), (0.0, 3.0), tensor(0.5, 1.3))
+    want = ps.solve(prob, ps.Tsit5(), saveat=[3.0], **TIGHT).u
+    results: list[torch.Tensor] = []
+
+    def work() -> None:
+        for _ in range(20):
+            results.append(ps.solve(prob, ps.Tsit5(), saveat=[3.0], **TIGHT).u)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 80 and all(torch.equal(r, want) for r in results)
+
+
+_EVERY = [n for n in (*ALGORITHMS, *COMPOSITES) if n not in NEEDS and n not in PARTS]
+#: The first of every package; all of them (a quarter of an hour, mostly compilation) on request.
+_SAMPLE = list({ALGORITHMS.get(n, COMPOSITES.get(n))[0]: n for n in reversed(_EVERY)}.values())
+_NAMES = _EVERY if os.environ.get("PYSCIML_TEST_ALL_ALGORITHMS") else _SAMPLE
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_every_algorithm_by_name(name) -> None:
+    def f(u, p, t):
+        return torch.stack([-u[0] + 0.5 * u[1] * torch.cos(t), -0.5 * u[0] - p[0] * u[1]])
+
+    parts = [ps.Rosenbrock23()] if name in COMPOSITES else []
+    alg = ps.algorithms.algorithm(name)(*parts)
+    prob = ps.ODEProblem(f, tensor(1.0, 0.5), (0.0, 1.0), tensor(1.0))
+    options = {"engine": "julia", "saveat": [0.5, 1.0]}
+    want = ps.solve(prob, ps.Vern9(), abstol=1e-13, reltol=1e-13, **options).u
+    try:
+        got = ps.solve(prob, alg, abstol=1e-7, reltol=1e-7, **options).u
+    except EngineError as error:
+        if "choice of dt" not in str(error):
+            raise
+        got = ps.solve(prob, alg, dt=1e-3, adaptive=False, **options).u
+    assert (got - want).abs().max() < 2e-3
