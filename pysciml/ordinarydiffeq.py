@@ -284,7 +284,6 @@ ALGORITHMS: dict[str, tuple[str, tuple[str, ...]]] = {
     # OrdinaryDiffEqRosenbrock
     "GRK4A": ("OrdinaryDiffEqRosenbrock", ()),
     "GRK4T": ("OrdinaryDiffEqRosenbrock", ()),
-    "HybridExplicitImplicitRK": ("OrdinaryDiffEqRosenbrock", ("order", "tab")),
     "ROK4a": ("OrdinaryDiffEqRosenbrock", ()),
     "ROS2": ("OrdinaryDiffEqRosenbrock", ()),
     "ROS2PR": ("OrdinaryDiffEqRosenbrock", ()),
@@ -559,6 +558,7 @@ NEEDS: dict[str, str] = {
     "FineRKN4": "partitioned",
     "FineRKN5": "partitioned",
     "HochOst4": "split",
+    "IRKC": "split",
     "IRKN3": "partitioned",
     "IRKN4": "partitioned",
     "KahanLi6": "partitioned",
@@ -598,6 +598,7 @@ NEEDS: dict[str, str] = {
     "PseudoVerletLeapfrog": "partitioned",
     "RKMK2": "linear",
     "RKMK4": "linear",
+    "RKN4": "partitioned",
     "Ruth3": "partitioned",
     "SBDF": "split",
     "SofSpa10": "partitioned",

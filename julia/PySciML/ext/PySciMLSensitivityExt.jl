@@ -4,7 +4,10 @@ Gradients by SciMLSensitivity: one smooth stretch of a solution at a time.
 module PySciMLSensitivityExt
 
 using ADTypes: AutoFiniteDiff
+using OrdinaryDiffEqCore:
+    OrdinaryDiffEqNewtonAdaptiveAlgorithm, OrdinaryDiffEqNewtonAlgorithm
 using OrdinaryDiffEqDefault: DefaultODEAlgorithm
+using OrdinaryDiffEqRosenbrock: Rodas5P
 using PySciML: PySciML, QUIET
 using SciMLBase: SciMLBase, AbstractDiffEqInterpolation
 using SciMLSensitivity: adjoint_sensitivities
@@ -21,7 +24,8 @@ function PySciML.segment_adjoint(
         sensealg, sol, alg, ts::Vector{T}, cotangents::Matrix{T}, abstol, reltol
     ) where {T}
     du0, dp = adjoint_sensitivities(
-        readable(sol, alg), adjoint_algorithm(sol, alg); t = ts, dgdu_discrete = Jumps(cotangents), sensealg, abstol, reltol,
+        readable(sol, alg), Checked(adjoint_algorithm(sol, alg)); t = ts,
+        dgdu_discrete = Jumps(cotangents), sensealg, abstol, reltol,
         verbose = QUIET, dt = first_step(sol, ts)
     )
     return Vector{T}(vec(du0)), dp === nothing ? zeros(T, length(sol.prob.p)) : Vector{T}(vec(dp))
@@ -37,13 +41,42 @@ function first_step(sol, ts)
     return sign(step) * min(abs(step), abs(jump))
 end
 
-# The adjoint is solved with the algorithm of the solve. The default algorithm is a composite that
-# SciMLSensitivity's callbacks cannot look into: there it is the part that took the most steps.
+# SciMLSensitivity does not look at how the adjoint solve ended: a gradient from one that stopped
+# on its way would look like any other.
+struct Checked{A} <: SciMLBase.AbstractODEAlgorithm
+    alg::A
+end
+function SciMLBase.__solve(prob::SciMLBase.AbstractODEProblem, c::Checked, args...; kwargs...)
+    sol = SciMLBase.__solve(prob, c.alg, args...; kwargs...)
+    if !SciMLBase.successful_retcode(sol)
+        error(
+            "the adjoint equation, solved by $(nameof(typeof(c.alg))), stopped at t = " *
+            "$(last(sol.t)) with retcode $(sol.retcode); tighten the tolerances, or take another " *
+            "algorithm or sensealg"
+        )
+    end
+    return sol
+end
+SciMLBase.isadaptive(c::Checked) = SciMLBase.isadaptive(c.alg)
+SciMLBase.isautodifferentiable(c::Checked) = SciMLBase.isautodifferentiable(c.alg)
+SciMLBase.forwarddiffs_model(c::Checked) = SciMLBase.forwarddiffs_model(c.alg)
+SciMLBase.allows_arbitrary_number_types(c::Checked) =
+    SciMLBase.allows_arbitrary_number_types(c.alg)
+SciMLBase.allowscomplex(c::Checked) = SciMLBase.allowscomplex(c.alg)
+
+# The adjoint is solved with the algorithm of the solve where that is explicit or of Rosenbrock's
+# kind; after other implicit ones with Rodas5P. The adjoint equation is linear, and restarts at
+# every output: Newton iterations and multistep formulas were seen to fail on it (ROBER).
+# The default algorithm is a composite that SciMLSensitivity's callbacks cannot look into: there
+# it is the part that took the most steps.
 adjoint_algorithm(sol, alg) = alg
+adjoint_algorithm(sol, ::OrdinaryDiffEqNewtonAdaptiveAlgorithm) = linear_stiff()
+adjoint_algorithm(sol, ::OrdinaryDiffEqNewtonAlgorithm) = linear_stiff()
+linear_stiff() = Rodas5P(; autodiff = AutoFiniteDiff())
 function adjoint_algorithm(sol, alg::DEFAULT)
     steps = sol.alg_choice
     counts = [count(==(i), steps) for i in eachindex(alg.algs)]
-    return alg.algs[argmax(counts)]
+    return adjoint_algorithm(sol, alg.algs[argmax(counts)])
 end
 
 # Reads the interpolant by value: for the default algorithm's cache, whose method that writes into
