@@ -292,6 +292,7 @@ _ADVICE = {
     "DtLessThanMin": "the solution may blow up or jump there; check the model, loosen the "
     "tolerances, or use a stiff algorithm",
     "ConvergenceFailure": "check the model near that time, tighten reltol, or set a smaller dtmax",
+    "DtNaN": "the model gives inf or NaN at the start; check u0 and the model there",
     "Unstable": "the model left its domain (a log or root of a negative number, an overflow); "
     "check it near that time, tighten the tolerances, or set a smaller dtmax",
     "InitialFailure": "no consistent initial values were found; check u0, du0 and "

@@ -19,6 +19,7 @@ using OrdinaryDiffEqDefault: OrdinaryDiffEqDefault, DefaultODEAlgorithm
 using OrdinaryDiffEqRosenbrock: OrdinaryDiffEqRosenbrock, Rodas5P, Rosenbrock23
 using OrdinaryDiffEqTsit5: OrdinaryDiffEqTsit5, AutoTsit5, Tsit5
 using OrdinaryDiffEqVerner: OrdinaryDiffEqVerner, Vern7
+using OrdinaryDiffEqCore: BrownFullBasicInit
 using SciMLBase: SciMLBase, CallbackSet, ContinuousCallback, DAEFunction, DAEProblem,
     DiscreteCallback, FullSpecialize, ODEFunction, ODEProblem, ReturnCode, remake, terminate!
 using SciMLLogging: SciMLLogging

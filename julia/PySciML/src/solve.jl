@@ -137,6 +137,7 @@ function integrate(prob, alg, o::Options{T}, dense::Bool, events, log) where {T}
         dtmax = given(o.dtmax, t1 - t0), dtmin = given(o.dtmin, zero(T)),
         maxiters = o.maxiters, adaptive = o.adaptive && is_adaptive(alg), verbose = QUIET,
     )
+    common = merge(common, initialization(prob))
     # not `solve`: all types are concrete already, and its checks cost more than a small solve
     integrator = isnan(o.dt) ? SciMLBase.__init(prob, alg; common...) :
         SciMLBase.__init(prob, alg; common..., dt = o.dt)
@@ -144,6 +145,18 @@ function integrate(prob, alg, o::Options{T}, dense::Bool, events, log) where {T}
     SciMLBase.solve!(integrator)
     return integrator.sol
 end
+
+# On a DAE the algebraic variables (and the derivatives of the others) are computed from the rest
+# where they do not fit it; for a residual only where it is said which are which.
+initialization(prob) = (;)
+function initialization(prob::ODEProblem)
+    M = prob.f.mass_matrix
+    M isa Matrix || return (;)
+    return any(iszero, eachcol(M)) || any(iszero, eachrow(M)) ?
+        (; initializealg = BrownFullBasicInit()) : (;)
+end
+initialization(prob::DAEProblem) =
+    prob.differential_vars === nothing ? (;) : (; initializealg = BrownFullBasicInit())
 
 # A first step that is cut short by a stop is interpolated as if it had not been
 # (OrdinaryDiffEqCore 4.5): let it not reach beyond the first stop.

@@ -52,6 +52,25 @@ _NEEDS = {
 }
 
 
+def _refuse_adjoint(problem: FlatProblem) -> None:
+    """Raise EngineError where SciMLSensitivity's adjoint would fail, or be wrong without a word."""
+    if problem.kind == "dae":
+        what = "a residual (DAEProblem)"
+    elif problem.mass_matrix is not None and not _keeps_or_drops(problem.mass_matrix):
+        what = "a mass matrix other than ones and zeros on its diagonal"
+    else:
+        return
+    raise EngineError(
+        f"The julia engine has no gradients for {what} yet; use engine='sundials' with "
+        "pysciml.IDA(), which has them."
+    )
+
+
+def _keeps_or_drops(mass: Array) -> bool:
+    diagonal = np.diagonal(mass)
+    return bool(np.isin(diagonal, (0.0, 1.0)).all() and not (mass - np.diag(diagonal)).any())
+
+
 @dataclass
 class Handle:
     """What a solution keeps: Julia's handle, dropped with this object."""
@@ -249,6 +268,7 @@ class JuliaEngine(Engine):
     ) -> FlatGradient:
         handle: Handle = solution.handle
         problem, options = handle.problem, handle.options
+        _refuse_adjoint(problem)
         self._use(handle)
         times = np.ascontiguousarray(solution.t if at is None else at, np.float64)
         source = (
