@@ -49,15 +49,29 @@ KNOWN_GAPS = {
     "test_dose_at_the_very_start_and_the_very_end": "a preset event at t0 does not act",
     "test_a_grid_time_on_a_preset_event": "the grid's time is saved besides the event's",
     "test_an_event_right_after_another_is_not_stepped_over": "events close after each other",
+    "test_every_algorithm_by_name[Alshina2]": "ends in MaxIters",
+    "test_every_algorithm_by_name[ARS222]": "ends in MaxIters",
     "test_functions_made_anew_do_not_pile_up": "Julia's models of dropped functions live longer",
+}
+
+#: Gaps that hang: not run.
+HANGS = {
+    "test_the_first_solve_of_a_function_may_come_from_several_threads": "the first solve of a "
+    "function by several threads at once can wait for ever; solve once before starting threads",
 }
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        if item.get_closest_marker("julia") is None:
+            continue
         name = getattr(item, "originalname", item.name)
-        if item.get_closest_marker("julia") is not None and name in KNOWN_GAPS:
-            item.add_marker(pytest.mark.xfail(reason=f"julia engine: {KNOWN_GAPS[name]}"))
+        if name in HANGS:
+            item.add_marker(pytest.mark.skip(reason=f"julia engine: {HANGS[name]}"))
+        for name in (item.name, getattr(item, "originalname", item.name)):
+            if name in KNOWN_GAPS:
+                item.add_marker(pytest.mark.xfail(reason=f"julia engine: {KNOWN_GAPS[name]}"))
+                break
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
