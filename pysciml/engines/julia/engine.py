@@ -221,7 +221,9 @@ class JuliaEngine(Engine):
         alg: Algorithm | None,
     ) -> FlatSolution:
         handle = Handle(r.handle, problem, options, functions, events)
-        weakref.finalize(handle, self.bridge.drop, HANDLES, r.handle)
+        weakref.finalize(
+            handle, self.bridge.drop, HANDLES, r.handle
+        ).atexit = False  # Julia has ended by then
         m, k = r.m, r.nevents
         nf, njacs, naccept, nreject, nsolve, nnonliniter = r.stats
         times = array(r.event_times, (k,), "float64")

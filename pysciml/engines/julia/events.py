@@ -47,7 +47,9 @@ class JuliaEvents:
         self.number = bridge.number(
             "new_events", dtype == "float32", ct.addressof(specs), len(callbacks)
         )
-        weakref.finalize(self, bridge.drop, EVENTS, self.number)
+        weakref.finalize(
+            self, bridge.drop, EVENTS, self.number
+        ).atexit = False  # Julia has ended by then
 
     def use(self, callbacks: tuple[FlatCallback, ...]) -> None:
         for i, (c, pair) in enumerate(zip(callbacks, self.functions, strict=True)):

@@ -68,7 +68,9 @@ class JuliaFunctions:
         self._p: Array | None = None
         self._c: Array | None = None
         self._bound: dict[str, Callable[..., None]] = {}
-        weakref.finalize(self, _drop, bridge, self.id, self._models)
+        weakref.finalize(
+            self, _drop, bridge, self.id, self._models
+        ).atexit = False  # Julia has ended by then
 
     def model(self, n: int, mass_matrix: Array | None) -> int:
         """The number of the model of ``n`` states made of these functions."""
