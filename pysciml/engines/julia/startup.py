@@ -40,9 +40,6 @@ class Julia:
 
     main: Any
 
-    def evaluate(self, code: str) -> Any:
-        return self.main.seval(code)
-
     def table(self, code: str) -> dict[str, str]:
         """The value of a Julia expression of the form ``key=value,key=value``."""
         pairs = (item.split("=") for item in str(self.main.seval(code)).split(","))

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pysciml.engines.base import FIRST_EVENT, FlatGradient, FlatProblem, FlatSolution
+from pysciml.engines.base import FIRST_EVENT, FlatProblem, FlatSolution
 from pysciml.engines.sundials.integrate import EventRecord, Segment, Trajectory
 
 Array = npt.NDArray[np.float64]
@@ -190,9 +190,3 @@ def outputs_to_injections(
         else:
             times[i] = along
     return injections, times
-
-
-def to_gradient(
-    u0: Array, p: Array, t0: float, times: Array, extra: Any, du0: Array | None = None
-) -> FlatGradient:
-    return FlatGradient(u0=u0, p=p, t0=t0, times=times, du0=du0, callbacks_p=extra)
