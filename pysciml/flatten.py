@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import numbers
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +23,43 @@ FLOATS = (torch.float64, torch.float32)
 
 def to_numpy(x: Tensor) -> npt.NDArray[np.float64]:
     """A tensor as a float64 array of its own."""
+    if x.dtype is torch.float64 and x.device.type == "cpu":
+        own: npt.NDArray[np.float64] = x.detach().numpy().copy()
+        return own
     return np.array(x.detach().to("cpu", torch.float64).numpy(), dtype=np.float64)
+
+
+@functools.lru_cache(maxsize=256)
+def constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A 0-d tensor that nobody writes to, so that equal ones are one."""
+    return torch.tensor(value, dtype=dtype, device=device)
+
+
+def joined(leaves: Sequence[Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The leaves' values as one vector of its own, each row-major, without gradients."""
+    if not leaves:
+        return torch.empty(0, dtype=dtype, device=device)
+    with torch.no_grad():
+        if any(x.dtype is not dtype or x.device != device for x in leaves):
+            leaves = [x.to(device, dtype) for x in leaves]
+        if len(leaves) == 1:
+            return leaves[0].reshape(-1).clone()
+        return torch.cat([x.reshape(-1) for x in leaves])
+
+
+def parted(
+    flat: npt.NDArray[Any], leaves: Sequence[Tensor], wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """A vector's parts as tensors like the leaves (shape, dtype, device), None where unwanted."""
+    if not any(wanted):
+        return [None] * len(leaves)
+    whole, parts, position = torch.from_numpy(flat), [], 0
+    for leaf, want in zip(leaves, wanted, strict=True):
+        end = position + leaf.numel()
+        part = whole[position:end].view(leaf.shape) if want else None
+        parts.append(None if part is None else part.to(leaf.device, leaf.dtype))
+        position = end
+    return parts
 
 
 def _where(path: Any, name: str) -> str:
@@ -45,15 +83,24 @@ class StateSpec:
         sizes = tuple(int(torch.Size(s).numel()) for s in self.shapes)
         object.__setattr__(self, "sizes", sizes)
 
-    @property
+    @functools.cached_property
     def size(self) -> int:
         """Length n of the flat vector."""
         return sum(self.sizes)
 
-    @property
+    @functools.cached_property
     def is_tensor(self) -> bool:
         """Whether the state is one tensor and not a structure of several."""
-        return self.treedef.is_leaf()
+        return bool(self.treedef.is_leaf())
+
+    @functools.cached_property
+    def key(self) -> tuple[Any, ...]:
+        """What a cached capture depends on."""
+        return (str(self.treedef), self.shapes, self.dtype, self.device)
+
+    def leaves(self, tree: Any) -> list[Tensor]:
+        """The tensors of a tree of this structure, in order."""
+        return [tree] if self.is_tensor else pytree.tree_leaves(tree)
 
     def flatten(self, tree: Any) -> Tensor:
         """A tree of this structure as a vector (n,), differentiably."""
@@ -116,6 +163,11 @@ class StateSpec:
         return self.flatten(tree)
 
 
+def _is_number(x: Any) -> bool:
+    """A real number that is a parameter, not a setting: floats, not integers or flags."""
+    return isinstance(x, numbers.Real) and not isinstance(x, (bool, int))
+
+
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -176,7 +228,7 @@ class ParameterSpec:
         sizes = tuple(int(torch.Size(s).numel()) for s in self.slots if s is not None)
         object.__setattr__(self, "sizes", sizes)
 
-    @property
+    @functools.cached_property
     def size(self) -> int:
         """Length of the flat vector."""
         return sum(self.sizes)
@@ -186,6 +238,7 @@ class ParameterSpec:
         """Whether the problem was given no p."""
         return self.static == (None,) and self.treedef.is_leaf()
 
+    @functools.cached_property
     def key(self) -> tuple[Any, ...]:
         """What a cached capture depends on."""
         static = tuple(
@@ -202,16 +255,57 @@ class ParameterSpec:
         leaves = [next(static) if s is None else next(parts).reshape(s) for s in self.slots]
         return pytree.tree_unflatten(leaves, self.treedef)
 
+    @functools.cached_property
+    def _keys(self) -> tuple[Any, ...] | None:
+        """The keys, where the structure is a dict of leaves."""
+        if self.treedef.type is dict and self.treedef.num_nodes == len(self.slots) + 1:
+            return tuple(self.treedef.context)
+        return None
+
+    def leaves(self, p: Any) -> list[Tensor] | None:
+        """The tensors of ``p`` that go to the vector, in order; None where p is not of this spec.
+
+        Numbers become tensors of their own.
+        """
+        if type(p) is dict and self._keys is not None:
+            if tuple(p) != self._keys:
+                return None
+            values = list(p.values())
+        elif self.treedef.is_leaf() and isinstance(p, (Tensor, nn.Module, type(None))):
+            values = [p]
+        else:
+            values, treedef = pytree.tree_flatten(p)
+            if treedef != self.treedef:
+                return None
+        static = iter(self.static)
+        leaves = []
+        for value, slot in zip(values, self.slots, strict=True):
+            if slot is None:
+                kept = next(static)
+                simple = isinstance(value, (str, bool, int)) and type(value) is type(kept)
+                if value is not kept and not (simple and value == kept):
+                    return None
+            elif isinstance(value, Tensor):
+                fits = value.shape == slot and value.dtype is self.dtype
+                if not fits or value.device != self.device:
+                    return None
+                leaves.append(value)
+            elif _is_number(value) and slot == ():
+                leaves.append(torch.tensor(float(value), dtype=self.dtype, device=self.device))
+            else:
+                return None
+        return leaves
+
     @staticmethod
-    def flatten(p: Any, dtype: torch.dtype, device: torch.device) -> tuple[ParameterSpec, Tensor]:
-        """The spec of ``p`` and its vector (n_p,), differentiable in p's tensors.
+    def of(p: Any, dtype: torch.dtype, device: torch.device) -> tuple[ParameterSpec, list[Tensor]]:
+        """The spec of ``p`` and the tensors that go to its vector, in order.
 
         Raises InputError for a tensor of another dtype or device than the state's.
         """
         paths, treedef = pytree.tree_flatten_with_path(p)
         slots: list[tuple[int, ...] | None] = []
         static: list[Any] = []
-        parts: list[Tensor] = []
+        leaves: list[Tensor] = []
         for path, leaf in paths:
             if isinstance(leaf, Tensor) and leaf.dtype.is_floating_point:
                 where = _where(path, "p")
@@ -226,19 +320,18 @@ class ParameterSpec:
                         f"move one of them, e.g. p.to({str(device)!r})."
                     )
                 slots.append(tuple(leaf.shape))
-                parts.append(leaf.reshape(-1))
+                leaves.append(leaf)
             elif isinstance(leaf, Tensor) and leaf.dtype.is_complex:
                 raise InputError(
                     f"{_where(path, 'p')} is complex; split it into real and imaginary parts."
                 )
-            elif isinstance(leaf, numbers.Real) and not isinstance(leaf, (bool, int)):
+            elif _is_number(leaf):
                 slots.append(())
-                parts.append(torch.tensor([float(leaf)], dtype=dtype, device=device))
+                leaves.append(torch.tensor(float(leaf), dtype=dtype, device=device))
             else:
                 slots.append(None)
                 static.append(leaf)
-        flat = torch.cat(parts) if parts else torch.empty(0, dtype=dtype, device=device)
-        return ParameterSpec(treedef, tuple(slots), tuple(static), dtype, device), flat
+        return ParameterSpec(treedef, tuple(slots), tuple(static), dtype, device), leaves
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:

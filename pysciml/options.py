@@ -73,15 +73,17 @@ def check_options(
         positive("abstol", abstol, zero=True)
         if float(abstol) == 0.0 and float(reltol) == 0.0:
             raise InputError("abstol and reltol are both 0; give at least one a positive value.")
-    for name, value in (("dt", dt), ("dtmax", dtmax), ("dtmin", dtmin)):
-        if value is not None:
-            positive(name, value)
-    for name, value in (("dtmin", dtmin), ("dt", dt)):
-        if value is not None and dtmax is not None and value > dtmax:
-            raise InputError(f"{name} is {value}, above dtmax = {dtmax}; give {name} <= dtmax.")
+    if dt is not None or dtmax is not None or dtmin is not None:
+        for name, value in (("dt", dt), ("dtmax", dtmax), ("dtmin", dtmin)):
+            if value is not None:
+                positive(name, value)
+        for name, value in (("dtmin", dtmin), ("dt", dt)):
+            if value is not None and dtmax is not None and value > dtmax:
+                raise InputError(f"{name} is {value}, above dtmax = {dtmax}; give {name} <= dtmax.")
     whole = isinstance(maxiters, numbers.Real) and not isinstance(maxiters, bool)
-    if not whole or not maxiters >= 1 or maxiters != math.floor(min(maxiters, 1e18)):
-        raise InputError(f"maxiters is {maxiters!r}; give a positive whole number.")
+    if type(maxiters) is not int or maxiters < 1:
+        if not whole or not maxiters >= 1 or maxiters != math.floor(min(maxiters, 1e18)):
+            raise InputError(f"maxiters is {maxiters!r}; give a positive whole number.")
     if sensealg is not None and not isinstance(sensealg, SensitivityAlgorithm):
         raise InputError(
             f"sensealg is {sensealg!r}; give a sensitivity algorithm, e.g. pysciml.GaussAdjoint()."
@@ -90,6 +92,8 @@ def check_options(
 
 def positive(name: str, value: Any, zero: bool = False) -> None:
     """Raise InputError unless ``value`` is a finite number > 0 (>= 0 with ``zero``)."""
+    if type(value) is float and 0.0 < value < math.inf:
+        return
     least = ">= 0" if zero else "> 0"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InputError(f"{name} is {value!r}; give a number {least}.")
@@ -166,6 +170,13 @@ def state_indices(save_idxs: Any, spec: StateSpec) -> Tensor | None:
 
 def times_within(times: Any, name: str, t0: float, t1: float) -> Array:
     """Times within tspan, sorted in the direction of integration. Raises InputError."""
+    if isinstance(times, Tensor) and times.dtype is torch.float64 and times.ndim == 1:
+        # what almost always holds, asked at once; NaN fails every comparison
+        found = to_numpy(times)
+        if len(found) and (
+            t0 <= found[0] and found[-1] <= t1 and bool((found[1:] > found[:-1]).all())
+        ):
+            return found
     try:
         tensor = times if isinstance(times, Tensor) else torch.as_tensor(np.asarray(times, float))
     except (TypeError, ValueError):
@@ -204,7 +215,7 @@ def times_within(times: Any, name: str, t0: float, t1: float) -> Array:
 
 def absolute_tolerance(abstol: Any, spec: StateSpec) -> float | Array:
     """One number, or one for each entry of the state. Raises InputError."""
-    if isinstance(abstol, numbers.Real):
+    if type(abstol) is float or isinstance(abstol, numbers.Real):
         return float(abstol)
     leaves = pytree.tree_leaves(abstol)
     try:

@@ -129,7 +129,8 @@ class ODEProblem:
         object.__setattr__(self, "state_spec", spec)
         object.__setattr__(self, "tspan", _check_tspan(self.tspan))
         object.__setattr__(self, "callback", as_callbacks(self.callback))
-        ParameterSpec.flatten(self.p, spec.dtype, spec.device)
+        params, _ = ParameterSpec.of(self.p, spec.dtype, spec.device)
+        object.__setattr__(self, "params_spec", params)
         if self.mass_matrix is not None:
             mass = torch.as_tensor(self.mass_matrix)
             if mass.requires_grad:
@@ -145,6 +146,7 @@ class ODEProblem:
             _require_finite(mass, "mass_matrix")
 
     state_spec: StateSpec = dataclasses.field(init=False)
+    params_spec: ParameterSpec = dataclasses.field(init=False)
 
     def __repr__(self) -> str:
         return _repr(self)
@@ -185,6 +187,7 @@ class DAEProblem:
 
     kind = "dae"
     state_spec: StateSpec = dataclasses.field(init=False)
+    params_spec: ParameterSpec = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         _require_callable(self.f, "f(du, u, p, t)")
@@ -196,7 +199,8 @@ class DAEProblem:
         spec.flatten_like(self.du0, "du0", verb="has")
         object.__setattr__(self, "tspan", _check_tspan(self.tspan))
         object.__setattr__(self, "callback", as_callbacks(self.callback))
-        ParameterSpec.flatten(self.p, spec.dtype, spec.device)
+        params, _ = ParameterSpec.of(self.p, spec.dtype, spec.device)
+        object.__setattr__(self, "params_spec", params)
         if self.differential_vars is not None:
             flags = [torch.as_tensor(x) for x in pytree.tree_leaves(self.differential_vars)]
             count = sum(x.numel() for x in flags)

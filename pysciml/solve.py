@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,28 +10,19 @@ import torch
 from torch import Tensor
 
 from pysciml.algorithms import Algorithm, AlgorithmName
-from pysciml.callbacks import (
-    Callback,
-    ContinuousCallback,
-    DiscreteCallback,
-    PresetTimeCallback,
-    as_callbacks,
-    terminate,
-)
+from pysciml.callbacks import as_callbacks
 from pysciml.engines.base import (
     FIRST_EVENT,
     FROM_T0,
     FROM_T1,
-    Engine,
-    FlatCallback,
-    FlatProblem,
+    FlatGradient,
     FlatSolution,
     SolveOptions,
 )
 from pysciml.engines.choice import engine as choose_engine
 from pysciml.errors import InputError, PyscimlError, SolveError
-from pysciml.flatten import ParameterSpec, StateSpec, to_numpy
-from pysciml.functions import FlatFunction, FlatFunctions, functions_for
+from pysciml.flatten import to_numpy
+from pysciml.flattened import Flattened
 from pysciml.options import (
     Grid,
     absolute_tolerance,
@@ -115,7 +107,7 @@ def solve(
     chosen = choose_engine(engine)
     mass = getattr(prob, "mass_matrix", None)
     chosen.check(prob.kind, alg, mass is not None)
-    setup = _Setup(prob, chosen, as_callbacks(callback))
+    setup = Flattened(prob, chosen, as_callbacks(callback))
     grid = saveat_grid(saveat, setup.t0, setup.t1)
     index = state_indices(save_idxs, setup.state)
     options = {
@@ -134,7 +126,7 @@ def solve(
         solve_options = SolveOptions(saveat=grid.values, gradient=want, progress=report, **options)
         run = _Run(setup, alg, solve_options, raise_on_failure)
         if want:
-            t, u = _Solve.apply(run, setup.u0, setup.t0_t, setup.t1_t, grid.tensor, *setup.ps)
+            t, u = _Solve.apply(run, grid.tensor, *setup.tensors())
         else:
             flat = run.forward()
             t, u = setup.from_numpy(flat.t, time=True), setup.from_numpy(flat.u)
@@ -143,138 +135,11 @@ def solve(
     return _solution(run, t, u, index)
 
 
-class _Setup:
-    """A problem flattened: specs, flat tensors, functions, and the callbacks' own."""
-
-    def __init__(self, prob: Any, engine: Engine, more: tuple[Callback, ...]) -> None:
-        self.prob, self.engine = prob, engine
-        self.state: StateSpec = prob.state_spec
-        spec = self.state
-        self.u0 = spec.flatten(prob.u0)
-        self.params, p = ParameterSpec.flatten(prob.p, spec.dtype, spec.device)
-        self.t0_t, self.t1_t = (
-            x if isinstance(x, Tensor) else torch.tensor(float(x), dtype=torch.float64)
-            for x in prob.tspan
-        )
-        self.t0, self.t1 = float(self.t0_t.detach()), float(self.t1_t.detach())
-        self.callbacks = (*prob.callback, *more)
-        role = "residual" if prob.kind == "dae" else "rhs"
-        self.functions = self._functions(prob.f, role, "f", p)
-        self.ps: list[Tensor] = [self.functions.extend_p(p)]
-        self.p_of_callback: dict[tuple[int, str], int] = {}
-        self.flat_callbacks = tuple(self._callback(c, i, p) for i, c in enumerate(self.callbacks))
-        self._called_back = [
-            (x, x._version)
-            for functions in self._all_functions()
-            if functions.kernels is None
-            for x in functions.closures_p
-        ]
-
-    def _all_functions(self) -> list[Any]:
-        pairs = [(c.condition, c.affect) for c in self.flat_callbacks]
-        return [f for f in (self.functions, *sum(pairs, ())) if f is not None]
-
-    def require_unchanged(self) -> None:
-        """Raise RuntimeError where a tensor that a called-back function reads was written to."""
-        if any(x._version != version for x, version in self._called_back):
-            raise RuntimeError(
-                "A tensor that the model closes over was changed in place between solve and "
-                "backward, and the model is called back in Python (see the CaptureWarning); call "
-                "backward before the optimiser's step."
-            )
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (self.u0, self.t0_t, self.t1_t, *self.ps)
-
-    def _functions(self, f: Any, role: str, name: str, p: Tensor) -> FlatFunctions:
-        flat = FlatFunction(f, role, name, self.state, self.params)
-        t = torch.tensor(self.t0, dtype=self.state.dtype, device=self.state.device)
-        inputs = {"u": self.u0.detach(), "p": p.detach(), "t": t}
-        if role == "residual":
-            inputs = {"du": self.state.flatten(self.prob.du0).detach(), **inputs}
-        return functions_for(flat, inputs, self.engine.name)
-
-    def require_differentiable(self) -> None:
-        """Raise InputError where torch cannot differentiate what an adjoint has to."""
-        needed: list[tuple[str, Any]] = [("f", self.functions)]
-        for i, c in enumerate(self.flat_callbacks):
-            needed.append((f"affect of callback {i}", c.affect))
-            if c.kind == "continuous":
-                needed.append((f"condition of callback {i}", c.condition))
-        for name, functions in needed:
-            if functions is not None and not getattr(functions, "differentiable", True):
-                raise InputError(
-                    f"{name} cannot be differentiated by torch ({functions.reason}), but an input "
-                    "requires grad; write it with torch operations only, or solve without "
-                    "gradients (in torch.no_grad(), or with inputs that do not require grad)."
-                )
-
-    def _callback(self, c: Any, i: int, p: Tensor) -> FlatCallback:
-        condition = affect = None
-        own: dict[str, Any] = {}
-        if isinstance(c, (ContinuousCallback, DiscreteCallback)):
-            condition = self._functions(c.condition, "condition", f"condition of callback {i}", p)
-            own |= self._own(condition, i, "condition", p)
-        if getattr(c, "affect", None) is not None and c.affect is not terminate:
-            affect = self._functions(c.affect, "affect", f"affect of callback {i}", p)
-            own |= self._own(affect, i, "affect", p)
-        kind = (
-            "continuous" if isinstance(c, ContinuousCallback)
-            else "discrete" if isinstance(c, DiscreteCallback) else "preset"
-        )  # fmt: skip
-        times = None
-        if isinstance(c, PresetTimeCallback):
-            times = times_within(c.times, "times", self.t0, self.t1)
-        return FlatCallback(
-            kind=kind,  # type: ignore[arg-type]
-            condition=condition,
-            affect=affect,
-            terminate=c.affect is terminate,
-            direction=getattr(c, "direction", 0),
-            times=times,
-            save_positions=c.save_positions,
-            **own,
-        )
-
-    def _own(self, functions: FlatFunctions, i: int, which: str, p: Tensor) -> dict[str, Any]:
-        total = functions.extend_p(p)
-        self.p_of_callback[i, which] = len(self.ps)
-        self.ps.append(total)
-        return {f"{which}_p": to_numpy(total), f"{which}_c": to_numpy(functions.data())}
-
-    def flat_problem(self) -> FlatProblem:
-        prob, spec = self.prob, self.state
-        mass = getattr(prob, "mass_matrix", None)
-        flags = getattr(prob, "differential_vars", None)
-        if flags is not None:
-            leaves = torch.utils._pytree.tree_leaves(flags)
-            flags = np.concatenate([np.asarray(torch.as_tensor(x)).reshape(-1) for x in leaves])
-        return FlatProblem(
-            kind=prob.kind,
-            functions=self.functions,
-            u0=to_numpy(self.u0),
-            p=to_numpy(self.ps[0]),
-            c=to_numpy(self.functions.data()),
-            t0=self.t0,
-            t1=self.t1,
-            mass_matrix=None if mass is None else to_numpy(torch.as_tensor(mass)),
-            du0=to_numpy(spec.flatten(prob.du0)) if prob.kind == "dae" else None,
-            differential_vars=flags,
-            callbacks=self.flat_callbacks,
-            dtype="float32" if spec.dtype == torch.float32 else "float64",
-            name=getattr(prob.f, "__name__", type(prob.f).__name__),
-        )
-
-    def from_numpy(self, x: np.ndarray, time: bool = False) -> Tensor:
-        out = torch.from_numpy(np.ascontiguousarray(x)).to(self.state.device)
-        return out if time else out.to(self.state.dtype)
-
-
 class _Run:
     """One forward solve, kept for its backward."""
 
     def __init__(
-        self, setup: _Setup, alg: Algorithm | None, options: SolveOptions, raises: bool
+        self, setup: Flattened, alg: Algorithm | None, options: SolveOptions, raises: bool
     ) -> None:
         self.setup, self.alg, self.options, self.raises = setup, alg, options, raises
         self.flat: FlatSolution | None = None
@@ -316,12 +181,10 @@ def _fail(run: _Run, flat: FlatSolution) -> None:
 
 
 class _Solve(torch.autograd.Function):
-    """Inputs: u0, t0, t1, saveat, then p of the problem and of the callbacks' functions."""
+    """Inputs: saveat, t0, t1, then the problem's leaves."""
 
     @staticmethod
-    def forward(
-        ctx: Any, run: _Run, u0: Tensor, t0: Tensor, t1: Tensor, grid: Any, *ps: Tensor
-    ) -> Any:
+    def forward(ctx: Any, run: _Run, grid: Any, *inputs: Tensor) -> Any:
         flat = run.forward()
         ctx.run, ctx.has_grid = run, grid is not None
         t = run.setup.from_numpy(flat.t, time=True)
@@ -335,25 +198,25 @@ class _Solve(torch.autograd.Function):
         run.setup.require_unchanged()
         g_u, g_t = to_numpy(grad_u), to_numpy(grad_t)
         gradient = run.setup.engine.adjoint(flat, g_u, g_t)
-        times = gradient.times + np.where(flat.source > FIRST_EVENT, g_t, 0.0)
-        source = flat.source
-        d_t0 = gradient.t0 + float(times[source == FROM_T0].sum())
-        d_t1 = float(times[source == FROM_T1].sum())
-        d_grid = None
-        if ctx.has_grid and run.options.saveat is not None:
-            d_grid = np.zeros(len(run.options.saveat))
-            from_grid = source >= 0
-            np.add.at(d_grid, source[from_grid], times[from_grid])
-        return (None, *_cotangents(run, gradient, d_t0, d_t1, d_grid))
+        wanted = ctx.needs_input_grad[1:]
+        d_t0 = d_t1 = d_grid = None
+        if any(wanted[:3]):
+            times = gradient.times + np.where(flat.source > FIRST_EVENT, g_t, 0.0)
+            source = flat.source
+            d_t0 = gradient.t0 + float(times[source == FROM_T0].sum())
+            d_t1 = float(times[source == FROM_T1].sum())
+            if ctx.has_grid and run.options.saveat is not None:
+                d_grid = np.zeros(len(run.options.saveat))
+                from_grid = source >= 0
+                np.add.at(d_grid, source[from_grid], times[from_grid])
+        return (None, *_cotangents(run, gradient, (d_grid, d_t0, d_t1), wanted))
 
 
 class _Interpolate(torch.autograd.Function):
-    """As _Solve, for the state at any times: inputs u0, t0, times, then the ps."""
+    """As _Solve, for the state at any times: inputs times, t0, t1, then the leaves."""
 
     @staticmethod
-    def forward(
-        ctx: Any, run: _Run, deriv: int, u0: Tensor, t0: Tensor, at: Tensor, *ps: Tensor
-    ) -> Any:
+    def forward(ctx: Any, run: _Run, deriv: int, at: Tensor, *inputs: Tensor) -> Any:
         ctx.run, ctx.at, ctx.deriv = run, to_numpy(at), deriv
         assert run.flat is not None
         return run.setup.from_numpy(run.setup.engine.interpolate(run.flat, ctx.at, deriv))
@@ -368,8 +231,8 @@ class _Interpolate(torch.autograd.Function):
         assert run.flat is not None
         run.setup.require_unchanged()
         gradient = run.setup.engine.adjoint(run.flat, to_numpy(grad_u), at=ctx.at)
-        d_u0, d_t0, _, d_at, *rest = _cotangents(run, gradient, gradient.t0, 0.0, gradient.times)
-        return (None, None, d_u0, d_t0, d_at, *rest)
+        times = (gradient.times, gradient.t0, 0.0)
+        return (None, None, *_cotangents(run, gradient, times, ctx.needs_input_grad[2:]))
 
 
 class _NotTwice(torch.autograd.Function):
@@ -387,30 +250,21 @@ class _NotTwice(torch.autograd.Function):
         )
 
 
-def _cotangents(run: _Run, gradient: Any, d_t0: float, d_t1: float, d_grid: Any) -> tuple[Any, ...]:
-    """Cotangents of u0, t0, t1, grid, *ps as tensors like these."""
+def _cotangents(
+    run: _Run, gradient: FlatGradient, times: tuple[Any, Any, Any], wanted: Sequence[bool]
+) -> tuple[Any, ...]:
+    """Cotangents of the grid, t0, t1 and the leaves, like these; None where not wanted."""
     setup = run.setup
-
-    def like(x: Any, ref: Tensor) -> Tensor:
-        return torch.as_tensor(np.asarray(x)).to(ref.device, ref.dtype).reshape(ref.shape)
-
-    ps: list[Tensor | None] = [like(gradient.p, setup.ps[0])]
-    ps += [None] * (len(setup.ps) - 1)
-    for i, pair in enumerate(gradient.callbacks_p):
-        for which, value in zip(("condition", "affect"), pair, strict=True):
-            place = setup.p_of_callback.get((i, which)) if value is not None else None
-            if place is not None:
-                ps[place] = like(value, setup.ps[place])
-    grid = None
-    if d_grid is not None:
-        grid = torch.as_tensor(d_grid)
-    out = (
-        like(gradient.u0, setup.u0),
-        like(d_t0, setup.t0_t),
-        like(d_t1, setup.t1_t),
-        grid,
-        *ps,
-    )
+    like = (None, setup.t0_t, setup.t1_t)
+    of_times: list[Tensor | None] = []
+    for value, ref, want in zip(times, like, wanted[:3], strict=True):
+        if not want or value is None:
+            of_times.append(None)
+        elif ref is None:
+            of_times.append(torch.as_tensor(value))
+        else:
+            of_times.append(torch.full_like(ref, value))
+    out = (*of_times, *setup.cotangents(gradient, wanted[3:]))
     return (
         _NotTwice.apply(torch.empty(0, requires_grad=True), *out)
         if torch.is_grad_enabled()
@@ -418,7 +272,7 @@ def _cotangents(run: _Run, gradient: Any, d_t0: float, d_t1: float, d_grid: Any)
     )
 
 
-def _times_of(flat: FlatSolution, grid: Grid, setup: _Setup, t: Tensor) -> Tensor:
+def _times_of(flat: FlatSolution, grid: Grid, setup: Flattened, t: Tensor) -> Tensor:
     """Output times; the very tensor given as saveat where the outputs are exactly it."""
     if grid.tensor is not None and len(flat.t) == len(grid.tensor) and (flat.source >= 0).all():
         return grid.tensor
@@ -431,9 +285,11 @@ def _solution(run: _Run, t: Tensor, u: Tensor, index: Tensor | None) -> Solution
     state = setup.state.unflatten(u) if index is None else u[:, index]
 
     def interpolate(at: Tensor, deriv: int) -> Tensor:
-        needs = (*setup.tensors(), at)
-        if torch.is_grad_enabled() and any(x.requires_grad for x in needs):
-            return _Interpolate.apply(run, deriv, setup.u0, setup.t0_t, at, *setup.ps)
+        inputs = setup.tensors()
+        if not run.options.gradient:  # solved without gradients, so these are constants
+            inputs = tuple(x.detach() for x in inputs)
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (at, *inputs)):
+            return _Interpolate.apply(run, deriv, at, *inputs)
         return setup.from_numpy(setup.engine.interpolate(flat, to_numpy(at), deriv))
 
     return Solution(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 import pysciml as ps
-from pysciml.flatten import ParameterSpec, state_spec
+from pysciml.flatten import ParameterSpec, joined, state_spec
 
 CPU = torch.device("cpu")
 
@@ -130,7 +130,8 @@ parameters = st.recursive(static | numbers | tensors, containers, max_leaves=8)
 
 @given(parameters)
 def test_parameters_come_back_as_they_were(p):
-    spec, flat = ParameterSpec.flatten(p, torch.float64, CPU)
+    spec, leaves = ParameterSpec.of(p, torch.float64, CPU)
+    flat = joined(leaves, torch.float64, CPU)
     assert flat.ndim == 1 and flat.numel() == spec.size and flat.dtype == torch.float64
     back = spec.unflatten(flat)
     # numbers come back as tensors, so that they can be differentiated; all else as it was
@@ -143,11 +144,11 @@ def test_parameters_come_back_as_they_were(p):
 @given(parameters, parameters)
 def test_parameters_are_told_apart_by_their_key(a, b):
     """Equal keys promise that one capture serves both."""
-    one, _ = ParameterSpec.flatten(a, torch.float64, CPU)
-    two, _ = ParameterSpec.flatten(b, torch.float64, CPU)
-    again, _ = ParameterSpec.flatten(a, torch.float64, CPU)
-    assert one.key() == again.key() and hash(one.key()) == hash(again.key())
-    if one.key() == two.key():
+    one, _ = ParameterSpec.of(a, torch.float64, CPU)
+    two, _ = ParameterSpec.of(b, torch.float64, CPU)
+    again, _ = ParameterSpec.of(a, torch.float64, CPU)
+    assert one.key == again.key and hash(one.key) == hash(again.key)
+    if one.key == two.key:
         assert pytree.tree_structure(a) == pytree.tree_structure(b)
         for x, y in zip(pytree.tree_leaves(a), pytree.tree_leaves(b), strict=True):
             if isinstance(x, (int, str)):

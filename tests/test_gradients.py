@@ -665,3 +665,14 @@ def test_lists_and_dicts_that_change_are_noticed(engine):
     assert math.isclose(end(f, engine), math.exp(-4.0), rel_tol=1e-7)
     options["rates"] = [0.5]
     assert math.isclose(end(f, engine), math.exp(-0.5), rel_tol=1e-7)
+
+
+def test_a_solution_made_without_gradients_stays_without(engine):
+    rate = f64(0.5).requires_grad_()
+    prob = ps.ODEProblem(lambda u, p, t: -rate * u, f64([1.0]), (0.0, 1.0))
+    with torch.no_grad():
+        sol = ps.solve(prob, engine=engine, saveat=0.5, abstol=1e-10, reltol=1e-10)
+    assert not sol.u.requires_grad and not sol(0.3).requires_grad
+    at = f64(0.3).requires_grad_()
+    (g,) = torch.autograd.grad(sol(at)[0], at)
+    assert_close(g, -0.5 * torch.exp(f64(-0.15)), 1e-6)

@@ -26,6 +26,11 @@ class CapturedFunctions:
         self.sizes = capture.sizes
         self.n_out = capture.n_out
 
+    @property
+    def closures_p(self) -> tuple[Tensor, ...]:
+        """The tensors with gradient that the function closes over; they follow the user's p."""
+        return self.capture.closures_p
+
     def extend_p(self, p: Tensor) -> Tensor:
         return self.capture.extend_p(p)
 

@@ -204,6 +204,8 @@ class Guards:
             self._todo.append(value.__func__)
         elif isinstance(value, property):
             self._todo += [f for f in (value.fget,) if f is not None]
+        elif isinstance(value, functools.cached_property):
+            self._todo.append(value.func)
         elif isinstance(value, types.ModuleType):
             if not _library(value.__name__):
                 self._partial.append(value)

@@ -1,0 +1,217 @@
+"""A user's problem as an engine sees it: flat vectors, flat functions, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pysciml.callbacks import (
+    Callback,
+    ContinuousCallback,
+    DiscreteCallback,
+    PresetTimeCallback,
+    terminate,
+)
+from pysciml.engines.base import Engine, FlatCallback, FlatGradient, FlatProblem
+from pysciml.errors import InputError
+from pysciml.flatten import ParameterSpec, StateSpec, constant, joined, parted, to_numpy
+from pysciml.functions import FlatFunction, FlatFunctions, functions_for
+from pysciml.options import times_within
+
+__all__ = ["Flattened"]
+
+
+class Flattened:
+    """A problem flattened: specs, flat vectors, functions, and the callbacks' own.
+
+    ``leaves`` are the tensors that gradients flow to: those of u0, those of p, then those that
+    ``f`` and the callbacks' functions close over. They go into autograd as they are, and not
+    through the vectors made of them, so that torch has no graph of copies to walk.
+    """
+
+    def __init__(self, prob: Any, engine: Engine, more: tuple[Callback, ...]) -> None:
+        self.prob, self.engine = prob, engine
+        spec: StateSpec = prob.state_spec
+        self.state = spec
+        cpu = torch.device("cpu")
+        self.t0_t, self.t1_t = (
+            x if isinstance(x, Tensor) else constant(float(x), torch.float64, cpu)
+            for x in prob.tspan
+        )
+        self.t0, self.t1 = (
+            float(x.detach()) if isinstance(x, Tensor) else float(x) for x in prob.tspan
+        )
+        u0 = spec.leaves(prob.u0)
+        self.params: ParameterSpec = prob.params_spec
+        p = self.params.leaves(prob.p)
+        if p is None:  # p was changed since the problem was made
+            self.params, p = ParameterSpec.of(prob.p, spec.dtype, spec.device)
+        self.u0, self.p = (joined(x, spec.dtype, spec.device) for x in (u0, p))
+        self.counts = (len(u0), len(p))
+        self.leaves: list[Tensor] = [*u0, *p]
+        self._own: list[tuple[int, int, int, int]] = []  # of callbacks: see _vectors
+        role = "residual" if prob.kind == "dae" else "rhs"
+        self.functions = self._functions(prob.f, role, "f")
+        self.closures = len(self.functions.closures_p)
+        self.total_p, self.c = self._vectors(self.functions)
+        self.callbacks = (*prob.callback, *more)
+        self.flat_callbacks = tuple(self._callback(c, i) for i, c in enumerate(self.callbacks))
+        self._called_back = [
+            (x, x._version)
+            for functions in self._all_functions()
+            if functions.kernels is None
+            for x in functions.closures_p
+        ]
+
+    def _all_functions(self) -> list[Any]:
+        if not self.flat_callbacks:
+            return [self.functions]
+        pairs = [(c.condition, c.affect) for c in self.flat_callbacks]
+        return [f for f in (self.functions, *sum(pairs, ())) if f is not None]
+
+    def require_unchanged(self) -> None:
+        """Raise RuntimeError where a tensor that a called-back function reads was written to."""
+        if any(x._version != version for x, version in self._called_back):
+            raise RuntimeError(
+                "A tensor that the model closes over was changed in place between solve and "
+                "backward, and the model is called back in Python (see the CaptureWarning); call "
+                "backward before the optimiser's step."
+            )
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors that gradients may flow to, the time span first."""
+        return (self.t0_t, self.t1_t, *self.leaves)
+
+    def _functions(self, f: Any, role: str, name: str) -> FlatFunctions:
+        spec = self.state
+        flat = FlatFunction(f, role, name, spec, self.params)
+        inputs = {"u": self.u0, "p": self.p, "t": constant(self.t0, spec.dtype, spec.device)}
+        if role == "residual":
+            inputs = {"du": spec.flatten(self.prob.du0).detach(), **inputs}
+        return functions_for(flat, inputs, self.engine.name)
+
+    def _vectors(self, functions: FlatFunctions) -> tuple[np.ndarray, np.ndarray]:
+        """The function's whole p (the user's, then its closures) and its data, as arrays."""
+        spec, closures, total = self.state, functions.closures_p, self.p
+        if closures:
+            total = joined([total, *closures], spec.dtype, spec.device)
+            self.leaves += closures
+        return _array(total), to_numpy(functions.data())
+
+    def require_differentiable(self) -> None:
+        """Raise InputError where torch cannot differentiate what an adjoint has to."""
+        needed: list[tuple[str, Any]] = [("f", self.functions)]
+        for i, c in enumerate(self.flat_callbacks):
+            needed.append((f"affect of callback {i}", c.affect))
+            if c.kind == "continuous":
+                needed.append((f"condition of callback {i}", c.condition))
+        for name, functions in needed:
+            if functions is not None and not getattr(functions, "differentiable", True):
+                raise InputError(
+                    f"{name} cannot be differentiated by torch ({functions.reason}), but an input "
+                    "requires grad; write it with torch operations only, or solve without "
+                    "gradients (in torch.no_grad(), or with inputs that do not require grad)."
+                )
+
+    def _callback(self, c: Any, i: int) -> FlatCallback:
+        condition = affect = None
+        own: dict[str, Any] = {}
+        if isinstance(c, (ContinuousCallback, DiscreteCallback)):
+            condition = self._functions(c.condition, "condition", f"condition of callback {i}")
+            own |= self._vectors_of_callback(condition, i, "condition")
+        if getattr(c, "affect", None) is not None and c.affect is not terminate:
+            affect = self._functions(c.affect, "affect", f"affect of callback {i}")
+            own |= self._vectors_of_callback(affect, i, "affect")
+        kind = (
+            "continuous" if isinstance(c, ContinuousCallback)
+            else "discrete" if isinstance(c, DiscreteCallback) else "preset"
+        )  # fmt: skip
+        times = None
+        if isinstance(c, PresetTimeCallback):
+            times = times_within(c.times, "times", self.t0, self.t1)
+        return FlatCallback(
+            kind=kind,  # type: ignore[arg-type]
+            condition=condition,
+            affect=affect,
+            terminate=c.affect is terminate,
+            direction=getattr(c, "direction", 0),
+            times=times,
+            save_positions=c.save_positions,
+            **own,
+        )
+
+    def _vectors_of_callback(self, functions: FlatFunctions, i: int, which: str) -> dict[str, Any]:
+        first = len(self.leaves)
+        p, c = self._vectors(functions)
+        self._own.append((i, ("condition", "affect").index(which), first, len(self.leaves)))
+        return {f"{which}_p": p, f"{which}_c": c}
+
+    def flat_problem(self) -> FlatProblem:
+        prob, spec = self.prob, self.state
+        mass = getattr(prob, "mass_matrix", None)
+        flags = getattr(prob, "differential_vars", None)
+        if flags is not None:
+            leaves = torch.utils._pytree.tree_leaves(flags)
+            flags = np.concatenate([np.asarray(torch.as_tensor(x)).reshape(-1) for x in leaves])
+        return FlatProblem(
+            kind=prob.kind,
+            functions=self.functions,
+            u0=_array(self.u0),
+            p=self.total_p,
+            c=self.c,
+            t0=self.t0,
+            t1=self.t1,
+            mass_matrix=None if mass is None else to_numpy(torch.as_tensor(mass)),
+            du0=to_numpy(spec.flatten(prob.du0)) if prob.kind == "dae" else None,
+            differential_vars=flags,
+            callbacks=self.flat_callbacks,
+            dtype="float32" if spec.dtype is torch.float32 else "float64",
+            name=getattr(prob.f, "__name__", type(prob.f).__name__),
+        )
+
+    def from_numpy(self, x: np.ndarray, time: bool = False) -> Tensor:
+        """An array on the user's device, in the state's dtype (times stay float64)."""
+        out = torch.from_numpy(np.ascontiguousarray(x))
+        if time:
+            return out.to(self.state.device)
+        return out.to(self.state.device, self.state.dtype)
+
+    def cotangents(self, gradient: FlatGradient, wanted: Sequence[bool]) -> list[Tensor | None]:
+        """The gradient as tensors like ``leaves``, None for those that are not ``wanted``."""
+        n_u, n_p = self.counts
+        size = self.p.numel()
+        user = gradient.p[:size]
+        pairs = gradient.callbacks_p
+        for i, which, _, _ in self._own:
+            own = pairs[i][which] if i < len(pairs) else None
+            if own is not None:
+                user = user + own[:size]
+        end = n_u + n_p + self.closures
+        blocks: list[tuple[np.ndarray | None, int, int]] = [
+            (gradient.u0, 0, n_u),
+            (user, n_u, n_u + n_p),
+            (gradient.p[size:], n_u + n_p, end),
+        ]
+        for i, which, first, last in self._own:
+            own = pairs[i][which] if i < len(pairs) else None
+            blocks.append((None if own is None else own[size:], first, last))
+        out: list[Tensor | None] = []
+        for flat, first, last in blocks:
+            leaves = self.leaves[first:last]
+            if flat is None:
+                out += [None] * len(leaves)
+            elif leaves:
+                out += parted(np.ascontiguousarray(flat), leaves, wanted[first:last])
+        return out
+
+
+def _array(x: Tensor) -> np.ndarray:
+    """A vector that is this solve's own as a float64 array."""
+    if x.dtype is torch.float64 and x.device.type == "cpu":
+        out: np.ndarray = x.numpy()
+        return out
+    return to_numpy(x)
