@@ -72,7 +72,11 @@ class BacksolveAdjoint(SensitivityAlgorithm):
 
 @dataclass(frozen=True)
 class ForwardSensitivity(SensitivityAlgorithm):
-    """The sensitivity equations beside the state: the cost grows with the number of parameters."""
+    """The sensitivity equations beside the state: the cost grows with the number of parameters.
+
+    On the ``sundials`` engine they are collocated on the forward solution's own mesh, which is cut
+    where ``reltol`` needs it; ODEs and DAEs, through events. ``abstol`` does not count there.
+    """
 
 
 @dataclass(frozen=True)

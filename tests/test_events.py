@@ -489,17 +489,6 @@ def test_events_of_a_dae(engine):
     assert_close(sol.u[-1, 1], 2.0 * sol.u[-1, 0], 1e-6)
 
 
-def test_gradients_through_events_of_a_dae_are_refused_on_sundials():
-    p = f64(1.0, grad=True)
-    callback = ps.ContinuousCallback(lambda u, p, t: u[0] - 0.5, lambda u, p, t: 2.0 * u)
-    prob = ps.ODEProblem(
-        lambda u, p, t: torch.stack([-p * u[0], u[1] - 2.0 * u[0]]), f64(1.0, 2.0), (0.0, 2.0), p,
-        mass_matrix=torch.diag(f64(1.0, 0.0)), callback=callback,
-    )  # fmt: skip
-    with pytest.raises(ps.EngineError, match="events of a DAE"):
-        ps.solve(prob, engine="sundials").u.sum().backward()
-
-
 # -- events that crowd ------------------------------------------------------------------
 
 

@@ -11,13 +11,14 @@ da/du, cotangents S of the event time and mu+ of the state after it,
     mu-   = A^T mu+  -  c_u S / (c_u f- + c_t),   dL/dp += a_p^T mu+ - c_p S / (c_u f- + c_t)
 
 (implicit differentiation of the event condition; Hairer, Norsett, Wanner, "Solving Ordinary
-Differential Equations I", section II.6, for the forward form).
+Differential Equations I", section II.6, for the forward form). On a DAE f- and f+ are the rates
+of all variables, algebraic ones included, and mu+ has no part along algebraic variables: after the
+event they are found anew from the constraints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +26,8 @@ import numpy.typing as npt
 
 from pysciml.engines.base import FIRST_EVENT, FlatProblem, FlatSolution
 from pysciml.engines.sundials.integrate import EventRecord, Segment, Trajectory
+from pysciml.engines.sundials.rates import Rates
+from pysciml.errors import EngineError
 
 Array = npt.NDArray[np.float64]
 
@@ -44,69 +47,92 @@ class SegmentAdjoint(Protocol):
 
 
 @dataclass
-class Injections:
-    """The loss's cotangents by segment, and those of outputs that move with an event."""
+class Outputs:
+    """Where the loss looks at the state, and its cotangents.
 
-    times: list[list[float]]
-    cotangents: list[list[Array]]
-    event_time: dict[int, float] = field(default_factory=dict)  # segment whose end moves: dL/dtau
+    Attributes
+    ----------
+    t : array (m,), segment : int array (m,), u : array (m, n), grad_u : array (m, n)
+    grad_t : array (m,)
+        Cotangents of the times of those outputs that move with an event.
+    moves : int array (m,)
+        The segment whose end an output moves with; -1 for those at fixed times.
+    """
+
+    t: Array
+    segment: npt.NDArray[np.int64]
+    u: Array
+    grad_u: Array
+    grad_t: Array
+    moves: npt.NDArray[np.int64]
 
     @staticmethod
-    def empty(count: int) -> Injections:
-        return Injections([[] for _ in range(count)], [[] for _ in range(count)])
+    def fixed(t: Array, segment: npt.NDArray[np.int64], u: Array, grad_u: Array) -> Outputs:
+        """Outputs at times that stay where they are."""
+        return Outputs(t, segment, u, grad_u, np.zeros(len(t)), np.full(len(t), -1))
 
-    def add(self, segment: int, t: float, cotangent: Array) -> None:
-        self.times[segment].append(t)
-        self.cotangents[segment].append(cotangent)
+    @staticmethod
+    def of(
+        solution: FlatSolution, trajectory: Trajectory, segment: npt.NDArray[np.int64],
+        grad_u: Array, grad_t: Array | None,
+    ) -> Outputs:  # fmt: skip
+        """The outputs of a solution."""
+        moves = np.full(len(solution.t), -1)
+        for i in np.nonzero(solution.source <= FIRST_EVENT)[0].tolist():
+            k = int(segment[i])
+            after = k > 0 and solution.t[i] == trajectory.segments[k].t[0]
+            moves[i] = k - 1 if after else k
+        grad_t = np.zeros(len(solution.t)) if grad_t is None else grad_t
+        return Outputs(solution.t, segment, solution.u, grad_u, grad_t, moves)
+
+    def slopes(self, trajectory: Trajectory, rates: Rates) -> Array:
+        """The change of the loss with each output's time through the state there: g . u'."""
+        out = np.zeros(len(self.t))
+        for i in np.nonzero(self.grad_u.any(axis=1))[0].tolist():
+            segment = trajectory.segments[self.segment[i]]
+            out[i] = self.grad_u[i] @ rate_at(segment, rates, float(self.t[i]), self.u[i])
+        return out
 
 
-def rate(problem: FlatProblem) -> Callable[[Array, float], Array]:
-    """u' as a function of (u, t), for an ODE with or without an invertible mass matrix."""
-    value = problem.functions.bind("value", problem.p, problem.c)
-    mass = problem.mass_matrix
-
-    def f(u: Array, t: float) -> Array:
-        out = np.empty_like(u)
-        value(u, t, out)
-        if mass is None:
-            return out
-        return np.asarray(np.linalg.lstsq(mass, out, rcond=None)[0], dtype=np.float64)
-
-    return f
+def rate_at(segment: Segment, rates: Rates, t: float, u: Array) -> Array:
+    """u' at a point of a segment."""
+    guess = None
+    if rates.residual:
+        at_start = t == segment.t[0] and segment.du0 is not None
+        guess = segment.du0 if at_start else segment.interpolant(np.array([t]), 1)[0]
+    return rates(u, t, guess)
 
 
 def run_adjoint(
     problem: FlatProblem,
     trajectory: Trajectory,
-    injections: Injections,
+    outputs: Outputs,
+    slopes: Array,
+    rates: Rates,
     method: SegmentAdjoint,
 ) -> tuple[Array, Array, list[tuple[Array | None, Array | None]]]:
-    """Cotangents of (u0, p, callbacks' own p)."""
-    n = len(problem.u0)
+    """Cotangents of (u0, p, callbacks' own p). ``slopes``: of :meth:`Outputs.slopes`."""
     grad_p = np.zeros(len(problem.p))
     extra: list[tuple[Array | None, Array | None]] = [
         (_zeros(c.condition_p), _zeros(c.affect_p)) for c in problem.callbacks
     ]
-    f = rate(problem) if problem.callbacks else None
-    mu = np.zeros(n)
+    used = outputs.grad_u.any(axis=1)
+    mu = np.zeros(len(problem.u0))
     for index in range(len(trajectory.segments) - 1, -1, -1):
         segment = trajectory.segments[index]
         records = trajectory.ends[index]
-        times = np.array(injections.times[index])
-        rows = injections.cotangents[index]
         if records:
-            assert f is not None
-            u_after = records[-1].u_after
-            s = injections.event_time.get(index, 0.0)
+            moving = outputs.moves == index
+            s = float((slopes + outputs.grad_t)[moving].sum())
             if not any(r.terminal for r in records):
-                s -= float(mu @ f(u_after, records[0].t))
-            mu = _through(problem, records, mu, s, f, extra)
+                after = trajectory.segments[index + 1]
+                s -= float(mu @ rate_at(after, rates, float(after.t[0]), after.u[0]))
+            before = rate_at(segment, rates, float(segment.t[-1]), segment.u[-1])
+            mu = _through(problem, records, mu, s, before, extra)
+        mine = np.nonzero((outputs.segment == index) & used)[0]
+        times = outputs.t[mine]
         order = np.argsort(times if problem.t1 > problem.t0 else -times, kind="stable")
-        cot = np.array(rows).reshape(len(rows), n)[order] if rows else np.zeros((0, n))
-        if len(segment.t) > 1:
-            mu = method(segment, mu, times[order], cot, grad_p)
-        else:
-            mu = mu + cot.sum(axis=0)
+        mu = method(segment, mu, times[order], outputs.grad_u[mine[order]], grad_p)
     return mu, grad_p, extra
 
 
@@ -119,7 +145,7 @@ def _through(
     records: list[EventRecord],
     mu: Array,
     s: float,
-    f: Callable[[Array, float], Array],
+    f_before: Array,
     extra: list[tuple[Array | None, Array | None]],
 ) -> Array:
     """mu before the events at one time, from mu after them."""
@@ -144,49 +170,32 @@ def _through(
     if moving is None:
         return mu  # preset and discrete events stay where they are
     u, t = first.u_before, first.t
-    f_before = f(u, t)
     s += float(mu @ f_before)
-    callback = problem.callbacks[moving.index]
-    assert callback.condition is not None
-    assert callback.condition_p is not None and callback.condition_c is not None
-    bind = callback.condition.bind
-    one = np.ones(1)
-    c_u, c_p, c_t = np.empty_like(mu), np.empty(len(callback.condition_p)), np.empty(1)
-    bind("vjp:u", callback.condition_p, callback.condition_c)(one, u, t, c_u)
-    bind("vjp:p", callback.condition_p, callback.condition_c)(one, u, t, c_p)
-    bind("jac:t", callback.condition_p, callback.condition_c)(u, t, c_t)
-    speed = float(c_u @ f_before + c_t[0])
-    if speed == 0.0:
-        raise ZeroDivisionError(
-            f"The condition of callback {moving.index} touches zero without crossing it at "
-            f"t = {t:g}: its event time has no derivative there."
-        )
+    speed, c_u, c_p = speed_of(problem, moving.index, u, t, f_before)
     grad = extra[moving.index][0]
     assert grad is not None
     grad -= c_p * (s / speed)
     return mu - c_u * (s / speed)
 
 
-def outputs_to_injections(
-    solution: FlatSolution, trajectory: Trajectory, segments_of: npt.NDArray[np.int64],
-    grad_u: Array, grad_t: Array | None, f: Callable[[Array, float], Array] | None,
-) -> tuple[Injections, Array]:  # fmt: skip
-    """Split the outputs' cotangents by segment; also g . u' at every output (zero at events)."""
-    injections = Injections.empty(len(trajectory.segments))
-    times = np.zeros(len(solution.t))
-    for i in np.nonzero(grad_u.any(axis=1))[0].tolist():
-        injections.add(int(segments_of[i]), float(solution.t[i]), grad_u[i])
-    for i, source in enumerate(solution.source):
-        g_t = 0.0 if grad_t is None else float(grad_t[i])
-        if source > FIRST_EVENT and (f is None or not grad_u[i].any()):
-            continue
-        along = 0.0 if f is None else float(grad_u[i] @ f(solution.u[i], float(solution.t[i])))
-        if source <= FIRST_EVENT:
-            t_event = solution.events[FIRST_EVENT - source][0]
-            for k, ends in enumerate(trajectory.ends):
-                if ends and ends[0].t == t_event:
-                    injections.event_time[k] = injections.event_time.get(k, 0.0) + along + g_t
-                    break
-        else:
-            times[i] = along
-    return injections, times
+def speed_of(
+    problem: FlatProblem, index: int, u: Array, t: float, rate: Array
+) -> tuple[float, Array, Array]:
+    """d condition / d t along the solution, and the condition's slopes by u and by its own p.
+
+    Raises EngineError where the condition touches zero without crossing it.
+    """
+    callback = problem.callbacks[index]
+    condition, p, c = callback.condition, callback.condition_p, callback.condition_c
+    assert condition is not None and p is not None and c is not None
+    one, c_u, c_p, c_t = np.ones(1), np.empty(len(u)), np.empty(len(p)), np.empty(1)
+    condition.bind("vjp:u", p, c)(one, u, t, c_u)
+    condition.bind("vjp:p", p, c)(one, u, t, c_p)
+    condition.bind("jac:t", p, c)(u, t, c_t)
+    speed = float(c_u @ rate + c_t[0])
+    if speed == 0.0:
+        raise EngineError(
+            f"The condition of callback {index} touches zero at t = {t:g} without crossing it, so "
+            "its event time has no derivative there: give a condition that crosses zero."
+        )
+    return speed, c_u, c_p

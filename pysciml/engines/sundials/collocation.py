@@ -34,6 +34,9 @@ A = np.array(
 )
 B = A[2]
 
+#: Largest block whose eigenvalues are looked at, and most intervals of a refined mesh.
+_EIGENVALUES, _LONGEST = 64, 200_000
+
 
 @dataclass
 class Nodes:
@@ -198,3 +201,54 @@ def sweep_banded(
 
     mu, _ = carry(nodes, jumps, n, step)
     return Sweep(mu, stages)
+
+
+# -- meshes ------------------------------------------------------------------
+
+
+def parts_needed(h: Array, jac: Array, rtol: float) -> npt.NDArray[np.int64] | None:
+    """How many parts each interval of length h must be cut into; None where the mesh will do.
+
+    The forward mesh resolves the modes that the forward solution contains. A cotangent or a
+    sensitivity can excite others: those that decay are damped by the rule as they should be, but a
+    mode that oscillates or grows must be followed. The rule's error on ``z = h * eigenvalue`` is
+    ``|R(z) - exp(z)|``, about ``|z|^6 / 7200`` (its error constant), so ``|z|`` is kept below
+    ``(7200 * 30 * rtol)^(1/6)`` for such modes. ``jac`` (K, ..., m, m): the Jacobian inside each
+    interval, or its diagonal blocks; large ones are not looked at.
+    """
+    if jac.shape[-1] > _EIGENVALUES:
+        return None
+    reach = (7200.0 * 30.0 * rtol) ** (1.0 / 6.0)
+    size = np.abs(h) * np.sqrt(
+        np.einsum("...ij,...ij->...", jac, jac).reshape(len(h), -1).max(axis=1)
+    )
+    suspects = np.nonzero((size > reach) & np.isfinite(size))[0]
+    if not len(suspects):
+        return None
+    step = h[suspects].reshape((-1,) + (1,) * (jac.ndim - 2))
+    z = (step * np.linalg.eigvals(jac[suspects])).reshape(len(suspects), -1)
+    follow = (np.abs(z.imag) > 0.3 * np.abs(z.real)) | (z.real > 0)
+    follow &= z.real > -5.0
+    need = np.where(follow, np.abs(z), 0.0).max(axis=1) / reach
+    if not (need > 1.0).any():
+        return None
+    parts = np.ones(len(h), dtype=np.int64)
+    parts[suspects] = np.ceil(np.clip(need, 1.0, 4096.0)).astype(np.int64)
+    return None if parts.sum() > _LONGEST else parts
+
+
+def join(mesh: Array, more: Array) -> Array:
+    """Mesh and further times, strictly monotone in the mesh's direction."""
+    if not len(more):
+        return mesh
+    sign = 1.0 if mesh[-1] > mesh[0] else -1.0
+    return sign * np.unique(sign * np.concatenate([mesh, more]))
+
+
+def subdivide(mesh: Array, parts: npt.NDArray[np.int64]) -> Array:
+    """Cut interval k of the mesh into ``parts[k]`` equal ones."""
+    starts = np.repeat(mesh[:-1], parts)
+    steps = np.repeat(np.diff(mesh) / parts, parts)
+    first = np.repeat(np.cumsum(parts) - parts, parts)
+    inner = starts + (np.arange(len(starts)) - first) * steps
+    return np.append(inner, mesh[-1])

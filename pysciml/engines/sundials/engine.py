@@ -28,12 +28,11 @@ from pysciml.engines.base import (
 )
 from pysciml.engines.sundials import jacobian
 from pysciml.engines.sundials.adjoint import (
-    Injections,
-    outputs_to_injections,
-    rate,
+    Outputs,
+    rate_at,
     run_adjoint,
 )
-from pysciml.engines.sundials.forward import forward_sensitivities
+from pysciml.engines.sundials.forward import forward_gradient
 from pysciml.engines.sundials.gauss import CollocationAdjoint
 from pysciml.engines.sundials.integrate import (
     Conditions,
@@ -43,6 +42,7 @@ from pysciml.engines.sundials.integrate import (
     integrate,
     integrate_at_once,
 )
+from pysciml.engines.sundials.rates import Rates
 from pysciml.engines.sundials.steppers import (
     NOT_FINITE,
     Counts,
@@ -171,53 +171,35 @@ class SundialsEngine(Engine):
     ) -> FlatGradient:
         handle: Handle = solution.handle
         problem, options, trajectory = handle.problem, handle.options, handle.trajectory
-        f = None if problem.kind == "dae" else rate(problem)
-        if problem.callbacks and (f is None or _singular(problem.mass_matrix)):
-            raise EngineError(
-                "Gradients through events of a DAE are not available on the sundials engine; "
-                "solve it as an ODE, or without gradients."
-            )
+        rates = Rates(problem)
+        forward = options.sensealg is not None and options.sensealg.name == "ForwardSensitivity"
         if at is None:
-            injections, times = outputs_to_injections(
-                solution, trajectory, handle.segment_of, grad_u, grad_t, f
-            )
-            if f is None and grad_u.any():
-                rates = self.interpolate(solution, solution.t, 1)
-                times = np.einsum("ij,ij->i", grad_u, rates)
+            outputs = Outputs.of(solution, trajectory, handle.segment_of, grad_u, grad_t)
+            slopes = outputs.slopes(trajectory, rates)
         else:
-            injections = Injections.empty(len(trajectory.segments))
-            for i, k in enumerate(_segment_at(handle, at)):
-                injections.add(int(k), float(at[i]), grad_u[i])
-            times = np.einsum("ij,ij->i", grad_u, self.interpolate(solution, at, 1))
-        if options.sensealg is not None and options.sensealg.name == "ForwardSensitivity":
-            where = solution.t if at is None else at
-            whole = np.einsum("mi,mij->j", grad_u, forward_sensitivities(problem, options, where))
-            mu, grad_p = whole[: len(problem.u0)], whole[len(problem.u0) :]
-            extra: list[tuple[Array | None, Array | None]] = []
+            u = self.interpolate(solution, at)
+            outputs = Outputs.fixed(at, _segment_at(handle, at), u, grad_u)
+            slopes = np.einsum("ij,ij->i", grad_u, self.interpolate(solution, at, 1))
+        if forward:
+            rtol = (options.sensealg and options.sensealg.reltol) or options.reltol
+            mu, grad_p, extra = forward_gradient(problem, trajectory, outputs, rates, rtol)
         else:
-            method = _method(problem, options)
-            mu, grad_p, extra = run_adjoint(problem, trajectory, injections, method)
+            method = _method(problem, options, rates)
+            mu, grad_p, extra = run_adjoint(problem, trajectory, outputs, slopes, rates, method)
         first = trajectory.segments[0]
-        if problem.kind == "dae":
-            start = first.du0 if first.du0 is not None else first.interpolant(first.t[:1], 1)[0]
-        else:
-            assert f is not None
-            start = f(first.u[0], float(first.t[0]))
+        start = rate_at(first, rates, float(first.t[0]), first.u[0])
+        times = np.where(outputs.moves < 0, slopes, 0.0)
         return FlatGradient(
             u0=mu, p=grad_p, t0=-float(mu @ start), times=times, callbacks_p=extra,
             du0=np.zeros_like(mu) if problem.kind == "dae" else None,
         )  # fmt: skip
 
 
-def _singular(mass: Array | None) -> bool:
-    return mass is not None and np.linalg.matrix_rank(mass) < len(mass)
-
-
-def _method(problem: FlatProblem, options: SolveOptions) -> Any:
+def _method(problem: FlatProblem, options: SolveOptions, rates: Rates) -> Any:
     sensealg = options.sensealg or GaussAdjoint()
     rtol = sensealg.reltol or options.reltol
     if sensealg.name == "GaussAdjoint":
-        return CollocationAdjoint(problem, rtol)
+        return CollocationAdjoint(problem, rtol, rates)
     return stepping_adjoint(problem, options, sensealg)
 
 
@@ -344,12 +326,15 @@ def _ida(
     if problem.kind == "dae":
         flags = problem.differential_vars
         algebraic = [] if flags is None else [i for i in range(n) if not flags[i]]
-        initial = "yp0" if flags is not None else None
+        initial = ["yp0" if flags is not None else None]
+        if flags is None and events is not None:
+            # The user vouches for u0 and du0, but not for what is consistent after an affect.
+            algebraic, initial = _without_rate(problem), ["yp0", None]
     else:
         mass = problem.mass_matrix
         assert mass is not None
         algebraic = [i for i in range(n) if not mass[:, i].any()]
-        initial = "yp0"
+        initial = ["yp0"]
     span = problem.t1 - problem.t0
     conditions = None if events is None else events.conditions
     tol = _tolerances(alg, options)
@@ -358,10 +343,23 @@ def _ida(
     def make() -> IdaStepper:
         return IdaStepper(
             value, jac if usable else None, None, linear, tol, conditions, counts,
-            algebraic, initial, span,
+            algebraic, initial.pop() if len(initial) > 1 else initial[0], span,
         )  # fmt: skip
 
     return make, lambda: _WIDTH["BDF"]
+
+
+def _without_rate(problem: FlatProblem) -> list[int]:
+    """Entries of the state whose rate a residual does not depend on."""
+    functions, n = problem.functions, len(problem.u0)
+    pattern = functions.sparsity("du")
+    if pattern is None:
+        if not getattr(functions, "differentiable", True):
+            return []
+        by_rate = np.empty((n, n))
+        functions.bind("jac:du", problem.p, problem.c)(problem.du0, problem.u0, problem.t0, by_rate)
+        pattern = by_rate != 0.0
+    return [i for i in range(n) if not pattern[:, i].any()]
 
 
 def _residual(problem: FlatProblem) -> tuple[Callable[..., None], Callable[..., None]]:
@@ -454,7 +452,8 @@ def _collect(
                 put(k, moment, ends[0].u_before[None], label)
         changed = not np.array_equal(ends[-1].u_after, ends[0].u_before)
         if (grid is None or after) and not (terminal and not changed) and k < last:
-            put(k + 1, moment, ends[-1].u_after[None], label)
+            # what the affect left, made consistent where the equation has constraints
+            put(k + 1, moment, trajectory.segments[k + 1].u[:1], label)
     n = len(problem.u0)
     t = np.concatenate(ts) if ts else np.empty(0)
     u = np.concatenate(us) if us else np.empty((0, n))

@@ -10,19 +10,21 @@ from pysciml.engines.sundials import jacobian
 from pysciml.engines.sundials.collocation import (
     Nodes,
     Sweep,
+    join,
+    parts_needed,
+    subdivide,
     sweep_banded,
     sweep_blocks,
     sweep_dense,
 )
 from pysciml.engines.sundials.integrate import Segment
 from pysciml.engines.sundials.matrix_free import TooStiff, sweep_matrix_free
+from pysciml.engines.sundials.rates import Rates
 
 Array = npt.NDArray[np.float64]
 
 #: Up to this size a dense Jacobian is formed at once; beyond it, only where the problem is stiff.
 _DIRECT = 32
-#: Largest block whose eigenvalues are looked at, and most intervals of a refined mesh.
-_EIGENVALUES, _LONGEST = 64, 200_000
 
 
 class CollocationAdjoint:
@@ -33,8 +35,9 @@ class CollocationAdjoint:
         :meth:`_parts_needed` says so.
     """
 
-    def __init__(self, problem: FlatProblem, rtol: float) -> None:
+    def __init__(self, problem: FlatProblem, rtol: float, rates: Rates) -> None:
         self.problem = problem
+        self.rates = rates
         self.rtol = rtol
         functions, p, c = problem.functions, problem.p, problem.c
         self._dae = problem.kind == "dae"
@@ -56,8 +59,10 @@ class CollocationAdjoint:
         self, segment: Segment, mu_end: Array, times: Array, cotangents: Array, grad_p: Array
     ) -> Array:
         """See :class:`pysciml.engines.sundials.adjoint.SegmentAdjoint`."""
-        mesh = _join(segment.t, times)
         jumps = self._jumps(segment, mu_end, times, cotangents, grad_p)
+        if len(segment.t) == 1:
+            return sum((c for _, c in jumps), np.zeros_like(mu_end))
+        mesh = join(segment.t, times)
         nodes = Nodes.of(mesh)
         u, du = self._states(segment, nodes)
         sweep = self._by_iteration(nodes, u, _place(mesh, jumps)) if self._iterate else None
@@ -67,7 +72,7 @@ class CollocationAdjoint:
                 parts = self._parts_needed(nodes, jac)
                 if parts is None:
                     break
-                mesh = _subdivide(mesh, parts)
+                mesh = subdivide(mesh, parts)
                 nodes = Nodes.of(mesh)
                 u, du = self._states(segment, nodes)
                 jac, mass = self._matrices(nodes, u, du)
@@ -123,39 +128,10 @@ class CollocationAdjoint:
         return self._pull(w, u, t)
 
     def _parts_needed(self, nodes: Nodes, jac: Array) -> npt.NDArray[np.int64] | None:
-        """How many parts each interval must be cut into; None where the mesh will do.
-
-        The forward mesh resolves the modes that the forward solution contains. A cotangent can
-        excite others: those that decay are damped by the rule as they should be, but a mode that
-        oscillates or grows must be followed. The rule's error on ``z = h * eigenvalue`` is
-        ``|R(z) - exp(z)|``, about ``|z|^6 / 7200`` (its error constant), so ``|z|`` is kept below
-        ``(7200 * 30 * rtol)^(1/6)`` for such modes. Not looked at for banded Jacobians.
-        """
+        """See :func:`parts_needed`. Not looked at for DAEs and banded Jacobians."""
         if self._dae or self._mass is not None or self._plan.kind == "banded":
             return None
-        if jac.shape[-1] > _EIGENVALUES:
-            return None
-        reach = (7200.0 * 30.0 * self.rtol) ** (1.0 / 6.0)
-        middle = jac[:, 1]
-        size = np.abs(nodes.h) * np.sqrt(
-            np.einsum("...ij,...ij->...", middle, middle).reshape(len(nodes.h), -1).max(axis=1)
-        )
-        suspects = np.nonzero((size > reach) & np.isfinite(size))[0]
-        if not len(suspects):
-            return None
-        h = nodes.h[suspects].reshape((-1,) + (1,) * (middle.ndim - 2))
-        # mu runs backwards: its modes over an interval are exp(h * eigenvalue of J^T).
-        z = (h * np.linalg.eigvals(middle[suspects])).reshape(len(suspects), -1)
-        follow = (np.abs(z.imag) > 0.3 * np.abs(z.real)) | (z.real > 0)
-        follow &= z.real > -5.0
-        need = np.where(follow, np.abs(z), 0.0).max(axis=1) / reach
-        if not (need > 1.0).any():
-            return None
-        parts = np.ones(len(nodes.h), dtype=np.int64)
-        parts[suspects] = np.ceil(np.clip(need, 1.0, 4096.0)).astype(np.int64)
-        if parts.sum() > _LONGEST:
-            return None
-        return parts
+        return parts_needed(nodes.h, jac[:, 1], self.rtol)
 
     def _jumps(
         self, segment: Segment, mu_end: Array, times: Array, cotangents: Array, grad_p: Array
@@ -174,43 +150,18 @@ class CollocationAdjoint:
         return [(t, self._consistent(segment, t, c, grad_p)) for t, c in jumps]
 
     def _consistent(self, segment: Segment, t: float, cotangent: Array, grad_p: Array) -> Array:
+        if self.rates.explicit:
+            return cotangent
         at = np.array([t])
         u = segment.interpolant(at)
-        du = segment.interpolant(at, 1) if self._dae else None
-        if self._dae:
-            mass, jac = self._jac_du(du, u, at)[0], -self._jac(du, u, at)[0]
-        else:
-            assert self._mass is not None
-            mass, jac = self._mass, self._jac(u, at)[0]
-        left, sigma, _ = np.linalg.svd(mass)
-        rank = int((sigma > 1e-12 * max(sigma[0], 1e-300)).sum())
-        n = len(cotangent)
-        if rank == n:
-            return cotangent
-        null = left[:, rank:]
-        columns = np.concatenate([mass.T @ left[:, :rank], jac.T @ null], axis=1)
-        coefficients = np.linalg.solve(columns, cotangent)
-        if self._pull is not None:
-            w = (null @ coefficients[rank:])[None]
-            grad_p -= -self._pull(w, du, u, at) if self._dae else self._pull(w, u, at)
-        return columns[:, :rank] @ coefficients[:rank]
-
-
-def _join(mesh: Array, more: Array) -> Array:
-    """Mesh and further times, strictly monotone in the mesh's direction."""
-    if not len(more):
-        return mesh
-    sign = 1.0 if mesh[-1] > mesh[0] else -1.0
-    return sign * np.unique(sign * np.concatenate([mesh, more]))
-
-
-def _subdivide(mesh: Array, parts: npt.NDArray[np.int64]) -> Array:
-    """Cut interval k of the mesh into ``parts[k]`` equal ones."""
-    starts = np.repeat(mesh[:-1], parts)
-    steps = np.repeat(np.diff(mesh) / parts, parts)
-    first = np.repeat(np.cumsum(parts) - parts, parts)
-    inner = starts + (np.arange(len(starts)) - first) * steps
-    return np.append(inner, mesh[-1])
+        du = self.rates(u[0], t, segment.interpolant(at, 1)[0]) if self._dae else None
+        mu, w = self.rates.linearised(u[0], t, du).cotangent(cotangent)
+        if self._pull is not None and w.any():
+            if du is None:
+                grad_p -= self._pull(w[None], u, at)
+            else:
+                grad_p += self._pull(w[None], du[None], u, at)
+        return mu
 
 
 def _place(mesh: Array, jumps: list[tuple[float, Array]]) -> dict[int, Array]:

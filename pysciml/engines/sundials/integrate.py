@@ -50,6 +50,10 @@ class Stepper(Protocol):
         """Begin at (t, u); gives the consistent (u, du)."""
         ...
 
+    def settle(self, t: float, u: Array, du: Array | None) -> tuple[Array, Array | None]:
+        """The consistent (u, du) where nothing is stepped; as they are for an ODE."""
+        ...
+
     def step(self, t1: float, stop: float) -> Any:
         """One internal step toward ``t1``, not past ``stop``: scikit-sundae's result."""
         ...
@@ -174,12 +178,18 @@ def integrate(
     pending = [float(s) for s in stops if sign * (s - t0) > 0 and sign * (t1 - s) > 0] + [t1]
     t, u, du = t0, np.array(u0, dtype=np.float64), du0
     here = [i for i, times in presets.items() if t0 in times]
-    first = [EventRecord(t, i, u, _affected(events, i, t, u), True, _ends(events, i)) for i in here]
-    if first:
-        u = first[-1].u_after
-        out.segments.append(Segment(np.array([t]), first[0].u_before[None], Interpolant(
-            np.array([t]), first[0].u_before[None])))  # fmt: skip
-        out.ends.append(first)
+    if here:
+        with Quiet():
+            u, du, fine = _settled(out, make_stepper, t, u, du)
+        if not fine:
+            return out
+        first = []
+        for i in here:
+            assert events is not None
+            after = events.apply(i, t, u)
+            first.append(EventRecord(t, i, u, after, True, events.callbacks[i].terminate))
+            u = after
+        out.ends[-1] = first
         if any(r.terminal for r in first):
             out.retcode = "Terminated"
             return out
@@ -243,8 +253,22 @@ def integrate(
                 u = records[-1].u_after
             if not pending:
                 if records:  # what an event at the very end leaves
-                    _close(out, [t], [u], 1, None, [])
+                    _settled(out, make_stepper, t, u, du)
                 return out
+
+
+def _settled(
+    out: Trajectory, make: Callable[[], Stepper], t: float, u: Array, du: Array | None
+) -> tuple[Array, Array | None, bool]:
+    """A segment of one point, consistent; False, and a return code, where that fails."""
+    fine = True
+    try:
+        u, du = make().settle(t, u, du)
+    except (InitialFailure, NotFinite) as error:
+        out.retcode = "Unstable" if isinstance(error, NotFinite) else "InitialFailure"
+        out.message, fine = str(error), False
+    _close(out, [t], [u], 1, du, [])
+    return u, du, fine
 
 
 def integrate_at_once(
@@ -285,15 +309,6 @@ def _presets(events: Events | None) -> dict[int, set[float]]:
         for i, c in enumerate(events.callbacks)
         if c.kind == "preset" and c.times is not None
     }
-
-
-def _affected(events: Events | None, index: int, t: float, u: Array) -> Array:
-    assert events is not None
-    return events.apply(index, t, u)
-
-
-def _ends(events: Events | None, index: int) -> bool:
-    return events is not None and events.callbacks[index].terminate
 
 
 def _happened(

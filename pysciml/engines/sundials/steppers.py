@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from sksundae.cvode import CVODE, CVODEJacTimes
 from sksundae.ida import IDA, IDAJacTimes
 
 from pysciml.engines.sundials import quiet
+from pysciml.engines.sundials.consistent import consistent
 from pysciml.engines.sundials.integrate import Conditions, InitialFailure, NotFinite
 
 Array = npt.NDArray[np.float64]
@@ -168,6 +170,9 @@ class CvodeStepper:
         self._solver, _ = _begin(self._make, t, u)
         return u, None
 
+    def settle(self, t: float, u: Array, du: Array | None) -> tuple[Array, Array | None]:
+        return u, None
+
     def step(self, t1: float, stop: float) -> Any:
         return self._counts.after(self._solver.step(t1, "onestep", stop))
 
@@ -244,11 +249,23 @@ class IdaStepper:
 
         self._counts = counts
         self._make = lambda: IDA(residual, **options)
+        self._search: Callable[..., tuple[Array, Array] | None] = lambda t, u, du: None
+        if initial is not None and jac is not None:
+            self._search = partial(consistent, value, jac, algebraic)
 
     def start(self, t: float, u: Array, du: Array | None) -> tuple[Array, Array | None]:
         du = np.zeros_like(u) if du is None else du
-        self._solver, result = _begin(self._make, t, u, du)
+        try:
+            self._solver, result = _begin(self._make, t, u, du)
+        except InitialFailure:
+            found = self._search(t, u, du)
+            if found is None:
+                raise
+            self._solver, result = _begin(self._make, t, *found)
         return result.y, result.yp
+
+    def settle(self, t: float, u: Array, du: Array | None) -> tuple[Array, Array | None]:
+        return self.start(t, u, du)
 
     def step(self, t1: float, stop: float) -> Any:
         return self._counts.after(self._solver.step(t1, "onestep", stop))

@@ -1,0 +1,333 @@
+"""Gradients through events of DAEs, and forward sensitivities through events (sundials engine).
+
+Each against a closed form or against differences; both methods on every problem.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import pysciml as ps
+from support import F64, assert_close, central_difference, f64
+from test_events import ball, ball_at, bounces, box_problem
+
+TOL = {"abstol": 1e-11, "reltol": 1e-11, "engine": "sundials"}
+TIMES = (1.0, 2.0, 4.0, 5.0)
+
+both = pytest.mark.parametrize(
+    "sensealg", [ps.GaussAdjoint(), ps.ForwardSensitivity()], ids=lambda s: s.name
+)
+
+
+def same(got, want, inputs, rtol=1e-6, atol=1e-9):
+    """Value and gradient of two scalars."""
+    assert_close(got, want, rtol, atol)
+    a = torch.autograd.grad(got, inputs, retain_graph=True)
+    b = torch.autograd.grad(want, inputs, retain_graph=True, allow_unused=True)
+    for x, y in zip(a, b, strict=True):
+        assert_close(x, torch.zeros_like(x) if y is None else y, rtol, atol)
+
+
+# -- the bouncing ball with its energy as an algebraic variable ----------------------------
+
+
+def energy(u, p):
+    return p[0] * u[0] + 0.5 * u[1] ** 2
+
+
+def rebound(u, p, t):
+    """The speed after the bounce from the energy before it; the energy left is not consistent."""
+    return torch.stack([torch.zeros_like(u[0]), p[1] * torch.sqrt(2.0 * u[2]), u[2] + 1.0])
+
+
+def ball_dae(h0, g, e, form, tspan=(0.0, 5.0)):
+    callback = ps.ContinuousCallback(lambda u, p, t: u[0], rebound, direction=-1)
+    u0 = torch.stack([h0, f64(0.0), g * h0])
+    p = torch.stack([g, e])
+    if form == "mass matrix":
+        return ps.ODEProblem(
+            lambda u, p, t: torch.stack([u[1], -p[0], u[2] - energy(u, p)]), u0, tspan, p,
+            mass_matrix=torch.diag(f64(1.0, 1.0, 0.0)), callback=callback,
+        )  # fmt: skip
+    named = torch.tensor([True, True, False]) if form == "residual" else None
+    return ps.DAEProblem(
+        lambda du, u, p, t: torch.stack([du[0] - u[1], du[1] + p[0], u[2] - energy(u, p)]),
+        torch.stack([f64(0.0), -g.detach(), f64(0.0)]), u0, tspan, p,
+        differential_vars=named, callback=callback,
+    )  # fmt: skip
+
+
+FORMS = ["mass matrix", "residual", "residual without differential_vars"]
+
+
+@both
+@pytest.mark.parametrize("form", FORMS)
+def test_bouncing_ball_with_its_energy(form, sensealg):
+    inputs = (f64(10.0, grad=True), f64(9.81, grad=True), f64(0.8, grad=True))
+    sol = ps.solve(ball_dae(*inputs, form), saveat=TIMES, sensealg=sensealg, **TOL)
+    keep = torch.isin(sol.t, f64(*TIMES))
+    weights = f64(1.0, 0.3, 0.1)
+    want = f64(0.0)
+    for t in TIMES:
+        h, v = ball_at(f64(t), *inputs)
+        want = want + (torch.stack([h, v, inputs[1] * h + 0.5 * v**2]) * weights).sum()
+    same((sol.u[keep] * weights).sum(), want, inputs)
+
+
+@both
+@pytest.mark.parametrize("form", FORMS)
+def test_the_events_themselves(form, sensealg):
+    """Their times, and all three variables before and after; the energy after is consistent."""
+    inputs = (f64(10.0, grad=True), f64(9.81, grad=True), f64(0.8, grad=True))
+    sol = ps.solve(ball_dae(*inputs, form), sensealg=sensealg, **TOL)
+    times, speeds = bounces(*inputs, 3)
+    assert len(sol.events) == 2
+    for k, event in enumerate(sol.events):
+        before, after = (sol.t == event.t).nonzero().reshape(-1)
+        arrived = speeds[k] / inputs[2]
+        for got, want in (
+            (sol.t[before], times[k]),
+            (sol.t[after], times[k]),
+            (sol.u[before, 1], -arrived),
+            (sol.u[before, 2], 0.5 * arrived**2),
+            (sol.u[after, 1], speeds[k]),
+            (sol.u[after, 2], 0.5 * speeds[k] ** 2),
+        ):
+            same(got, want, inputs)
+
+
+@both
+def test_a_time_between_the_bounces(sensealg):
+    inputs = (f64(10.0, grad=True), f64(9.81, grad=True), f64(0.8, grad=True))
+    sol = ps.solve(ball_dae(*inputs, "mass matrix"), sensealg=sensealg, **TOL)
+    at = f64(3.3, grad=True)
+    h, v = ball_at(at, *inputs)
+    same(sol(at)[2], inputs[1] * h + 0.5 * v**2, (*inputs, at))
+
+
+@both
+def test_tspan_through_events_of_a_dae(sensealg):
+    t0, t1 = f64(0.5, grad=True), f64(3.5, grad=True)
+    inputs = (f64(10.0), f64(9.81), f64(0.8))
+    prob = ball_dae(*inputs, "mass matrix", (t0, t1))
+    sol = ps.solve(prob, sensealg=sensealg, **TOL)
+    h, v = ball_at(t1 - t0, *inputs)
+    same(sol.u[-1, 2], 9.81 * h + 0.5 * v**2, (t0, t1))
+    same(sol.u[-1, 0], h, (t0, t1))
+
+
+# -- an event on an algebraic variable whose constraint depends on time ---------------------
+
+
+def growth(x0, a, q, r, level, affect=None, tspan=(0.0, 2.0)):
+    """x' = -a x, y = q x exp(r t), which falls to ``level`` at log(q x0 / level) / (a - r)."""
+    callback = ps.ContinuousCallback(lambda u, p, t: u[1] - p[3], affect, direction=-1)
+    return ps.ODEProblem(
+        lambda u, p, t: torch.stack([-p[0] * u[0], u[1] - p[1] * u[0] * torch.exp(p[2] * t)]),
+        torch.stack([x0, (q * x0).detach()]), tspan, torch.stack([a, q, r, level]),
+        mass_matrix=torch.diag(f64(1.0, 0.0)), callback=callback,
+    )  # fmt: skip
+
+
+@both
+def test_a_condition_on_an_algebraic_variable(sensealg):
+    inputs = tuple(f64(x, grad=True) for x in (1.0, 1.3, 2.0, 0.4, 0.9))
+    x0, a, q, r, level = inputs
+    tau = torch.log(q * x0 / level) / (a - r)
+    prob = growth(*inputs, lambda u, p, t: torch.stack([u[0] + 0.5 * u[1], u[1]]))
+    sol = ps.solve(ps.remake(prob, tspan=(0.0, 1.2)), saveat=[0.3, 1.2], sensealg=sensealg, **TOL)
+    assert len(sol.events) == 1 and 0.3 < float(tau.detach()) < 1.2
+    before, after = (sol.t == sol.events[0].t).nonzero().reshape(-1)
+    x = x0 * torch.exp(-a * tau) + 0.5 * level
+    same(sol.t[before], tau, inputs)
+    same(sol.u[before, 1], level, inputs)
+    same(sol.u[after, 1], q * x * torch.exp(r * tau), inputs)
+    same(sol.u[-1, 0], x * torch.exp(-a * (1.2 - tau)), inputs)
+    same(sol.u[-1, 1], q * x * torch.exp(-a * (1.2 - tau) + 1.2 * r), inputs)
+
+
+@both
+def test_saveat_counts_the_rate_of_an_algebraic_variable(sensealg):
+    at = f64([0.3, 0.5], grad=True)
+    inputs = tuple(f64(x) for x in (1.0, 1.3, 2.0, 0.4, 0.1))
+    sol = ps.solve(growth(*inputs), saveat=at, sensealg=sensealg, **TOL)
+    want = 2.0 * torch.exp((0.4 - 1.3) * at)
+    (got,) = torch.autograd.grad(sol.u[:, 1].sum(), at)
+    assert_close(got, torch.autograd.grad(want.sum(), at)[0], 1e-8)
+
+
+@both
+def test_terminate_a_dae(sensealg):
+    inputs = tuple(f64(x, grad=True) for x in (1.0, 1.3, 2.0, 0.4, 0.9))
+    x0, a, q, r, level = inputs
+    sol = ps.solve(growth(*inputs, ps.terminate), sensealg=sensealg, **TOL)
+    tau = torch.log(q * x0 / level) / (a - r)
+    assert sol.retcode == "Terminated"
+    same(sol.t[-1], tau, inputs)
+    same(sol.u[-1, 0], x0 * torch.exp(-a * tau), inputs)
+    same(sol.u[-1, 1], level, inputs)
+
+
+@both
+@pytest.mark.parametrize(
+    ("discrete", "when"), [(False, 0.0), (False, 0.8), (False, 2.0), (True, 0.8), (True, 2.0)]
+)
+def test_doses_of_a_dae(discrete, when, sensealg):
+    """A dose at a fixed time goes into x; y follows through its constraint."""
+    inputs = tuple(f64(x, grad=True) for x in (1.0, 1.3, 2.0, 0.4))
+    x0, a, q, dose = inputs
+
+    def act(u, p, t):
+        return torch.stack([u[0] + p[2], u[1]])
+
+    callback = ps.PresetTimeCallback([when], act)
+    if discrete:
+        callback = ps.DiscreteCallback(lambda u, p, t: t == when, act)
+    prob = ps.ODEProblem(
+        lambda u, p, t: torch.stack([-p[0] * u[0], u[1] - p[1] * u[0] ** 2]),
+        torch.stack([x0, f64(2.0)]), (0.0, 2.0), torch.stack([a, q, dose]),
+        mass_matrix=torch.diag(f64(1.0, 0.0)), callback=callback,
+    )  # fmt: skip
+    sol = ps.solve(prob, sensealg=sensealg, tstops=[0.8], **TOL)
+    assert [e.t for e in sol.events] == [when]
+    x = x0 * torch.exp(-2.0 * a) + dose * torch.exp(-a * (2.0 - when))
+    same(sol.u[-1, 0], x, inputs)
+    same(sol.u[-1, 1], q * x**2, inputs)
+    before, after = (sol.t == when).nonzero().reshape(-1)
+    x = x0 * torch.exp(-a * when)
+    same(sol.u[before, 1], q * x**2, inputs)
+    same(sol.u[after, 1], q * (x + dose) ** 2, inputs)
+
+
+def test_two_presets_at_the_start_act_on_one_another():
+    add = ps.PresetTimeCallback([0.0], lambda u, p, t: u + p)
+    double = ps.PresetTimeCallback([0.0], lambda u, p, t: 2.0 * u)
+    p = f64(1.0, grad=True)
+    prob = ps.ODEProblem(lambda u, p, t: 0.0 * u, f64([3.0]), (0.0, 1.0), p)
+    for callbacks, value, slope in (([add, double], 8.0, 2.0), ([double, add], 7.0, 1.0)):
+        sol = ps.solve(prob, callback=callbacks, **TOL)
+        assert_close(sol.u[-1], f64([value]), 1e-12)
+        assert_close(torch.autograd.grad(sol.u[-1].sum(), p)[0], f64(slope), 1e-9)
+
+
+# -- against differences ---------------------------------------------------------------------
+
+
+@both
+def test_a_residual_that_is_nonlinear_in_its_rates(sensealg):
+    """x' + x'^3 / 10 = -a x + y, with y bound by a cubic; the event moves with both."""
+
+    def residual(du, u, p, t):
+        return torch.stack(
+            [
+                du[0] + 0.1 * du[0] ** 3 + p[0] * u[0] - 0.1 * u[1],
+                du[1] - torch.cos(p[1] * t) * u[2],
+                u[2] + u[2] ** 3 - p[2] * u[0] - torch.sin(t),
+            ]
+        )
+
+    def loss(x, tol, sensealg=None):
+        callback = ps.ContinuousCallback(
+            lambda u, p, t: u[2] - p[3] - 0.1 * u[1],
+            lambda u, p, t: torch.stack([u[0] + p[1] * u[2] + 0.2 * t, 0.5 * u[1] - u[2], u[2]]),
+        )
+        prob = ps.DAEProblem(
+            residual, torch.zeros(3, dtype=F64), torch.stack([x[0], x[1], f64(0.7)]), (0.0, 2.0),
+            x[2:], differential_vars=torch.tensor([True, True, False]), callback=callback,
+        )  # fmt: skip
+        sol = ps.solve(prob, saveat=[0.2, 1.1, 2.0], sensealg=sensealg, engine="sundials", **tol)
+        assert len(sol.events) == 1
+        weights = f64([1.0, 2.0, 3.0])
+        return (sol.u * weights).sum() + (sol.t**2).sum()
+
+    x = f64(1.0, 0.3, 0.8, 1.2, 1.5, 0.75, grad=True)
+    tol = {"abstol": 1e-11, "reltol": 1e-11}
+    (got,) = torch.autograd.grad(loss(x, tol, sensealg), x)
+    want = central_difference(lambda x: loss(x, {"abstol": 1e-13, "reltol": 1e-13}), x, 1e-3)
+    assert_close(got, want, 1e-6)
+
+
+def test_a_higher_index_is_named():
+    """A rate bound by a constraint: y appears in no constraint that could determine it."""
+    p = f64(1.0, grad=True)
+    prob = ps.DAEProblem(
+        lambda du, u, p, t: torch.stack([du[0] - u[1], u[0] - p * torch.sin(t)]),
+        f64(1.0, 0.0), f64(0.0, 1.0), (0.0, 1.0), p,
+    )  # fmt: skip
+    sol = ps.solve(prob, engine="sundials", abstol=1e-5, reltol=1e-5)
+    with pytest.raises(ps.EngineError, match="index of 1"):
+        sol.u.sum().backward()
+
+
+# -- forward sensitivities of ODEs ------------------------------------------------------------
+
+
+def test_forward_sensitivity_through_bounces():
+    inputs = (f64(10.0, grad=True), f64(9.81, grad=True), f64(0.8, grad=True))
+    sol = ps.solve(ball(*inputs), saveat=TIMES, sensealg=ps.ForwardSensitivity(), **TOL)
+    keep = torch.isin(sol.t, f64(*TIMES))
+    weights = f64(1.0, 0.3)
+    want = sum((ball_at(f64(t), *inputs) * weights).sum() for t in TIMES)
+    same((sol.u[keep] * weights).sum(), want, inputs)
+    times, speeds = bounces(*inputs, 3)
+    for k, event in enumerate(sol.events):
+        before, after = (sol.t == event.t).nonzero().reshape(-1)
+        same(sol.t[after], times[k], inputs)
+        same(sol.u[before, 1], -speeds[k] / inputs[2], inputs)
+        same(sol.u[after, 1], speeds[k], inputs)
+
+
+def test_forward_sensitivity_with_two_callbacks_and_closures():
+    """Closures of condition and affect have columns of their own."""
+    lift, keep = f64(0.2, grad=True), f64(0.7, grad=True)
+
+    def loss(x, lift, keep, sensealg):
+        left = ps.ContinuousCallback(
+            lambda u, p, t: u[0] - lift, lambda u, p, t: torch.stack([u[0], -u[1]]), direction=-1
+        )
+        right = ps.ContinuousCallback(
+            lambda u, p, t: u[0] - p[1], lambda u, p, t: torch.stack([u[0], -keep * u[1] + 0.1 * t])
+        )
+        prob = box_problem(x[0], x[1], x[2:])
+        prob = ps.remake(prob, callback=ps.CallbackSet(left, right))
+        sol = ps.solve(prob, sensealg=sensealg, **TOL)
+        return sol.u[-1, 0] + 2.0 * sol.u[-1, 1] + sol(3.0)[0]
+
+    x = f64(0.3, 1.0, 0.0, 1.0, 0.7, grad=True)
+    inputs = (x, lift, keep)
+    got = torch.autograd.grad(loss(*inputs, ps.ForwardSensitivity()), inputs)
+    adjoint = torch.autograd.grad(loss(*inputs, None), inputs)
+    for a, b in zip(got, adjoint, strict=True):
+        assert_close(a, b, 1e-7, 1e-10)
+    flat = torch.cat([x, lift.reshape(1), keep.reshape(1)]).detach()
+    want = central_difference(lambda z: loss(z[:5], z[5], z[6], None), flat, 1e-4)
+    assert_close(torch.cat([got[0], got[1].reshape(1), got[2].reshape(1)]), want, 1e-6)
+
+
+def test_forward_sensitivity_of_an_oscillation_that_only_the_sensitivity_sees():
+    """At rest the solution says nothing of the mode; the mesh is cut for the sensitivity's sake."""
+    u0 = f64([0.0, 0.0, 1.0], grad=True)
+    w = f64(20.0, grad=True)
+    prob = ps.ODEProblem(
+        lambda u, p, t: torch.stack([u[1], -(p**2) * u[0], -u[2]]), u0, (0.0, 2.0), w
+    )
+    sol = ps.solve(prob, ps.CVODE_BDF(), saveat=[2.0], sensealg=ps.ForwardSensitivity(), **TOL)
+    (got,) = torch.autograd.grad(sol.u[0].sum(), u0)
+    c, s = math.cos(40.0), math.sin(40.0)
+    assert_close(got, f64(c - 20.0 * s, c + s / 20.0, math.exp(-2.0)), 1e-6)
+
+
+def test_forward_sensitivity_of_a_function_that_is_called_back():
+    def f(u, p, t):
+        return -p * u if float(u.detach().sum()) > -1.0 else u
+
+    p, u0 = f64(0.7, grad=True), f64([2.0], grad=True)
+    with pytest.warns(ps.CaptureWarning):
+        sol = ps.solve(
+            ps.ODEProblem(f, u0, (0.0, 1.0), p), saveat=[1.0],
+            sensealg=ps.ForwardSensitivity(), **TOL,
+        )  # fmt: skip
+    same(sol.u[0, 0], u0[0] * torch.exp(-p), (u0, p))
