@@ -532,7 +532,7 @@ def test_linear_solvers_agree(solver):
 
 def test_auto_engine_says_once_which_it_took(monkeypatch):
     monkeypatch.delenv("PYSCIML_ENGINE", raising=False)
-    monkeypatch.setattr(choice, "_said", False)
+    choice._auto.cache_clear()
     with pytest.warns(choice.EngineChoiceWarning, match="takes '(sundials|julia)'"):
         first = ps.solve(decay_problem())
     with warnings.catch_warnings():

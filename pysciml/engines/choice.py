@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+from functools import cache
 
 from pysciml.engines.base import Engine
 from pysciml.errors import EngineError, InputError, did_you_mean
@@ -14,7 +15,6 @@ __all__ = ["EngineChoiceWarning", "engine", "engine_names"]
 _NAMES = ("sundials", "julia")
 _engines: dict[str, Engine] = {}
 _lock = threading.Lock()
-_said = False
 
 
 class EngineChoiceWarning(UserWarning):
@@ -63,8 +63,9 @@ def _load(name: str) -> Engine:
     return JuliaEngine()
 
 
+@cache
 def _auto() -> str:
-    global _said
+    """The engine that "auto" stands for in this process: looked for once, and said once."""
     try:
         from pysciml.engines.julia import is_set_up
     except ImportError:
@@ -72,16 +73,14 @@ def _auto() -> str:
     else:
         found = is_set_up()
     name = "julia" if found else "sundials"
-    if not _said:
-        _said = True
-        why = (
-            "a Julia project with its packages was found"
-            if found
-            else "no Julia was set up; 'python -m pysciml setup' installs it"
-        )
-        warnings.warn(
-            f"engine='auto' takes {name!r} ({why}). Name the engine to silence this.",
-            EngineChoiceWarning,
-            stacklevel=4,
-        )
+    why = (
+        "a Julia project with its packages was found"
+        if found
+        else "no Julia was set up; 'python -m pysciml setup' installs it"
+    )
+    warnings.warn(
+        f"engine='auto' takes {name!r} ({why}). Name the engine to silence this.",
+        EngineChoiceWarning,
+        stacklevel=4,
+    )
     return name
