@@ -17,7 +17,14 @@ from pysciml.callbacks import (
     PresetTimeCallback,
     terminate,
 )
-from pysciml.errors import CaptureWarning, EngineError, InputError, PyscimlError, SolveError
+from pysciml.errors import (
+    CaptureWarning,
+    EngineError,
+    InputError,
+    PyscimlError,
+    SolveError,
+    did_you_mean,
+)
 from pysciml.problems import DAEProblem, ODEProblem, remake
 from pysciml.sensitivity import (
     BacksolveAdjoint,
@@ -65,7 +72,8 @@ def __getattr__(name: str) -> Any:
     # Every algorithm is an attribute of the package: pysciml.Tsit5, pysciml.CVODE_BDF, ...
     if name in algorithm_names():
         return algorithm(name)
-    raise AttributeError(f"module 'pysciml' has no attribute {name!r}")
+    hint = "" if name.startswith("__") else did_you_mean(name, (*__all__, *algorithm_names()))
+    raise AttributeError(f"module 'pysciml' has no attribute {name!r}.{hint}")
 
 
 def __dir__() -> list[str]:

@@ -62,17 +62,28 @@ class AlgorithmName:
             what = f"{self.arity} algorithm(s)" if self.arity else "no positional argument"
             given = ", ".join(repr(p) for p in parts) or "none"
             raise InputError(
-                f"{self.name} takes {what}, got {given}; options are given by keyword."
+                f"{self.name} takes {what}, but was given {given}; give options by keyword, "
+                f"e.g. pysciml.{self.name}({_example(self)})."
             )
         for key in options:
             if key not in self.allowed:
                 hint = did_you_mean(key, self.allowed)
-                takes = ", ".join(self.allowed) or "no options"
-                raise InputError(f"{self.name} does not take {key!r} (it takes {takes}).{hint}")
+                takes = ", ".join(self.allowed)
+                raise InputError(
+                    f"{self.name} does not take {key!r}; it takes {takes}: leave it out or give "
+                    f"one of these.{hint}"
+                    if self.allowed
+                    else f"{self.name} does not take {key!r}, nor any other option; leave it out."
+                )
         return Algorithm(self.name, self.package, dict(options), parts)
 
     def __repr__(self) -> str:
         return f"pysciml.{self.name}"
+
+
+def _example(name: AlgorithmName) -> str:
+    parts = ["pysciml.Tsit5()", "pysciml.Rodas5P()"][: name.arity]
+    return ", ".join([*parts, *(f"{key}=..." for key in name.allowed[:1])])
 
 
 #: Options of the embedded engine's algorithms (Sundials.jl's names where it has one).
@@ -81,7 +92,7 @@ _SUNDIALS = ("linear_solver", "jac_upper", "jac_lower", "krylov_dim", "max_order
 
 CVODE_BDF = AlgorithmName("CVODE_BDF", "Sundials", _SUNDIALS)
 CVODE_Adams = AlgorithmName("CVODE_Adams", "Sundials", _SUNDIALS)
-IDA = AlgorithmName("IDA", "Sundials", (*_SUNDIALS, "init_all"))
+IDA = AlgorithmName("IDA", "Sundials", _SUNDIALS)
 
 _NAMES: dict[str, AlgorithmName] = {"CVODE_BDF": CVODE_BDF, "CVODE_Adams": CVODE_Adams, "IDA": IDA}
 for _name, (_package, _options) in ALGORITHMS.items():
@@ -101,6 +112,6 @@ def algorithm(name: str) -> AlgorithmName:
         return _NAMES[name]
     except KeyError:
         raise InputError(
-            f"There is no algorithm {name!r}.{did_you_mean(name, _NAMES)} "
-            "pysciml.algorithm_names() lists them all."
+            f"There is no algorithm {name!r}; give one of pysciml.algorithm_names()."
+            f"{did_you_mean(name, _NAMES)}"
         ) from None

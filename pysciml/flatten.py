@@ -199,7 +199,8 @@ def state_spec(u0: Any, name: str = "u0") -> StateSpec:
         elif leaf.dtype != first.dtype or leaf.device != first.device:
             raise InputError(
                 f"{where} is {_short(leaf.dtype)} on {leaf.device}, but the leaf before it is "
-                f"{_short(first.dtype)} on {first.device}; a state has one dtype and one device."
+                f"{_short(first.dtype)} on {first.device}; convert them to one "
+                "dtype and one device."
             )
     assert first is not None
     shapes = tuple(tuple(leaf.shape) for _, leaf in paths)
@@ -323,7 +324,8 @@ class ParameterSpec:
                 leaves.append(leaf)
             elif isinstance(leaf, Tensor) and leaf.dtype.is_complex:
                 raise InputError(
-                    f"{_where(path, 'p')} is complex; split it into real and imaginary parts."
+                    f"{_where(path, 'p')} is complex, but p is made of real tensors; split it "
+                    "into real and imaginary parts, e.g. with torch.view_as_real."
                 )
             elif _is_number(leaf):
                 slots.append(())

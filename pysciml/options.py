@@ -64,11 +64,13 @@ def check_options(
         )
     for key in unknown:
         if key in _ELSEWHERE:
-            raise InputError(f"solve does not take {key!r}; it is called {_ELSEWHERE[key]} here.")
-        raise InputError(f"solve does not take {key!r}.{did_you_mean(key, _KNOWN)}")
+            raise InputError(f"solve does not take {key!r}; give {_ELSEWHERE[key]} instead.")
+        raise InputError(
+            f"solve does not take {key!r}; it takes {', '.join(_KNOWN)}.{did_you_mean(key, _KNOWN)}"
+        )
     positive("reltol", reltol, zero=True)
     if reltol >= 1.0:
-        raise InputError(f"reltol is {reltol}; a relative tolerance lies below 1, e.g. 1e-6.")
+        raise InputError(f"reltol is {reltol}; give a relative tolerance below 1, e.g. 1e-6.")
     if isinstance(abstol, numbers.Real):
         positive("abstol", abstol, zero=True)
         if float(abstol) == 0.0 and float(reltol) == 0.0:
@@ -121,7 +123,7 @@ def saveat_grid(saveat: Any, t0: float, t1: float) -> Grid:
     if isinstance(saveat, numbers.Real) and not isinstance(saveat, bool):
         step = float(saveat)
         if not math.isfinite(step) or step <= 0.0:
-            raise InputError(f"saveat is {saveat}; a step must be a positive number.")
+            raise InputError(f"saveat is {saveat}; give a positive step, or the times themselves.")
         if abs(t1 - t0) / step > _MOST_OUTPUTS:
             raise InputError(
                 f"saveat is {saveat}, a step of which tspan ({t0:g}, {t1:g}) holds "
@@ -190,7 +192,7 @@ def times_within(times: Any, name: str, t0: float, t1: float) -> Array:
     values = to_numpy(tensor)
     if not np.isfinite(values).all():
         bad = int(np.nonzero(~np.isfinite(values))[0][0])
-        raise InputError(f"{name}[{bad}] is {values[bad]}; every time must be finite.")
+        raise InputError(f"{name}[{bad}] is {values[bad]}; give finite times only.")
     sign = 1.0 if t1 > t0 else -1.0
     steps = sign * np.diff(values)
     if (steps <= 0).any():

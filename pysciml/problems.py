@@ -35,12 +35,13 @@ def _require_finite(tree: Any, name: str) -> None:
                 index = tuple(int(i) for i in bad.nonzero()[0])
                 value = leaf.detach()[index].item()
                 raise InputError(
-                    f"{where} holds {value} at index {index}; every entry must be finite."
+                    f"{where} holds {value} at index {index}, but every entry must be finite; "
+                    "replace it by a finite number."
                 )
         elif isinstance(leaf, torch.nn.Module):
             _require_finite(dict(leaf.named_parameters()), where)
         elif isinstance(leaf, float) and not math.isfinite(leaf):
-            raise InputError(f"{where} is {leaf}; it must be finite.")
+            raise InputError(f"{where} is {leaf}; give a finite number.")
 
 
 def _as_time(value: Any, name: str) -> Any:
@@ -56,7 +57,7 @@ def _as_time(value: Any, name: str) -> Any:
     else:
         raise InputError(f"{name} is {value!r}; give a real number or a tensor of one.")
     if not math.isfinite(number):
-        raise InputError(f"{name} is {number}; it must be finite.")
+        raise InputError(f"{name} is {number}; give a finite time.")
     return value
 
 

@@ -173,7 +173,9 @@ class Solution:
         chosen = list(idxs) if idxs is not None else list(range(min(n, 20)))
         names = list(labels) if labels is not None else [f"u[{i}]" for i in chosen]
         if len(names) != len(chosen):
-            raise InputError(f"labels has {len(names)} names for {len(chosen)} curves.")
+            raise InputError(
+                f"labels has {len(names)} names for {len(chosen)} curves; give one for each."
+            )
         for i, name in zip(chosen, names, strict=True):
             ax.plot(grid.cpu().numpy(), values[:, i].cpu().numpy(), label=name, **line)
         ax.set_xlabel("t")

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import pysciml as ps
+from pysciml.engines import choice
 from support import F64, assert_close, dae_solver, f64, nonstiff, stiff
 
 NAN, INF = math.nan, math.inf
@@ -588,3 +589,33 @@ def test_ctrl_c_stops_a_solve_of_a_function_that_is_called_back():
     with pytest.warns(ps.CaptureWarning):
         interrupted(prob, ps.CVODE_BDF(), "sundials")
     assert ps.solve(problem(), engine="sundials").success
+
+
+# -- what every message holds ------------------------------------------------------------------
+
+
+def test_names_of_the_package_that_are_not_there():
+    with pytest.raises(AttributeError, match="Did you mean 'CVODE_BDF'"):
+        ps.CVODE_BDFF  # noqa: B018
+
+
+def test_messages_of_the_julia_engine_that_need_no_julia():
+    """What it refuses before Julia starts, each with what to use in its place."""
+    engine = choice.engine("julia")
+    for kind, alg, parts in (
+        ("sde", None, ["'sde'", "ODEProblem or a DAEProblem"]),
+        (
+            "ode",
+            ps.NLNewton(),
+            ["option of algorithms", "KenCarp4(nlsolve=pysciml.NLNewton"],
+        ),
+        ("ode", ps.KLUFactorization(), ["pysciml.Rodas5P(linsolve=pysciml.KLUFactorization())"]),
+        ("ode", ps.DFBDF(), ["residuals", "an ODEProblem", "Tsit5"]),
+        ("dae", ps.Tsit5(), ["does not solve residuals", "pysciml.DFBDF()"]),
+        ("dae", ps.KahanLi6(), ["partitioned", "a DAEProblem", "DFBDF"]),
+        ("ode", ps.CVODE_BDF(), ["sundials engine", "FBDF"]),
+    ):
+        with pytest.raises(ps.EngineError) as caught:
+            engine.check(kind, alg, False)
+        for part in parts:
+            assert part in str(caught.value)

@@ -130,6 +130,9 @@ def test_bad_input_of_shooting(problem) -> None:
     cases = [
         ((ps.remake(prob, callback=event), t, data), {}, "without mass matrix and callbacks"),
         ((ps.remake(prob, mass_matrix=mass), t, data), {}, "without mass matrix and callbacks"),
+        ((3,), {}, r"given a int .* call it as MultipleShooting\(prob, t, data\)"),
+        ((prob,), {}, "t is missing; give"),
+        ((prob, t), {}, "data is missing; give a tensor with 11 rows"),
         ((prob, t.flip(0), data), {}, "increasing times"),
         ((prob, t, data[:-1]), {}, "11 rows"),
         ((prob, t, data[:, 0]), {}, "give starts"),

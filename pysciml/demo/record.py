@@ -52,7 +52,8 @@ def hudson_bay(held_out: int = 5) -> Record:
     rows = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
     if not 0 <= held_out <= len(rows) - 8:
         raise InputError(
-            f"held_out is {held_out}; the record has {len(rows)} years and a fit needs 8 of them."
+            f"held_out is {held_out}, but the record has {len(rows)} years and a fit needs 8 of "
+            f"them; give a number from 0 to {len(rows) - 8}."
         )
     year = torch.tensor([int(row["year"]) for row in rows])
     pelts = [[float(row["hare"]), float(row["lynx"])] for row in rows]

@@ -54,7 +54,10 @@ class _Tracker:
         try:
             value = self.loss()
             if not value.requires_grad:
-                raise InputError("The loss does not depend on parameters that require grad.")
+                raise InputError(
+                    "The loss does not require grad, so it does not depend on the parameters that "
+                    "were given; compute it from them with torch operations, outside no_grad."
+                )
             if bool(torch.isfinite(value)):
                 value.backward()
         except SolveError as error:
@@ -76,9 +79,10 @@ class _Tracker:
             p.grad = torch.zeros_like(p)
         if not math.isfinite(self.best):
             message = "The loss cannot be computed at the parameters that the fit starts from"
+            advice = "Start from other parameters, or mend the model there."
             if self.last_error is not None:
-                raise InputError(f"{message}: {self.last_error}") from self.last_error
-            raise InputError(f"{message}: it, or its gradient, is not finite.")
+                raise InputError(f"{message}: {self.last_error} {advice}") from self.last_error
+            raise InputError(f"{message}: it, or its gradient, is not finite. {advice}")
         return torch.tensor(100.0 * (1.0 + abs(self.best)), dtype=torch.float64)
 
     def restore(self) -> None:
@@ -132,7 +136,10 @@ def two_stage(
     """
     wanted = [p for p in parameters if p.requires_grad]
     if not wanted:
-        raise InputError("two_stage was given no parameter that requires grad.")
+        raise InputError(
+            "two_stage was given no parameter that requires grad; give the tensors to optimise, "
+            "e.g. model.parameters(), or call requires_grad_() on them."
+        )
     track = _Tracker(loss, wanted)
     history: list[float] = []
     with _bar(progress, adam_steps + lbfgs_steps, description) as advance:

@@ -69,8 +69,8 @@ class MultipleShooting(torch.nn.Module):
     def __init__(
         self,
         prob: ODEProblem,
-        t: Tensor,
-        data: Tensor,
+        t: Tensor | None = None,
+        data: Tensor | None = None,
         *,
         intervals: int = 4,
         continuity: float = 1.0,
@@ -81,7 +81,7 @@ class MultipleShooting(torch.nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        _check(prob, t, data, intervals)
+        t, data = _checked(prob, t, data, intervals)
         self.data, self.observe, self.continuity = data, observe, float(continuity)
         self.loss = loss if loss is not None else _mean_square
         self.alg, self.options = alg, options
@@ -141,20 +141,38 @@ class MultipleShooting(torch.nn.Module):
         return value + self.continuity * (gaps**2).mean() if len(gaps) else value
 
 
-def _check(prob: Any, t: Any, data: Any, intervals: Any) -> None:
-    if not isinstance(prob, ODEProblem) or prob.mass_matrix is not None or prob.callback:
+def _checked(prob: Any, t: Any, data: Any, intervals: Any) -> tuple[Tensor, Tensor]:
+    if not isinstance(prob, ODEProblem):
         raise InputError(
-            f"MultipleShooting takes an ODEProblem without mass matrix and callbacks, got {prob!r}."
+            f"MultipleShooting was given a {type(prob).__name__} as its problem; call it as "
+            "MultipleShooting(prob, t, data) with an ODEProblem, its times and its data."
+        )
+    if prob.mass_matrix is not None or prob.callback:
+        has = "callbacks" if prob.mass_matrix is None else "a mass matrix"
+        raise InputError(
+            f"MultipleShooting was given a problem with {has}; give one without mass matrix and "
+            "callbacks, or fit it with pysciml.solve and a loss over the whole record."
         )
     if not isinstance(prob.u0, Tensor):
-        raise InputError("MultipleShooting takes a problem whose state is one tensor.")
+        raise InputError(
+            f"MultipleShooting was given a problem whose u0 is a {type(prob.u0).__name__}; give "
+            "one whose state is one tensor, e.g. by torch.cat of its parts."
+        )
     if not isinstance(t, Tensor) or t.ndim != 1 or len(t) < 2 or not bool((t.diff() > 0).all()):
-        raise InputError("t must be a 1-d tensor of at least two increasing times.")
+        raise InputError(f"t is {_said(t)}; give a 1-d tensor of at least two increasing times.")
     if not isinstance(data, Tensor) or data.shape[:1] != t.shape:
-        given = tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__
-        raise InputError(f"data is {given}; give a tensor with {len(t)} rows, one for each time.")
-    if not isinstance(intervals, int) or intervals < 1:
+        raise InputError(
+            f"data is {_said(data)}; give a tensor with {len(t)} rows, one for each time."
+        )
+    if not isinstance(intervals, int) or isinstance(intervals, bool) or intervals < 1:
         raise InputError(f"intervals is {intervals!r}; give a positive integer.")
+    return t, data
+
+
+def _said(x: Any) -> str:
+    if isinstance(x, Tensor):
+        return f"a tensor of shape {tuple(x.shape)}"
+    return "missing" if x is None else f"a {type(x).__name__}"
 
 
 def _batched(f: Any, t: Tensor, begin: list[int], end: list[int], like: Tensor) -> Any:

@@ -52,6 +52,13 @@ _NEEDS = {
 }
 
 
+def _part_of(name: str) -> str:
+    """An algorithm that takes the option's value ``name``."""
+    if name.startswith("NL"):
+        return f"pysciml.KenCarp4(nlsolve=pysciml.{name}())"
+    return f"pysciml.Rodas5P(linsolve=pysciml.{name}())"
+
+
 def _refuse_adjoint(problem: FlatProblem) -> None:
     """Raise EngineError where SciMLSensitivity's adjoint would fail, or be wrong without a word."""
     if problem.kind == "dae":
@@ -111,14 +118,29 @@ class JuliaEngine(Engine):
 
     def check(self, problem_kind: str, alg: Algorithm | None, has_mass_matrix: bool) -> None:
         if problem_kind not in ("ode", "dae"):
-            raise EngineError(f"The julia engine does not solve {problem_kind!r} problems yet.")
+            raise EngineError(
+                f"The julia engine does not solve {problem_kind!r} problems yet; write yours as an "
+                "ODEProblem or a DAEProblem."
+            )
         if alg is not None and alg.name in PARTS:
-            raise EngineError(f"{alg.name} is an option of algorithms, not an algorithm itself.")
+            raise EngineError(
+                f"alg is {alg.name}, which is an option of algorithms and not an algorithm itself; "
+                f"give it to one, e.g. {_part_of(alg.name)}."
+            )
         need = NEEDS.get(alg.name) if alg is not None else None
         if need is not None and need != problem_kind:
-            raise EngineError(f"{alg.name} is for {_NEEDS[need]}, not for this problem.")  # type: ignore[union-attr]
+            given, use = "an ODEProblem", "e.g. pysciml.Tsit5() or pysciml.Rodas5P()"
+            if problem_kind == "dae":
+                given, use = "a DAEProblem", "pysciml.DFBDF()"
+            raise EngineError(
+                f"{alg.name} is for {_NEEDS[need]}, but this is {given}; "  # type: ignore[union-attr]
+                f"use {use}."
+            )
         if alg is not None and problem_kind == "dae" and need != "dae":
-            raise EngineError(f"{alg.name} does not solve residuals; use pysciml.DFBDF().")
+            raise EngineError(
+                f"{alg.name} does not solve residuals (DAEProblem); use pysciml.DFBDF(), or write "
+                "the problem as an ODEProblem with a mass_matrix."
+            )
         if alg is not None and "julia" not in alg.engines:
             raise EngineError(
                 f"{alg.name} belongs to the sundials engine: use engine='sundials', or on the "

@@ -76,6 +76,7 @@ def _value(x: Any, key: str, packages: list[str]) -> str:
 
 #: Options of each sensitivity algorithm, beside what stands in the class.
 _VJP = "autojacvec = SciMLSensitivity.ZygoteVJP()"
+_ADJOINTS = ("GaussAdjoint", "InterpolatingAdjoint", "QuadratureAdjoint", "BacksolveAdjoint")
 
 
 def sensealg_expression(sensealg: SensitivityAlgorithm) -> tuple[str, tuple[str, ...]]:
@@ -86,16 +87,14 @@ def sensealg_expression(sensealg: SensitivityAlgorithm) -> tuple[str, tuple[str,
     """
     packages = ("SciMLSensitivity",)
     name = sensealg.name
-    options = {
-        "GaussAdjoint": [_VJP],
-        "InterpolatingAdjoint": [_VJP],
-        "QuadratureAdjoint": [_VJP],
-        "BacksolveAdjoint": [_VJP],
-    }.get(name)
+    options = [_VJP]
     if name in ("ForwardSensitivity", "ForwardDiffSensitivity"):
         return f"PySciML.{name}()", ()
-    if options is None:
-        raise InputError(f"the julia engine does not know the sensitivity algorithm {name}.")
+    if name not in _ADJOINTS:
+        raise InputError(
+            f"sensealg is {name}, which the julia engine does not have; give one of "
+            f"{', '.join(_ADJOINTS)}, ForwardSensitivity, ForwardDiffSensitivity."
+        )
     checkpointing = getattr(sensealg, "checkpointing", None)
     if checkpointing is not None:
         options = [*options, f"checkpointing = {str(bool(checkpointing)).lower()}"]

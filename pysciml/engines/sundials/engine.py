@@ -269,7 +269,10 @@ def _linear(alg: Algorithm | None, made: jacobian.Plan) -> Linear:
         raise InputError(f"linear_solver is {wish!r}; give one of {', '.join(table)}.")
     if wish == "Band":
         if "jac_lower" not in given or "jac_upper" not in given:
-            raise InputError("linear_solver='Band' needs jac_lower= and jac_upper=.")
+            raise InputError(
+                "linear_solver is 'Band', but the bandwidths are not given; give the numbers of "
+                "diagonals below and above the main one as jac_lower= and jac_upper=."
+            )
         return Linear("band", int(given["jac_lower"]), int(given["jac_upper"]))
     return Linear(table[wish], krylov_dim=int(given.get("krylov_dim", 0)))
 
@@ -298,7 +301,8 @@ def _cvode(
     elif alg.name == "CVODE_Adams":
         state["method"] = "Adams"
     if state["method"] == "BDF" and int(tol.extra.get("max_order", 5)) > 5:
-        raise InputError(f"max_order is {tol.extra['max_order']}; CVODE_BDF has orders 1 to 5.")
+        given = tol.extra["max_order"]
+        raise InputError(f"max_order is {given}; give CVODE_BDF an order from 1 to 5.")
     monitor = stiffness_monitor(state, jac, jvp) if alg is None else None
 
     def make() -> CvodeStepper:

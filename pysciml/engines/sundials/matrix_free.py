@@ -14,6 +14,7 @@ import numpy.typing as npt
 from scipy.sparse.linalg import LinearOperator, gmres
 
 from pysciml.engines.sundials.collocation import A, C, Nodes, Sweep, carry
+from pysciml.errors import EngineError
 
 Array = npt.NDArray[np.float64]
 
@@ -25,7 +26,7 @@ class TooStiff(Exception):
     """Most intervals need GMRES: a formed Jacobian, where it fits, is the better way."""
 
 
-class StagesFailed(RuntimeError):
+class StagesFailed(EngineError):
     """GMRES did not converge on an interval's stages."""
 
 

@@ -31,7 +31,7 @@ _GAUSS_NODES, _GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(4)
 _BATCH = 2_000_000
 
 
-class AdjointFailed(RuntimeError):
+class AdjointFailed(EngineError):
     """The adjoint solve did not reach the start of a segment."""
 
 
