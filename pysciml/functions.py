@@ -85,22 +85,26 @@ class FlatFunction:
         return (identity(self.f), self.role, self.state.key, self.params.key)
 
 
-def identity(f: Any) -> Any:
+def identity(f: Any, _within: tuple[int, ...] = ()) -> Any:
     """What a function is, by value where that is safe: a lambda written in a loop stays the same.
 
-    Plain functions by their code, defaults and the objects in their closure; bound methods by
-    object and function; all else by object. The ids stay valid because the cache keeps ``f``.
+    Plain functions by their code, defaults and what their closure holds, functions there likewise;
+    bound methods by object and function; all else by object. The ids stay valid because the cache
+    keeps ``f``.
     """
+    if id(f) in _within:  # a function that closes over itself
+        return ("object", id(f))
+    within = (*_within, id(f))
     if isinstance(f, types.MethodType):
-        return ("method", id(f.__self__), identity(f.__func__))
+        return ("method", id(f.__self__), identity(f.__func__, within))
     if isinstance(f, functools.partial):
         keywords = tuple(sorted((k, id(v)) for k, v in f.keywords.items()))
-        return ("partial", identity(f.func), tuple(id(a) for a in f.args), keywords)
+        return ("partial", identity(f.func, within), tuple(id(a) for a in f.args), keywords)
     if isinstance(f, types.FunctionType):
         cells = []
         for cell in f.__closure__ or ():
             try:
-                cells.append(id(cell.cell_contents))
+                cells.append(identity(cell.cell_contents, within))
             except ValueError:  # an empty cell
                 cells.append(0)
         defaults = tuple(id(d) for d in f.__defaults__ or ())

@@ -96,6 +96,12 @@ def test_backward_time(engine):
     assert_close(sol(1.234), exact_decay(f64([1.234]), t0=2.0)[0], 1e-6)
 
 
+def test_first_step_in_backward_time(engine):
+    prob = ps.ODEProblem(decay, f64(1.0, 2.0), (2.0, 0.0), 0.7)
+    sol = ps.solve(prob, nonstiff(engine), engine=engine, dt=1e-3, **TIGHT)
+    assert_close(sol.u, exact_decay(sol.t, t0=2.0), 1e-7)
+
+
 def test_backward_undoes_forward(engine):
     prob = ps.ODEProblem(lotka_volterra, f64(*LV_U0), (0.0, 3.0), f64(*LV_P))
     there = ps.solve(prob, nonstiff(engine), engine=engine, **TIGHT).u[-1]

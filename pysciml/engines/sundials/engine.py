@@ -235,7 +235,9 @@ def _stops(problem: FlatProblem, options: SolveOptions) -> Array:
     return sign * np.unique(sign * np.concatenate(parts))
 
 
-def _tolerances(alg: Algorithm | None, options: SolveOptions) -> Tolerances:
+def _tolerances(
+    alg: Algorithm | None, options: SolveOptions, backwards: bool
+) -> Tolerances:
     extra: dict[str, Any] = {}
     given = {} if alg is None else alg.options
     for ours, theirs in (
@@ -249,7 +251,8 @@ def _tolerances(alg: Algorithm | None, options: SolveOptions) -> Tolerances:
     return Tolerances(
         rtol=float(options.reltol),
         atol=float(atol) if np.ndim(atol) == 0 else np.asarray(atol, dtype=float),
-        first_step=abs(options.dt or 0.0),
+        # SUNDIALS wants the step's sign, and scikit-sundae none: backwards it is left to SUNDIALS.
+        first_step=0.0 if backwards else abs(options.dt or 0.0),
         max_step=abs(options.dtmax or 0.0),
         min_step=abs(options.dtmin or 0.0),
         extra=extra,
@@ -293,7 +296,7 @@ def _cvode(
     if linear.kind == "gmres" and getattr(functions, "differentiable", True):
         jvp = functions.bind("jvp:u", p, c)
     conditions = None if events is None else events.conditions
-    tol = _tolerances(alg, options)
+    tol = _tolerances(alg, options, problem.t1 < problem.t0)
     state = {"method": "BDF", "auto": alg is None}
     if alg is None:
         stiff = is_stiff(jac, jvp, problem.u0, problem.t0, problem.t1)
@@ -341,7 +344,7 @@ def _ida(
         initial = ["yp0"]
     span = problem.t1 - problem.t0
     conditions = None if events is None else events.conditions
-    tol = _tolerances(alg, options)
+    tol = _tolerances(alg, options, problem.t1 < problem.t0)
     usable = getattr(functions, "differentiable", True)
 
     def make() -> IdaStepper:

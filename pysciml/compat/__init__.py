@@ -1,0 +1,1 @@
+"""Drop-in interfaces: programs written for other libraries run on pysciml unchanged."""
