@@ -123,9 +123,11 @@ class CallbackFunctions:
                 "(torch.no_grad(), inputs that do not require grad)."
             )
         with torch.enable_grad():
-            tensors[wrt] = tensors[wrt].requires_grad_()
+            own = ("u", "p") if wrt == "up" else (wrt,)
+            for k in own:
+                tensors[k] = tensors[k].requires_grad_()
             out = self.fn(*tensors.values())
-            targets = [tensors[wrt], *(self.closures_p if wrt == "p" else ())]
+            targets = [*(tensors[k] for k in own), *(self.closures_p if "p" in own else ())]
             if kind == "vjp":
                 return self._pull(out, targets, self._tensor(values["w"]))
             if kind == "jvp":

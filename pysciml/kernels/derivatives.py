@@ -1,6 +1,7 @@
 """Derivative graphs of a captured function, by torch's own autodiff, traced like the function.
 
-Roles: ``"value"``, ``"jac:X"``, ``"jvp:X"`` and ``"vjp:X"`` for an input X. A Jacobian is
+Roles: ``"value"``, ``"jac:X"``, ``"jvp:X"`` and ``"vjp:X"`` for an input X, and ``"vjp:up"``: the
+products with the Jacobians by u and by p, one after the other, from one sweep. A Jacobian is
 vmapped over rows (reverse mode) or columns (forward mode), whichever are fewer; the identity that
 seeds it is a literal, so that the simplifier sees the zeros.
 """
@@ -33,6 +34,9 @@ def derive(captured: Capture, role: str) -> Graph:
     if role == "value":
         return _lowered(captured.module, captured.names, role)
     kind, _, wrt = role.partition(":")
+    if role == "vjp:up":
+        args = [*_seed(captured, "vjp", "u"), *_arguments(captured)]
+        return _lowered(_traced(_vjp_up(captured), args), ("w", *captured.names), role)
     if kind not in ("jac", "jvp", "vjp") or wrt not in captured.names:
         raise ValueError(f"no kernel has the role {role!r}")
     extra = {"jac": (), "jvp": ("v",), "vjp": ("w",)}[kind]
@@ -121,6 +125,25 @@ def _vjp(captured: Capture, wrt: str) -> Function:
         partial, x = _only(captured, wrt, inputs)
         out: Tensor = torch.func.vjp(partial, x)[1](w)[0]
         return out
+
+    return vjp
+
+
+def _vjp_up(captured: Capture) -> Function:
+    places = [captured.names.index(k) for k in ("u", "p")]
+    used = [i for k, i in zip(("u", "p"), places, strict=True) if _used(captured, k)]
+
+    def vjp(w: Tensor, *inputs: Tensor) -> Tensor:
+        parts = {i: torch.zeros_like(inputs[i]) for i in places}
+        if used:
+
+            def partial(*xs: Tensor) -> Any:
+                at = dict(zip(used, xs, strict=True))
+                return captured.module(*(at.get(i, x) for i, x in enumerate(inputs)))
+
+            pull = torch.func.vjp(partial, *(inputs[i] for i in used))[1]
+            parts |= zip(used, pull(w), strict=True)
+        return torch.cat([parts[i].reshape(-1) for i in places])
 
     return vjp
 

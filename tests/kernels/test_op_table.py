@@ -18,7 +18,7 @@ from pysciml.kernels.kernels import Kernels
 Arrays = dict[str, Any]
 Backend = Callable[[Kernels, str, list[Arrays]], list[np.ndarray]]
 
-ROLES = ("value", "jac:u", "vjp:u", "vjp:p", "jac:t", "jvp:u")
+ROLES = ("value", "jac:u", "vjp:u", "vjp:p", "vjp:up", "jac:t", "jvp:u")
 
 
 def _names(graph: Graph) -> list[str]:
@@ -98,12 +98,12 @@ def _expected(case: Case, found: Capture, role: str, seed: int, point: Arrays) -
         return case.fn(*inputs.values()).detach().numpy()
 
     def pull(w: torch.Tensor, wrt: str) -> np.ndarray:
-        leaves = [inputs[wrt], *(found.closures_p if wrt == "p" else ())]
+        own = ("u", "p") if wrt == "up" else (wrt,)
+        leaves = [*(inputs[k] for k in own), *(found.closures_p if "p" in own else ())]
         out = case.fn(*inputs.values())
         if not out.requires_grad:
-            return np.zeros(sum(x.numel() for x in leaves)).reshape(
-                inputs[wrt].shape if wrt == "t" else -1
-            )
+            zeros = np.zeros(sum(x.numel() for x in leaves))
+            return zeros.reshape(inputs["t"].shape if wrt == "t" else -1)
         grads = torch.autograd.grad(out, leaves, w, allow_unused=True)
         whole = [
             torch.zeros_like(x) if g is None else g for g, x in zip(grads, leaves, strict=True)
