@@ -247,7 +247,12 @@ class ParameterSpec:
             (type(s), s) if isinstance(s, (str, bool, int, type(None))) else id(s)
             for s in self.static
         )
-        return (str(self.treedef), self.slots, static, self.dtype, self.device)
+        return (static, *self.layout)
+
+    @functools.cached_property
+    def layout(self) -> tuple[Any, ...]:
+        """The same without the static leaves."""
+        return (str(self.treedef), self.slots, self.dtype, self.device)
 
     def unflatten(self, flat: Tensor) -> Any:
         """The vector (n_p,) as the user's p, tensors as views."""

@@ -2,7 +2,8 @@
 
 The cache is keyed by what the function is (its code and what it closes over) and by the
 structures it is called with, so a training loop never captures twice. Guards notice what changed
-on the Python side since; then it is captured anew.
+on the Python side since. A function that is new, or changed, is walked: where it differs from one
+that was captured in the values of tensors alone, that capture serves it too; else it is captured.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from pysciml.flatten import ParameterSpec, StateSpec
 from pysciml.kernels.callback import CallbackFunctions
 from pysciml.kernels.capture import CaptureError, capture
 from pysciml.kernels.captured import CapturedFunctions
+from pysciml.kernels.relift import Relifts
+from pysciml.kernels.walk import Walk
 
 __all__ = ["FlatFunction", "functions_for"]
 
@@ -37,6 +40,7 @@ FlatFunctions = CapturedFunctions | CallbackFunctions
 #: Captures kept; the least recently used goes first.
 _KEEP = 128
 _cache: OrderedDict[Any, tuple[FlatFunctions, Any]] = OrderedDict()
+_relifts = Relifts(_KEEP)
 _lock = threading.RLock()
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -82,7 +86,16 @@ class FlatFunction:
         return out.reshape(1).to(self.state.dtype)
 
     def key(self) -> tuple[Any, ...]:
-        return (identity(self.f), self.role, self.state.key, self.params.key)
+        """What a cached capture depends on, f and p's static leaves as objects."""
+        return (identity(self.f), self.params.key, self.role, self.state.key)
+
+    def layout(self) -> tuple[Any, ...]:
+        """The same without f and p's static leaves."""
+        return (self.params.layout, self.role, self.state.key)
+
+    def walk(self) -> Walk:
+        """What f and p's static leaves can reach."""
+        return Walk(self.f, *self.params.static)
 
 
 def identity(f: Any, _within: tuple[int, ...] = ()) -> Any:
@@ -139,13 +152,32 @@ def functions_for(flat: FlatFunction, inputs: dict[str, Tensor], engine: str) ->
         elif found is not None and found.opaque and not _agrees(found, flat, inputs):
             found = None
         if found is None:
-            found = _make(flat, inputs, cuda)
+            found, lasting = _relifted_or_made(flat, inputs, cuda)
+            if not lasting:
+                return found
         if entry is None or found is not entry[0]:
             _cache[key] = (found, _kept_alive(flat.f))
         _cache.move_to_end(key)
         while len(_cache) > _KEEP:
             _cache.popitem(last=False)
         return found
+
+
+def _relifted_or_made(
+    flat: FlatFunction, inputs: dict[str, Tensor], cuda: bool
+) -> tuple[FlatFunctions, bool]:
+    """The functions of an f that is new or changed, and whether to keep them for this very f."""
+    walk = flat.walk()
+    key = (flat.layout(), torch.get_default_dtype(), cuda)
+    known, found = _relifts.find(key, walk)
+    if known:
+        return CallbackFunctions(flat, inputs) if found is None else found, False
+    made = _make(flat, inputs, cuda, walk)
+    captured = made if isinstance(made, CapturedFunctions) else None
+    added = not cuda and _relifts.add(key, walk, flat.walk(), captured)
+    # tensors that were computed will not come again, and hold their graph
+    passing = captured is not None and not all(x.is_leaf for x in captured.capture.closures_p)
+    return made, not (added and passing)
 
 
 def _kept_alive(f: Any) -> Any:
@@ -174,13 +206,13 @@ def _agrees(found: FlatFunctions, flat: FlatFunction, inputs: dict[str, Tensor])
         return torch.allclose(got, expected, rtol=1e-4, atol=1e-7, equal_nan=True)
 
 
-def _make(flat: FlatFunction, inputs: dict[str, Tensor], cuda: bool) -> FlatFunctions:
+def _make(flat: FlatFunction, inputs: dict[str, Tensor], cuda: bool, walk: Walk) -> FlatFunctions:
     with _mistakes_named(flat):
         if cuda:
             _require_repeatable(flat, inputs)
             return CallbackFunctions(flat, inputs)
         try:
-            return CapturedFunctions(capture(flat, inputs))
+            return CapturedFunctions.of(capture(flat, inputs, walk=walk))
         except CaptureError as error:
             if error.kind == "random":
                 raise InputError(_not_repeatable(flat, error.reason, error.hint)) from None

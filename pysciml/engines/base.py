@@ -38,6 +38,12 @@ class Functions(Protocol):
     sizes: dict[str, int]
     n_out: int
 
+    @property
+    def shared(self) -> Any:
+        """Where an engine keeps what it derives: the same object for functions that differ in
+        the closed-over tensors alone, whose values ``p`` and ``c`` hold."""
+        ...
+
     def bind(self, role: str, p: Array, c: Array) -> Callable[..., None]:
         """``fn(*inputs without p and c, *outs)`` on NumPy arrays, writing into ``outs``."""
         ...

@@ -94,6 +94,10 @@ class CallbackFunctions:
 
     opaque = False
 
+    @property
+    def shared(self) -> CallbackFunctions:
+        return self
+
     def sparsity(self, wrt: str) -> None:
         return None
 

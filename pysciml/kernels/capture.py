@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from pysciml.kernels.guards import Guards
 from pysciml.kernels.lower import UnsupportedOp, lower, op_name
 from pysciml.kernels.reasons import CaptureError, explain, line_of_op
 from pysciml.kernels.trace import trace
+from pysciml.kernels.walk import Walk
 
 __all__ = ["Capture", "CaptureError", "capture"]
 
@@ -41,6 +42,8 @@ class Capture:
         closures_p, closures_c: the user's own tensors.
         guards: whether what the trace read on the Python side is still the same.
         traced_at: the inputs that it was captured with.
+        constants: the user's own tensors whose values the graph holds (index tables, masks).
+        read: whether the value of some tensor was read in Python during the trace.
         data_inputs: names that no gradient is taken for.
     """
 
@@ -53,6 +56,8 @@ class Capture:
     guards: Guards
     traced_at: dict[str, Tensor]
     data_inputs: tuple[str, ...] = ()
+    constants: tuple[Tensor, ...] = ()
+    read: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -69,6 +74,21 @@ class Capture:
     def data(self) -> Tensor:
         """The current values of the closed-over tensors that do not require grad (1-d)."""
         return self._joined([c.detach() for c in self.closures_c])
+
+    def relifted(self, closures_p: Sequence[Tensor], closures_c: Sequence[Tensor]) -> Capture:
+        """The same graph over other closed-over tensors, of the same shapes and dtypes.
+
+        Nothing guards it: the caller knows that the Python state is equal.
+        """
+        return replace(
+            self, closures_p=tuple(closures_p), closures_c=tuple(closures_c), guards=Guards(),
+            constants=(),
+        )  # fmt: skip
+
+    def detached(self) -> Capture:
+        """The same graph over the same values, without the user's own tensors and objects."""
+        p = [x.detach().requires_grad_() for x in self.closures_p]
+        return self.relifted(p, [x.detach() for x in self.closures_c])
 
     def _joined(self, parts: Sequence[Tensor]) -> Tensor:
         flat = [x.reshape(-1).to(self.device, self.dtype) for x in parts]
@@ -90,6 +110,7 @@ def capture(
     inputs: dict[str, Tensor],
     *,
     data_inputs: Sequence[str] = (),
+    walk: Walk | None = None,
 ) -> Capture:
     """Capture ``fn(*inputs)`` as a functional graph, and check it.
 
@@ -99,6 +120,7 @@ def capture(
         inputs: example values by name, ``"p"`` among them (maybe of length 0), all of one dtype
             and device.
         data_inputs: names that no gradient is taken for.
+        walk: what ``fn`` can reach, where that has been walked already.
 
     Raises:
         CaptureError: the function cannot be captured, or its graph does not agree with it at
@@ -110,7 +132,7 @@ def capture(
     if "p" not in inputs:
         raise ValueError("capture needs an input named 'p' (of length 0 if there is none)")
     inputs = {k: v.detach().clone() for k, v in inputs.items()}
-    guards = Guards(fn)
+    guards = Guards(fn, walk=walk)
     read: list[Tensor] = []
     with _UnchangedRandomState(inputs["p"].device) as drawn, guards.unchanged_tensors():
         out = fn(*inputs.values())
@@ -129,6 +151,7 @@ def capture(
     guards.watch_closures(captured.closures_p, captured.closures_c)
     if read:
         guards.watch_values()
+        captured.read = True
     return captured
 
 
@@ -216,6 +239,7 @@ def _lift(
     reference = inputs["p"]
     closures: dict[str, list[Tensor]] = {"p": [], "c": []}
     found: dict[int, tuple[str, int, int]] = {}
+    constants: list[Tensor] = []
     lifted: list[tuple[FxNode, str, int, int, Tensor]] = []
     ends = {"p": reference.numel(), "c": 0}
     for node in list(graph.nodes):
@@ -228,7 +252,11 @@ def _lift(
                     raise CaptureError(
                         "the function uses a complex tensor", "write it with real tensors"
                     )
-                guards.watch_constant(value)
+                if not _is_literal(node):
+                    guards.watch_constant(value)
+                    constants.append(value)
+                    # derivatives are traced later, and must hold the same values
+                    setattr(raw, node.target, value.detach().clone())
             continue
         if id(value) not in found:
             if value.device != reference.device and value.ndim:
@@ -282,6 +310,7 @@ def _lift(
         guards,
         inputs,
         data_inputs,
+        tuple(constants),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,33 @@ Array = npt.NDArray[np.float64]
 
 
 class CapturedFunctions:
-    """A capture with everything derived from it: :class:`pysciml.engines.base.Functions`."""
+    """A capture with everything derived from it: :class:`pysciml.engines.base.Functions`.
 
-    def __init__(self, capture: Capture) -> None:
+    Attributes:
+        kernels: shared by all functions that were relifted from one capture.
+        shared: the functions without the user's tensors, one object for all relifted ones; what
+            an engine derives, it keeps with this.
+    """
+
+    def __init__(self, capture: Capture, shared: CapturedFunctions | None = None) -> None:
         self.capture = capture
-        self.kernels: Any | None = Kernels(capture)
-        self._kernels = self.kernels
         self.names = capture.names
         self.sizes = capture.sizes
         self.n_out = capture.n_out
+        self.shared: CapturedFunctions = self if shared is None else shared
+        self._kernels: Kernels = Kernels(capture) if shared is None else shared._kernels
+        self.kernels: Any | None = self._kernels
+
+    @classmethod
+    def of(cls, capture: Capture) -> CapturedFunctions:
+        """The functions of a fresh capture."""
+        return cls(capture, cls(capture.detached()))
+
+    def relifted(
+        self, closures_p: Sequence[Tensor], closures_c: Sequence[Tensor]
+    ) -> CapturedFunctions:
+        """The same functions over other closed-over tensors."""
+        return CapturedFunctions(self.capture.relifted(closures_p, closures_c), self.shared)
 
     @property
     def closures_p(self) -> tuple[Tensor, ...]:

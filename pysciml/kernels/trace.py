@@ -73,6 +73,14 @@ def _getitem(x: Tensor, index: Any) -> Tensor | None:
     return out
 
 
+#: Methods that hand a tensor's values, or what follows from them, to Python.
+_READING = frozenset(
+    {
+        "item", "tolist", "numpy", "data_ptr", "storage", "untyped_storage", "equal", "allclose",
+        "__array__", "__dlpack__", "__bool__", "__int__", "__index__", "__float__", "__complex__",
+        "__format__", "__repr__",
+    }
+)  # fmt: skip
 _DETACHING = (Tensor.detach, torch.detach, Tensor.data.__get__)  # type: ignore[attr-defined]
 
 
@@ -95,10 +103,16 @@ class _WithoutReading(TorchFunctionMode):
     """Writes otherwise what torch does by reading a tensor's value although it need not.
 
     Indexing with a 0-d integer tensor (the interval found by ``bucketize(t, grid)``) and
-    ``one_hot`` are the cases.
+    ``one_hot`` are the cases. Tensors whose values are read all the same are added to ``read``.
     """
 
+    def __init__(self, read: list[Tensor]) -> None:
+        super().__init__()
+        self.read = read
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", None) in _READING:
+            self.read += [x for x in args if isinstance(x, Tensor)]
         if func is Tensor.__getitem__:
             found = _getitem(*args)
             if found is not None:
@@ -197,7 +211,7 @@ def trace(
     with _quick(), contextlib.ExitStack() as modes:
         if read is not None:
             modes.enter_context(_NoReadOut(read))
-            modes.enter_context(_WithoutReading())
+            modes.enter_context(_WithoutReading(read))
         if watch is not None:
             modes.enter_context(watch)
         module = make_fx(_plain(fn), **options)(*inputs)

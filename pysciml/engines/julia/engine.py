@@ -158,6 +158,7 @@ class JuliaEngine(Engine):
         return self._objects[key]
 
     def functions(self, functions: Functions, kind: str, dtype: str) -> JuliaFunctions:
+        functions = functions.shared
         with self._lock:
             made = self._functions.setdefault(functions, {})
             key = (kind, dtype)

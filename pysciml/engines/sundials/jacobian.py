@@ -55,10 +55,10 @@ class Plan:
 
 def plan(functions: Functions) -> Plan:
     """The plan for d value / d u, made once a set of functions and kept with it."""
-    cached = getattr(functions, "_jacobian_plan", None)
+    shared = functions.shared
+    cached: Plan | None = getattr(shared, "_jacobian_plan", None)
     if cached is None:
-        cached = _make_plan(functions)
-        functions._jacobian_plan = cached  # type: ignore[attr-defined]
+        cached = shared._jacobian_plan = _make_plan(functions)
     return cached
 
 
