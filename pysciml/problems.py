@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from pysciml.callbacks import as_callbacks
 from pysciml.errors import InputError, did_you_mean
 from pysciml.flatten import ParameterSpec, StateSpec, state_spec
+from pysciml.transforms import refuse_transforms
 
 __all__ = ["DAEProblem", "ODEProblem", "remake"]
 
@@ -124,6 +125,7 @@ class ODEProblem:
 
     def __post_init__(self) -> None:
         _require_callable(self.f, "f(u, p, t)")
+        refuse_transforms(self.u0, self.p)
         _require_finite(self.u0, "u0")
         _require_finite(self.p, "p")
         spec = state_spec(self.u0)
@@ -192,6 +194,7 @@ class DAEProblem:
 
     def __post_init__(self) -> None:
         _require_callable(self.f, "f(du, u, p, t)")
+        refuse_transforms(self.u0, self.p)
         _require_finite(self.u0, "u0")
         _require_finite(self.du0, "du0")
         _require_finite(self.p, "p")

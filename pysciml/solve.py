@@ -34,6 +34,7 @@ from pysciml.options import (
 from pysciml.problems import DAEProblem, ODEProblem
 from pysciml.progress import progress_bar
 from pysciml.solution import Event, Solution
+from pysciml.transforms import refuse_transforms
 
 __all__ = ["solve"]
 
@@ -97,6 +98,7 @@ def solve(
     SolveError
         The solve failed on its way; the partial solution is attached.
     """
+    refuse_transforms(getattr(prob, "u0", None), getattr(prob, "p", None), saveat)
     check_options(prob, unknown, abstol, reltol, dt, dtmax, dtmin, maxiters, sensealg)
     if isinstance(alg, AlgorithmName):
         alg = alg()
@@ -186,7 +188,7 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: _Run, grid: Any, *inputs: Tensor) -> Any:
         flat = run.forward()
-        ctx.run, ctx.has_grid = run, grid is not None
+        ctx.run, ctx.grid = run, grid
         t = run.setup.from_numpy(flat.t, time=True)
         return t, run.setup.from_numpy(flat.u)
 
@@ -205,11 +207,12 @@ class _Solve(torch.autograd.Function):
             source = flat.source
             d_t0 = gradient.t0 + float(times[source == FROM_T0].sum())
             d_t1 = float(times[source == FROM_T1].sum())
-            if ctx.has_grid and run.options.saveat is not None:
+            if ctx.grid is not None and run.options.saveat is not None:
                 d_grid = np.zeros(len(run.options.saveat))
                 from_grid = source >= 0
                 np.add.at(d_grid, source[from_grid], times[from_grid])
-        return (None, *_cotangents(run, gradient, (d_grid, d_t0, d_t1), wanted))
+        out = _cotangents(run, gradient, (d_grid, d_t0, d_t1), wanted)
+        return (None, *_once(out, *run.setup.tensors(), ctx.grid, grad_t, grad_u))
 
 
 class _Interpolate(torch.autograd.Function):
@@ -217,7 +220,7 @@ class _Interpolate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, run: _Run, deriv: int, at: Tensor, *inputs: Tensor) -> Any:
-        ctx.run, ctx.at, ctx.deriv = run, to_numpy(at), deriv
+        ctx.run, ctx.times, ctx.at, ctx.deriv = run, at, to_numpy(at), deriv
         assert run.flat is not None
         return run.setup.from_numpy(run.setup.engine.interpolate(run.flat, ctx.at, deriv))
 
@@ -232,21 +235,27 @@ class _Interpolate(torch.autograd.Function):
         run.setup.require_unchanged()
         gradient = run.setup.engine.adjoint(run.flat, to_numpy(grad_u), at=ctx.at)
         times = (gradient.times, gradient.t0, 0.0)
-        return (None, None, *_cotangents(run, gradient, times, ctx.needs_input_grad[2:]))
+        out = _cotangents(run, gradient, times, ctx.needs_input_grad[2:])
+        return (None, None, *_once(out, *run.setup.tensors(), ctx.times, grad_u))
 
 
 class _NotTwice(torch.autograd.Function):
-    """Passes gradients on. Without it their own gradient would be left out without a word."""
+    """Passes gradients on. Without it their own gradient would be left out without a word.
+
+    ``inputs``: all that the gradients depend on, so that autograd finds its way here whichever
+    of them it differentiates by.
+    """
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, *gradients: Tensor | None) -> Any:
+    def forward(ctx: Any, gradients: list[Tensor | None], *inputs: Tensor | None) -> Any:
         return tuple(None if g is None else g.clone() for g in gradients)
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
         raise PyscimlError(
-            "A gradient of solve cannot be differentiated again: the adjoint gives first "
-            "derivatives only. Leave create_graph=True out, or detach the gradient."
+            "A gradient of a solution (sol.u, sol(t), sol.t) cannot be differentiated again: the "
+            "adjoint gives first derivatives only. Leave create_graph=True out, detach the "
+            "gradient, or take differences of it for a second derivative."
         )
 
 
@@ -264,12 +273,15 @@ def _cotangents(
             of_times.append(torch.as_tensor(value))
         else:
             of_times.append(torch.full_like(ref, value))
-    out = (*of_times, *setup.cotangents(gradient, wanted[3:]))
-    return (
-        _NotTwice.apply(torch.empty(0, requires_grad=True), *out)
-        if torch.is_grad_enabled()
-        else out
-    )
+    return (*of_times, *setup.cotangents(gradient, wanted[3:]))
+
+
+def _once(gradients: tuple[Any, ...], *inputs: Tensor | None) -> tuple[Any, ...]:
+    """The gradients, themselves differentiable where create_graph asks for it: to an error."""
+    if not torch.is_grad_enabled():
+        return gradients
+    out: tuple[Any, ...] = _NotTwice.apply(list(gradients), *inputs)
+    return out
 
 
 def _times_of(flat: FlatSolution, grid: Grid, setup: Flattened, t: Tensor) -> Tensor:

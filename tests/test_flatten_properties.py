@@ -153,8 +153,10 @@ def test_parameters_are_told_apart_by_their_key(a, b):
         for x, y in zip(pytree.tree_leaves(a), pytree.tree_leaves(b), strict=True):
             if isinstance(x, (int, str)):
                 assert type(x) is type(y) and x == y
-            elif isinstance(x, torch.Tensor):
+            elif isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
                 assert x.shape == y.shape and x.dtype == y.dtype
+            else:  # a number and a 0-d tensor are the same thing to f
+                assert torch.as_tensor(x).shape == torch.as_tensor(y).shape == ()
 
 
 @settings(max_examples=25, deadline=None)

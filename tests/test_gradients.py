@@ -500,7 +500,83 @@ def test_a_second_derivative_is_refused_by_name(engine, linear):
     loss = sol.u.sum() if linear else sol.u.square().sum()
     (g,) = torch.autograd.grad(loss, p, create_graph=True)
     with pytest.raises(ps.PyscimlError, match="cannot be differentiated again"):
-        (g.square().sum() + p.sum()).backward()
+        (g.square().sum() + p.sum()).backward(retain_graph=True)
+    with pytest.raises(ps.PyscimlError, match="cannot be differentiated again"):
+        torch.autograd.grad(g.square().sum() + p.sum(), p)
+
+
+SECOND = {
+    "sol.u by u0": (lambda sol, x: sol.u.sum(), "u0"),
+    "sol.u by p": (lambda sol, x: sol.u.sum(), "p"),
+    "sol.u by a closure": (lambda sol, x: sol.u.sum(), "closure"),
+    "sol.u by saveat": (lambda sol, x: sol.u.sum(), "saveat"),
+    "sol.u by tspan": (lambda sol, x: sol.u[-1].sum(), "t1"),
+    "sol(t) by p": (lambda sol, x: sol(1.3).sum(), "p"),
+    "sol(t) by t": (lambda sol, x: sol(x["saveat"]).sum(), "saveat"),
+    "sol.t by p": (lambda sol, x: sol.t[-1], "p"),
+}
+
+
+@pytest.mark.parametrize("name", SECOND)
+def test_a_second_derivative_is_refused_whatever_is_differentiated(engine, name):
+    """Also where the first derivative depends on what it is differentiated by in no other way."""
+    of, by = SECOND[name]
+    x = {
+        "u0": f64(*LV_U0, grad=True), "p": f64(*LV_P, grad=True), "closure": f64(1.0, grad=True),
+        "saveat": f64(0.5, 1.0, 1.5, grad=True), "t1": f64(2.0, grad=True),
+    }  # fmt: skip
+    prob = ps.ODEProblem(
+        lambda u, p, t: x["closure"] * lotka_volterra(u, p, t), x["u0"], (0.0, x["t1"]), x["p"]
+    )
+    options = {"engine": engine, **TOL}
+    if by == "saveat":
+        options["saveat"] = x["saveat"]
+    if name.startswith("sol.t"):
+        options["callback"] = ps.ContinuousCallback(lambda u, p, t: u[0] - 1.5, ps.terminate)
+    sol = ps.solve(prob, nonstiff(engine), **options)
+    (g,) = torch.autograd.grad(of(sol, x), x[by], create_graph=True)
+    for other in (x[by], x["p"]):
+        with pytest.raises(ps.PyscimlError, match="cannot be differentiated again"):
+            torch.autograd.grad(g.sum() + other.sum(), other, retain_graph=True)
+
+
+def test_hessian_of_torch_is_refused(engine):
+    def loss(p):
+        sol = ps.solve(lv_problem(p=p), nonstiff(engine), engine=engine, saveat=GRID, **TOL)
+        return loss_of(sol.u)
+
+    with pytest.raises(ps.PyscimlError, match="cannot be differentiated again"):
+        torch.autograd.functional.hessian(loss, f64(*LV_P))
+
+
+def test_transforms_of_torch_are_refused(engine):
+    def loss(p):
+        return ps.solve(lv_problem(p=p), nonstiff(engine), engine=engine, **TOL).u[-1].sum()
+
+    p = f64(*LV_P)
+    prob = lv_problem(p=p)
+
+    def by_closure(scale):
+        scaled = ps.remake(prob, f=lambda u, p, t: scale * lotka_volterra(u, p, t))
+        return ps.solve(scaled, nonstiff(engine), engine=engine, **TOL).u[-1].sum()
+
+    for call in (
+        lambda: torch.func.grad(loss)(p),
+        lambda: torch.func.vmap(loss)(torch.stack([p, p])),
+        lambda: torch.func.jvp(loss, (p,), (torch.ones_like(p),)),
+        lambda: torch.func.jacrev(by_closure)(f64(1.0)),
+    ):
+        with pytest.raises(ps.InputError, match="batch dimension"):
+            call()
+
+
+def test_forward_mode_tangents_are_refused(engine):
+    with torch.autograd.forward_ad.dual_level():
+        p = torch.autograd.forward_ad.make_dual(f64(*LV_P), f64(1.0, 0.0, 0.0, 0.0))
+        with pytest.raises(ps.InputError, match="reverse mode only"):
+            ps.solve(lv_problem(p=p), nonstiff(engine), engine=engine, **TOL)
+        plain = ps.solve(lv_problem(), nonstiff(engine), engine=engine, **TOL)
+        assert plain.success
 
 
 def test_inputs_changed_in_place_after_the_solve_do_no_harm(engine):
