@@ -52,7 +52,7 @@ from pysciml.engines.sundials.steppers import (
     Tolerances,
 )
 from pysciml.engines.sundials.stepping import stepping_adjoint
-from pysciml.engines.sundials.stiffness import is_stiff, stiffness_monitor
+from pysciml.engines.sundials.stiffness import EIGENVALUES, is_stiff, stiffness_monitor
 from pysciml.errors import EngineError, InputError
 from pysciml.sensitivity import GaussAdjoint
 
@@ -293,7 +293,8 @@ def _cvode(
     linear = _linear(alg, made)
     jac = jacobian.dense_filler(functions, p, c) if linear.kind != "gmres" else None
     jvp = None
-    if linear.kind == "gmres" and getattr(functions, "differentiable", True):
+    watched = alg is None and len(problem.u0) > EIGENVALUES
+    if (linear.kind == "gmres" or watched) and getattr(functions, "differentiable", True):
         jvp = functions.bind("jvp:u", p, c)
     conditions = None if events is None else events.conditions
     tol = _tolerances(alg, options, problem.t1 < problem.t0)

@@ -25,6 +25,8 @@ Array = npt.NDArray[np.float64]
 
 #: Up to this size a dense Jacobian is formed at once; beyond it, only where the problem is stiff.
 _DIRECT = 32
+#: Entries of the states of the nodes that one batched call takes: what it computes stays in cache.
+_CHUNK = 16_384
 
 
 class CollocationAdjoint:
@@ -97,7 +99,7 @@ class CollocationAdjoint:
             assert du is not None
             jac, mass = -self._jac(du, u, t), self._jac_du(du, u, t)
             return jac.reshape(count, 3, n, n), mass.reshape(count, 3, n, n)
-        jac = self._jac(u, t)
+        jac = np.concatenate([self._jac(u[k], t[k]) for k in _chunks(u)])
         return jac.reshape(count, 3, *jac.shape[1:]), self._mass
 
     def _sweep(
@@ -125,7 +127,10 @@ class CollocationAdjoint:
         t = nodes.t.reshape(-1)
         if self._dae:
             return -self._pull(w, du, u, t)
-        return self._pull(w, u, t)
+        total = np.zeros(len(self.problem.p))
+        for k in _chunks(u):
+            total += self._pull(w[k], u[k], t[k])
+        return total
 
     def _parts_needed(self, nodes: Nodes, jac: Array) -> npt.NDArray[np.int64] | None:
         """See :func:`parts_needed`. Not looked at for DAEs and banded Jacobians."""
@@ -162,6 +167,11 @@ class CollocationAdjoint:
             else:
                 grad_p += self._pull(w[None], du[None], u, at)
         return mu
+
+
+def _chunks(u: Array) -> list[slice]:
+    size = max(8, _CHUNK // u.shape[-1])
+    return [slice(k, k + size) for k in range(0, len(u), size)]
 
 
 def _place(mesh: Array, jumps: list[tuple[float, Array]]) -> dict[int, Array]:

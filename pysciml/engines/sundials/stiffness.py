@@ -22,6 +22,8 @@ Array = npt.NDArray[np.float64]
 SPAN = 500.0
 #: Step times decay rate at which an Adams step counts as limited by stability.
 EDGE = 0.5
+#: States up to which the eigenvalues of a formed Jacobian are computed: their cost grows as n^3.
+EIGENVALUES = 64
 #: Steps between two checks, and checks in a row that it takes.
 EVERY, IN_A_ROW = 20, 3
 
@@ -35,10 +37,10 @@ def decay_rate(
 ) -> float:
     """Fastest decay rate in the direction of integration, 0 where no derivative is at hand.
 
-    Eigenvalues of the Jacobian where it is formed; else a power iteration of 20 products.
+    Eigenvalues of the Jacobian where it is formed and small; else a power iteration of 20 products.
     """
     n = len(u)
-    if jac is not None:
+    if jac is not None and (n <= EIGENVALUES or jvp is None):
         matrix = np.empty((n, n)) if n <= 12 else np.zeros((n, n))
         jac(u, t, matrix)
         if not np.isfinite(matrix).all():
