@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 
 from pysciml.algorithms import Algorithm
 from pysciml.sensitivity import SensitivityAlgorithm
@@ -57,8 +58,8 @@ class Functions(Protocol):
         """
         ...
 
-    def sparsity(self, wrt: str) -> npt.NDArray[np.bool_] | None:
-        """Pattern of the Jacobian with respect to ``wrt``, or None where unknown (dense)."""
+    def sparsity(self, wrt: str) -> sparse.csr_matrix | None:
+        """Pattern of the Jacobian by ``wrt``, ones where not zero; None where unknown or full."""
         ...
 
 

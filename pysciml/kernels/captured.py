@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 from torch import Tensor
 
 from pysciml.kernels.capture import Capture
@@ -62,7 +63,7 @@ class CapturedFunctions:
     def opaque(self) -> bool:
         return self.capture.guards.opaque
 
-    def sparsity(self, wrt: str) -> npt.NDArray[np.bool_] | None:
+    def sparsity(self, wrt: str) -> sparse.csr_matrix | None:
         return self._kernels.sparsity(wrt)
 
     def bind(self, role: str, p: Array, c: Array) -> Callable[..., None]:

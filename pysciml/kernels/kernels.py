@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 
 from pysciml.kernels import emit_numpy, structure
 from pysciml.kernels.capture import Capture
@@ -64,11 +65,14 @@ class Kernels:
             lambda: emit_numpy.compile_batched(self.graph(role), batched, reduce),
         )
 
-    def sparsity(self, wrt: str) -> npt.NDArray[np.bool_] | None:
-        """Which entries of the Jacobian by ``wrt`` can be nonzero (n_out, n_in); None: unknown."""
+    def sparsity(self, wrt: str) -> sparse.csr_matrix | None:
+        """Which entries of the Jacobian by ``wrt`` can be nonzero (n_out, n_in), as ones.
+
+        None: unknown, or taken as full.
+        """
         try:
-            pattern: npt.NDArray[np.bool_] = self._once(
-                ("sparsity", wrt), lambda: structure.sparsity(self.graph("value"), wrt)
+            pattern: sparse.csr_matrix | None = self._once(
+                ("sparsity", wrt), lambda: structure.dependencies(self.graph("value"), wrt)
             )
         except (NotImplementedError, MemoryError):
             return None

@@ -43,12 +43,18 @@ def sparsity(graph: Graph, wrt: str) -> Pattern:
     Returns:
         Boolean array (n_out, n_in), axes flattened.
     """
-    out = graph.outputs[0]
-    n_in = graph.input(wrt).size
+    found = dependencies(graph, wrt)
+    if found is None:
+        return np.ones((graph.outputs[0].size, graph.input(wrt).size), dtype=bool)
+    return found.toarray().astype(bool)
+
+
+def dependencies(graph: Graph, wrt: str) -> sparse.csr_matrix | None:
+    """As :func:`sparsity`, a sparse matrix of ones; None where the pattern is taken as full."""
     try:
-        return _Dependencies(graph, wrt).of(out).toarray().astype(bool)
+        return _Dependencies(graph, wrt).of(graph.outputs[0])
     except _TooMuch:
-        return np.ones((out.size, n_in), dtype=bool)
+        return None
 
 
 class _Dependencies:
@@ -249,22 +255,22 @@ class Structure:
         return seed
 
 
-def analyse(pattern: npt.ArrayLike) -> Structure:
-    """Blocks, bands and colouring of a square pattern.
+def analyse(pattern: npt.ArrayLike | sparse.spmatrix) -> Structure:
+    """Blocks, bands and colouring of a square pattern, dense or sparse.
 
     Raises:
         ValueError: the pattern is not square.
     """
-    dense = np.asarray(pattern, dtype=bool)
-    if dense.ndim != 2 or dense.shape[0] != dense.shape[1]:
-        raise ValueError(f"a pattern of shape {dense.shape} is not square")
-    n = dense.shape[0]
-    rows, columns = np.nonzero(dense)
+    matrix = _matrix(pattern)
+    if matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"a pattern of shape {matrix.shape} is not square")
+    n = matrix.shape[0]
+    rows, columns = matrix.nonzero()
     nnz = len(rows)
     lband = int(max((rows - columns).max(initial=0), 0))
     uband = int(max((columns - rows).max(initial=0), 0))
-    blocks = _blocks(dense)
-    colors = color_columns(dense)
+    blocks = _blocks(matrix)
+    colors = color_columns(matrix)
     ncolors = int(colors.max(initial=-1)) + 1
     kind = _kind(n, nnz, lband, uband, max((len(b) for b in blocks), default=0))
     return Structure(kind, lband, uband, blocks, colors, ncolors, nnz)
@@ -281,19 +287,28 @@ def _kind(n: int, nnz: int, lband: int, uband: int, block: int) -> str:
     return "sparse" if n >= 50 and nnz < 0.2 * n * n else "dense"
 
 
-def _blocks(pattern: Pattern) -> tuple[npt.NDArray[np.intp], ...]:
-    count, labels = connected_components(sparse.csr_matrix(pattern), directed=False)
+def _matrix(pattern: npt.ArrayLike | sparse.spmatrix) -> sparse.csr_matrix:
+    if sparse.issparse(pattern):
+        return _ones(pattern)
+    dense = np.asarray(pattern, dtype=bool)
+    if dense.ndim != 2:
+        raise ValueError(f"a pattern of shape {dense.shape} is not a matrix")
+    return sparse.csr_matrix(dense.astype(np.int32))
+
+
+def _blocks(pattern: sparse.csr_matrix) -> tuple[npt.NDArray[np.intp], ...]:
+    count, labels = connected_components(pattern, directed=False)
     order = np.argsort(labels, kind="stable")
     ends = np.cumsum(np.bincount(labels, minlength=count))[:-1]
     return tuple(np.split(order, ends)) if count else ()
 
 
-def color_columns(pattern: npt.ArrayLike) -> npt.NDArray[np.intp]:
+def color_columns(pattern: npt.ArrayLike | sparse.spmatrix) -> npt.NDArray[np.intp]:
     """Colours such that no two columns of one colour have an entry in the same row.
 
     Greedy, columns with the most neighbours first. Works for any (n_out, n_in) pattern.
     """
-    matrix = sparse.csc_matrix(np.asarray(pattern, dtype=bool).astype(np.int32))
+    matrix = _matrix(pattern).tocsc()
     n = matrix.shape[1]
     by_row = matrix.tocsr()
     longest = int(np.diff(by_row.indptr).max(initial=0))

@@ -60,6 +60,8 @@ Array = npt.NDArray[np.float64]
 
 #: Steps an interpolating polynomial goes through, by method: BDF has order 5 at most, Adams 12.
 _WIDTH = {"BDF": 6, "Adams": 8}
+#: Time constants of the fastest mode in a solve, beyond which a large sparse Jacobian is factored.
+_FACTOR = 1e4
 
 
 @dataclass
@@ -291,23 +293,32 @@ def _cvode(
     value = functions.bind("value", p, c)
     made = jacobian.plan(functions)
     linear = _linear(alg, made)
-    jac = jacobian.dense_filler(functions, p, c) if linear.kind != "gmres" else None
-    jvp = None
+    jac = jvp = None
+    if linear.kind == "sparse":
+        jac = jacobian.sparse_filler(functions, p, c)
+    elif linear.kind != "gmres":
+        jac = jacobian.dense_filler(functions, p, c)
     watched = alg is None and len(problem.u0) > EIGENVALUES
-    if (linear.kind == "gmres" or watched) and getattr(functions, "differentiable", True):
+    wanted = watched or linear.kind in ("gmres", "sparse")
+    if wanted and getattr(functions, "differentiable", True):
         jvp = functions.bind("jvp:u", p, c)
+    if linear.kind == "sparse" and len(problem.u0) > jacobian.DENSE_LIMIT:
+        # many states that are hardly stiff: iterations are cheaper than factors
+        if not is_stiff(None, jvp, problem.u0, problem.t0, problem.t1, span=_FACTOR):
+            linear, jac = Linear("gmres", krylov_dim=30), None
     conditions = None if events is None else events.conditions
     tol = _tolerances(alg, options, problem.t1 < problem.t0)
     state = {"method": "BDF", "auto": alg is None}
+    formed = None if linear.kind == "sparse" else jac  # as a dense matrix
     if alg is None:
-        stiff = is_stiff(jac, jvp, problem.u0, problem.t0, problem.t1)
+        stiff = is_stiff(formed, jvp, problem.u0, problem.t0, problem.t1)
         state["method"] = "BDF" if stiff else "Adams"
     elif alg.name == "CVODE_Adams":
         state["method"] = "Adams"
     if state["method"] == "BDF" and int(tol.extra.get("max_order", 5)) > 5:
         given = tol.extra["max_order"]
         raise InputError(f"max_order is {given}; give CVODE_BDF an order from 1 to 5.")
-    monitor = stiffness_monitor(state, jac, jvp) if alg is None else None
+    monitor = stiffness_monitor(state, formed, jvp) if alg is None else None
 
     def make() -> CvodeStepper:
         return CvodeStepper(
@@ -329,7 +340,9 @@ def _ida(
     n = len(problem.u0)
     made = jacobian.plan(functions)
     wish = _linear(alg, made)
-    linear = wish if wish.kind not in ("band",) else Linear("dense")
+    linear = wish
+    if wish.kind in ("band", "sparse"):
+        linear = Linear("dense") if n <= jacobian.DENSE_LIMIT else Linear("gmres", krylov_dim=30)
     value, jac = _residual(problem)
     if problem.kind == "dae":
         flags = problem.differential_vars

@@ -20,6 +20,7 @@ from pysciml.engines.sundials.collocation import (
 from pysciml.engines.sundials.integrate import Segment
 from pysciml.engines.sundials.matrix_free import TooStiff, sweep_matrix_free
 from pysciml.engines.sundials.rates import Rates
+from pysciml.engines.sundials.sparse_sweep import sweep_sparse
 
 Array = npt.NDArray[np.float64]
 
@@ -46,6 +47,7 @@ class CollocationAdjoint:
         self._mass = problem.mass_matrix
         self._plan = jacobian.plan(functions)
         self._iterate = False
+        self._sparse = self._plan.kind == "sparse" and problem.kind == "ode" and self._mass is None
         if self._dae or self._mass is not None:
             self._jac = functions.bind_batched("jac:u", p, c)
         else:
@@ -67,7 +69,11 @@ class CollocationAdjoint:
         mesh = join(segment.t, times)
         nodes = Nodes.of(mesh)
         u, du = self._states(segment, nodes)
-        sweep = self._by_iteration(nodes, u, _place(mesh, jumps)) if self._iterate else None
+        sweep = None
+        if self._iterate:
+            sweep = self._by_iteration(nodes, u, _place(mesh, jumps))
+        elif self._sparse:
+            sweep = self._by_sparse(nodes, u, _place(mesh, jumps))
         if sweep is None:
             jac, mass = self._matrices(nodes, u, du)
             for _ in range(3):
@@ -121,6 +127,15 @@ class CollocationAdjoint:
         except TooStiff:
             self._iterate = False
             return None
+
+    def _by_sparse(self, nodes: Nodes, u: Array, jumps: dict[int, Array]) -> Sweep:
+        made, states = self._plan, u.reshape(len(nodes.h), 3, -1)
+        assert made.rows is not None and made.cols is not None
+
+        def values(k: int) -> Array:
+            return self._jac(states[k], nodes.t[k])
+
+        return sweep_sparse(nodes, values, made.rows, made.cols, made.n, jumps, self.rtol)
 
     def _vjp(self, w: Array, u: Array, du: Array | None, nodes: Nodes) -> Array:
         assert self._pull is not None

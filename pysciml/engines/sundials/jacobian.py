@@ -1,9 +1,9 @@
 """The Jacobian of a right-hand side in the form that its structure allows.
 
-Small systems: dense. Larger ones whose pattern falls into equal independent blocks (a batch), or
-is banded (a discretised PDE in one dimension): only the entries of the pattern are computed, by
-a coloured product ``J @ seed`` (Curtis, Powell and Reid, "On the estimation of sparse Jacobian
-matrices", 1974), and the linear algebra keeps to them.
+Small systems: dense. Larger ones whose pattern falls into equal independent blocks (a batch), is
+banded (a discretised PDE in one dimension) or sparse (in more dimensions, a network): only the
+entries of the pattern are computed, by a coloured product ``J @ seed`` (Curtis, Powell and Reid,
+"On the estimation of sparse Jacobian matrices", 1974), and the linear algebra keeps to them.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 
 from pysciml.engines.base import Functions
-from pysciml.engines.sundials.steppers import Linear
+from pysciml.engines.sundials.steppers import Linear, has_sparse_solver
 from pysciml.kernels import emit_numpy
 from pysciml.kernels.structure import Structure, analyse
 
@@ -24,13 +25,19 @@ Array = npt.NDArray[np.float64]
 
 #: Up to this size dense linear algebra is as fast as any other.
 _SMALL = 12
+#: From these sizes on a sparse direct solver, or LAPACK's dense one, is worth its fixed cost.
+_SPARSE, _LAPACK = 64, 100
 #: Beyond this size a dense Jacobian is not formed: Krylov solver, matrix-free adjoint.
 DENSE_LIMIT = 400
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How the Jacobian of one set of functions is computed: dense, blocks, banded, none."""
+    """How the Jacobian of one set of functions is computed.
+
+    kind: "dense", "blocks", "banded", "sparse", or "none" where it is not formed. ``rows`` and
+    ``cols`` are the pattern's entries, column by column.
+    """
 
     kind: str
     n: int
@@ -48,9 +55,15 @@ class Plan:
         if self.kind == "banded":
             assert self.structure is not None
             return Linear("band", self.structure.lband, self.structure.uband)
+        if self.kind == "sparse":
+            assert self.rows is not None
+            pattern = sparse.csc_matrix(
+                (np.ones(len(self.rows)), (self.rows, self.cols)), shape=(self.n, self.n)
+            )
+            return Linear("sparse", sparsity=pattern)
         if self.kind == "none":
             return Linear("gmres", krylov_dim=min(self.n, 30))
-        return Linear("dense")
+        return Linear("dense" if self.n < _LAPACK else "lapackdense")
 
 
 def plan(functions: Functions) -> Plan:
@@ -66,24 +79,29 @@ def _make_plan(functions: Functions) -> Plan:
     n = functions.sizes["u"]
     if n <= _SMALL:
         return Plan("dense", n)
-    pattern = functions.sparsity("u")
-    if pattern is None or functions.kernels is None:
+    pattern = functions.sparsity("u") if functions.kernels is not None else None
+    if pattern is None:
         return Plan("dense" if n <= DENSE_LIMIT else "none", n)
+    assert functions.kernels is not None
     structure = analyse(pattern)
-    rows, cols = np.nonzero(pattern)
-    if structure.ncolors <= max(4, n // 3):
-        seed = np.zeros((n, structure.ncolors))
-        seed[np.arange(n), structure.colors] = 1.0
-        blocks = _equal_blocks(structure)
-        banded = structure.lband + structure.uband + 1 <= n // 3
-        if blocks is not None or banded:
-            graph = functions.kernels.compressed_jacobian(seed)
-            names = frozenset(k for k in functions.names if k not in ("p", "c"))
-            kernel = emit_numpy.compile(graph)
-            batched_kernel = emit_numpy.compile_batched(graph, names)
-            kind = "banded" if blocks is None else "blocks"
-            return Plan(kind, n, structure, blocks, seed, rows, cols, kernel, batched_kernel)
-    return Plan("dense" if n <= DENSE_LIMIT else "none", n, structure=structure)
+    if structure.ncolors > max(4, n // 3):
+        return Plan("dense" if n <= DENSE_LIMIT else "none", n, structure=structure)
+    blocks = _equal_blocks(structure)
+    if blocks is not None:
+        kind = "blocks"
+    elif structure.lband + structure.uband + 1 <= n // 3:
+        kind = "banded"
+    elif n >= _SPARSE and structure.nnz <= n * n // 10 and has_sparse_solver():
+        kind = "sparse"
+    else:
+        return Plan("dense" if n <= DENSE_LIMIT else "none", n, structure=structure)
+    cols, rows = pattern.T.nonzero()
+    seed = structure.seed()
+    graph = functions.kernels.compressed_jacobian(seed)
+    names = frozenset(k for k in functions.names if k not in ("p", "c"))
+    kernel = emit_numpy.compile(graph)
+    batched_kernel = emit_numpy.compile_batched(graph, names)
+    return Plan(kind, n, structure, blocks, seed, rows, cols, kernel, batched_kernel)
 
 
 def _equal_blocks(structure: Structure) -> npt.NDArray[np.int64] | None:
@@ -91,6 +109,23 @@ def _equal_blocks(structure: Structure) -> npt.NDArray[np.int64] | None:
     if len(sizes) != 1 or len(structure.blocks) < 2 or sizes.pop() > 16:
         return None
     return np.array([np.sort(b) for b in structure.blocks], dtype=np.int64)
+
+
+def sparse_filler(functions: Functions, p: Array, c: Array) -> Callable[..., None]:
+    """fn(u, t, out (nnz,)) for CVODE: the entries of a sparse plan, column by column."""
+    made = plan(functions)
+    assert made.kernel is not None and made.seed is not None and made.structure is not None
+    inner = made.kernel.bind(errstate=False, p=p, c=c)
+    buffer = np.empty(made.seed.shape)
+    assert made.rows is not None
+    where = made.rows * made.structure.ncolors + made.structure.colors[made.cols]
+    flat = buffer.reshape(-1)
+
+    def fill(u: Array, t: float, out: Array) -> None:
+        inner(u, t, buffer)
+        np.take(flat, where, out=out)
+
+    return fill
 
 
 def dense_filler(functions: Functions, p: Array, c: Array) -> Callable[..., None] | None:
@@ -116,7 +151,7 @@ def dense_filler(functions: Functions, p: Array, c: Array) -> Callable[..., None
 def batched(functions: Functions, p: Array, c: Array) -> Callable[[Array, Array], Array]:
     """fn(u (B, n), t (B,)) to the plan's form.
 
-    dense: (B, n, n); blocks: (B, nb, m, m); banded: (B, lband + uband + 1, n).
+    dense: (B, n, n); blocks: (B, nb, m, m); banded: (B, lband + uband + 1, n); sparse: (B, nnz).
     """
     made = plan(functions)
     if made.kernel is None:
@@ -137,6 +172,9 @@ def batched(functions: Functions, p: Array, c: Array) -> Callable[[Array, Array]
     lband, uband, n = made.structure.lband, made.structure.uband, made.n
     rows, cols = made.rows, made.cols
     assert rows is not None and cols is not None
+    if made.kind == "sparse":
+        where = rows * made.structure.ncolors + colors[cols]
+        return lambda u, t: inner(u, t)[0].reshape(len(u), -1).take(where, axis=1)
 
     def by_bands(u: Array, t: Array) -> Array:
         product = inner(u, t)[0]

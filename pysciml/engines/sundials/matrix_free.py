@@ -45,7 +45,7 @@ def sweep_matrix_free(
     """
     count, _, n = u.shape
     stages = np.empty((count, 3, n))
-    ahead = _extrapolation()
+    ahead = extrapolation()
     tol = 0.01 * rtol
     hard = 0
 
@@ -61,20 +61,10 @@ def sweep_matrix_free(
         if k + 1 < count and (k + 1) not in jumps:
             # The last interval's stages carried on: its length need not be this one's.
             guess = mu + ahead(nodes.h[k] / nodes.h[k + 1]) @ (stages[k + 1] - mu)
-        before = np.inf
-        for i in range(_ITERATIONS):
-            new = mu + coupling @ pull(guess, u_k, t_k)
-            change = float(np.linalg.norm(new - guess))
-            guess = new
-            if not np.isfinite(change):
-                break
-            rate = change / before
-            if change <= tol * size and (rate < _CONTRACTION or i == 0):
-                stages[k] = guess
-                return guess[2]
-            if i >= 2 and rate > _CONTRACTION:
-                break
-            before = change
+        found = fixed_point(lambda x: pull(x, u_k, t_k), coupling, mu, guess, tol * size)
+        if found is not None:
+            stages[k] = found
+            return found[2]
         hard += 1
         if give_up and hard >= max(8, count // 4):
             raise TooStiff
@@ -97,7 +87,27 @@ def sweep_matrix_free(
     return Sweep(mu, stages)
 
 
-def _extrapolation() -> Callable[[float], Array]:
+def fixed_point(
+    pull: Callable[[Array], Array], coupling: Array, mu: Array, guess: Array, tol: float
+) -> Array | None:
+    """The stages (3, n) by ``L = mu + coupling J^T L``, None where that does not contract well."""
+    before = np.inf
+    for i in range(_ITERATIONS):
+        new = mu + coupling @ pull(guess)
+        change = float(np.linalg.norm(new - guess))
+        guess = new
+        if not np.isfinite(change):
+            break
+        rate = change / before
+        if change <= tol and (rate < _CONTRACTION or i == 0):
+            return guess
+        if i >= 2 and rate > _CONTRACTION:
+            break
+        before = change
+    return None
+
+
+def extrapolation() -> Callable[[float], Array]:
     """Weights (3, 3): from (stages - value at the end) of one interval to stages of the next.
 
     The polynomial through the entering value (at 1, where the new interval begins) and the old

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -40,17 +41,43 @@ class TooMany(Exception):
 class Linear:
     """The linear solver of Newton's iteration, chosen by size and structure of the Jacobian."""
 
-    kind: str  # "dense", "band", "gmres"
+    kind: str  # "dense", "lapackdense", "band", "sparse", "gmres", "bicgstab", "tfqmr"
     lband: int = 0
     uband: int = 0
     krylov_dim: int = 0
+    sparsity: Any = None
+
+    @property
+    def is_direct(self) -> bool:
+        return self.kind not in ("gmres", "bicgstab", "tfqmr")
 
     def options(self) -> dict[str, Any]:
         if self.kind == "band":
             return {"linsolver": "band", "lband": self.lband, "uband": self.uband}
-        if self.kind in ("gmres", "bicgstab", "tfqmr"):
+        if self.kind == "sparse":
+            return {"linsolver": "sparse", "sparsity": self.sparsity}
+        if not self.is_direct:
             return {"linsolver": self.kind, "krylov_dim": self.krylov_dim or 10}
         return {"linsolver": self.kind}
+
+
+@cache
+def has_sparse_solver() -> bool:
+    """Whether this build of scikit-sundae has SuperLU_MT."""
+    try:
+        _cvode(lambda t, y, yp: None, {"linsolver": "sparse", "sparsity": np.eye(2)})
+    except ValueError:
+        return False
+    return True
+
+
+def _cvode(rhs: Callable[..., None], options: dict[str, Any]) -> CVODE:
+    if options["linsolver"] != "sparse":
+        return CVODE(rhs, **options)
+    with warnings.catch_warnings():
+        # that a pattern goes with the Jacobian is said to be one too many, but is needed
+        warnings.filterwarnings("ignore", message="Custom sparse Jacobian")
+        return CVODE(rhs, **options)
 
 
 @dataclass
@@ -152,7 +179,7 @@ class CvodeStepper:
                 jvp(v, y, t, out)
 
             options["jactimes"] = CVODEJacTimes(None, times)
-        elif jac is not None and linear.kind in ("dense", "band"):
+        elif jac is not None and linear.is_direct:
 
             def jacobian(t: float, y: Array, yp: Array, out: Array) -> None:
                 counts.njacs += 1
@@ -164,7 +191,7 @@ class CvodeStepper:
             options["num_events"] = len(conditions)
         self._monitor = monitor
         self._counts = counts
-        self._make = lambda: CVODE(guarded(value, counts), **options)
+        self._make = lambda: _cvode(guarded(value, counts), options)
 
     def start(self, t: float, u: Array, du: Array | None) -> tuple[Array, Array | None]:
         self._solver, _ = _begin(self._make, t, u)
@@ -226,7 +253,7 @@ class IdaStepper:
                 jvp(yp, y, t, cj, v, out)
 
             options["jactimes"] = IDAJacTimes(None, times)
-        elif jac is not None and linear.kind in ("dense", "band"):
+        elif jac is not None and linear.is_direct:
 
             def jacobian(t: float, y: Array, yp: Array, r: Array, cj: float, out: Array) -> None:
                 counts.njacs += 1

@@ -70,10 +70,11 @@ def is_stiff(
     u: Array,
     t0: float,
     t1: float,
+    span: float = SPAN,
 ) -> bool:
     """The test at the start."""
     sign = 1.0 if t1 > t0 else -1.0
-    return decay_rate(jac, jvp, u, t0, sign) * abs(t1 - t0) > SPAN
+    return decay_rate(jac, jvp, u, t0, sign) * abs(t1 - t0) > span
 
 
 def stiffness_monitor(
