@@ -135,6 +135,10 @@ def write_csv(results: Sequence[Result], path: Path) -> None:
                 writer.writerow(row)
 
 
+#: Bytes of the figure: it is kept with the documentation.
+LARGEST = 200_000
+
+
 def plot(results: Sequence[Result], path: Path) -> None:
     """Time against error for every method: solutions above, gradients below."""
     import matplotlib
@@ -171,5 +175,8 @@ def plot(results: Sequence[Result], path: Path) -> None:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)
-    figure.savefig(path, dpi=130)
+    for dpi in (130, 110, 90, 75, 60):
+        figure.savefig(path, dpi=dpi)
+        if path.stat().st_size < LARGEST:
+            break
     plt.close(figure)

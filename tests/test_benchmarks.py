@@ -24,7 +24,7 @@ def test_quick_run_writes_table_points_and_figure(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     table = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert "pysciml[sundials] CVODE_BDF" in table and "torchdiffeq dopri5 adjoint" in table
-    assert (tmp_path / "work_precision.png").stat().st_size > 10_000
+    assert 10_000 < (tmp_path / "work_precision.png").stat().st_size < 200_000
     with (tmp_path / "points.csv").open(newline="") as file:
         points = list(csv.DictReader(file))
     assert all(point["note"] == "" for point in points), points
@@ -37,6 +37,43 @@ def test_quick_run_writes_table_points_and_figure(tmp_path: Path) -> None:
                 if point["method"] == method and point["what"] == what
             )
             assert tight < 2e-3 and tight < loose, (method, what, loose, tight)
+
+
+@pytest.mark.timeout(600)
+def test_costs_and_the_page_of_the_documentation(tmp_path: Path) -> None:
+    def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    results, docs = tmp_path / "results", tmp_path / "docs"
+    done = run("benchmarks.costs", "--quick", "--engines", "sundials", "--out", str(results))
+    assert done.returncode == 0, done.stderr
+    costs = (results / "costs.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in costs.splitlines() if line.startswith("| sundials")]
+    assert [len(row) - 2 for row in rows] == [7, 5, 7]
+    assert all(float(cell) >= 0.0 for row in rows for cell in row[-4:-1])
+    # the page is refused until all of its parts were measured
+    page = ("--results", str(results), "--docs", str(docs), "--on", "a day, on a machine")
+    done = run("benchmarks.docs", *page)
+    assert done.returncode != 0 and "table.md is missing" in done.stderr
+    (results / "table.md").write_text("# Benchmarks\n\n| a table |\n", encoding="utf-8")
+    (results / "work_precision.png").write_bytes(b"a figure")
+    done = run("benchmarks.docs", *page)
+    assert done.returncode == 0, done.stderr
+    text = (docs / "benchmarks.md").read_text(encoding="utf-8")
+    assert "| a table |" in text and "## Fixed cost" in text and "a day, on a machine" in text
+    assert text.count("# Benchmarks\n") == 1
+    assert (docs / "work_precision.png").read_bytes() == b"a figure"
+
+
+@pytest.mark.usefixtures("checkout_on_path")
+def test_adjoint_and_sensitivity_equations_of_van_der_pol_agree() -> None:
+    from benchmarks.van_der_pol import error, reference
+
+    want = reference(10.0, 1.0)
+    assert error(10.0, 1.0, 1e-10, want) < 1e-6
 
 
 def point(ms: float, error: float):
