@@ -74,9 +74,7 @@ class AdaptiveSolve:
 
     def _solve(self, prob: ODEProblem, saveat: Tensor | None, more: Any = ()) -> Solution:
         callbacks = [*self.events, *more]
-        return solve(
-            prob, self.alg, saveat=saveat, callback=callbacks or None, **self.options
-        )
+        return solve(prob, self.alg, saveat=saveat, callback=callbacks or None, **self.options)
 
     # ---- options
 
@@ -86,8 +84,7 @@ class AdaptiveSolve:
                 continue
             if key not in _KNOWN:
                 warnings.warn(
-                    f"options[{key!r}] is not known and has no effect."
-                    f"{did_you_mean(key, _KNOWN)}",
+                    f"options[{key!r}] is not known and has no effect.{did_you_mean(key, _KNOWN)}",
                     NoEffectWarning,
                     stacklevel=6,
                 )

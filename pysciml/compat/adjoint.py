@@ -1,4 +1,4 @@
-"""The continuous adjoint of torchdiffeq, for solves on a fixed grid: stepped back by the same method.
+"""The continuous adjoint of torchdiffeq, for fixed grids: stepped back by the same method.
 
 Source: Chen et al., "Neural Ordinary Differential Equations", NeurIPS 2018, appendix B.
 """
@@ -69,6 +69,7 @@ def _augmented(
             y = y.detach().requires_grad_(True)
             value = f(t, y)
             inputs = [t, y, *params] if times else [y, *params]
+            grads: list[Tensor | None]
             if value.requires_grad:
                 grads = list(torch.autograd.grad(value, inputs, -adjoint, allow_unused=True))
             else:

@@ -1,4 +1,4 @@
-"""Fixed-grid methods, stepped in torch: the discretisation itself is the model, and autograd sees it.
+"""Fixed-grid methods, stepped in torch: the discretisation itself is the model.
 
 They keep the meaning they have in torchdiffeq (method names, grid, interpolation between grid
 points, ``perturb``), so that a network trained through ten Euler steps is that network here too.
@@ -169,8 +169,7 @@ def fixed_grid(method: str, options: dict[str, Any], **more: Any) -> FixedGrid:
     for key in options:
         if key not in known and key not in _IGNORED:
             warnings.warn(
-                f"options[{key!r}] has no effect on method {method!r}."
-                f"{did_you_mean(key, known)}",
+                f"options[{key!r}] has no effect on method {method!r}.{did_you_mean(key, known)}",
                 stacklevel=4,
             )
     if int(options.get("max_order", 4)) < 4 and method in ADAMS:

@@ -28,7 +28,7 @@ def check_times(t: Any) -> None:
 
 
 def state_form(y0: Any) -> StateForm:
-    """The form of ``y0``: one object for all states alike, so that captured kernels are found again.
+    """The form of ``y0``: one object for all states alike, so that kernels are found again.
 
     Raises InputError for what is no tensor and no tuple of tensors.
     """

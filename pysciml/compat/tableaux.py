@@ -1,8 +1,8 @@
 """Coefficients of the fixed-grid methods: Runge-Kutta tableaux, and Adams formulas of any order.
 
-Sources: Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I" (sections II.1, III.1);
-Hairer, Wanner, "Solving Ordinary Differential Equations II" (sections IV.5, IV.6); Bank et al. 1985
-for TR-BDF2.
+Sources: Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I" (sections II.1 and
+III.1); Hairer, Wanner, "Solving Ordinary Differential Equations II" (sections IV.5 and IV.6); Bank
+et al. 1985 for TR-BDF2.
 """
 
 from __future__ import annotations

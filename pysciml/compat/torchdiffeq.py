@@ -4,14 +4,15 @@ Signatures, method names, options and tuple states are those of torchdiffeq 0.2.
 names ``tsit5`` and the implicit fixed-grid methods). What differs:
 
 * Adaptive methods run in pysciml's engine: on ``julia`` by the algorithm of the same pair or order
-  (``dopri5`` is ``DP5``), on the embedded engine by its default, Adams with a change to BDF where the
-  equation is stiff. ``method`` may also be any algorithm of pysciml, stiff ones too:
+  (``dopri5`` is ``DP5``), on the embedded engine by its default, Adams with a change to BDF where
+  the equation is stiff. ``method`` may also be any algorithm of pysciml, stiff ones too:
   ``method="CVODE_BDF"``, ``method=pysciml.Rodas5P()``.
 * ``func`` is captured as a kernel: Python side effects in it (a counter of calls) do not happen at
   each evaluation.
 * Gradients of adaptive methods come from ``sensealg`` (GaussAdjoint where none is given) in
-  ``odeint`` as in ``odeint_adjoint``; they reach every tensor that ``func`` uses, also those left out
-  of ``adjoint_params``. They cannot be differentiated again; those of fixed-grid ``odeint`` can.
+  ``odeint`` as in ``odeint_adjoint``; they reach every tensor that ``func`` uses, also those left
+  out of ``adjoint_params``. They cannot be differentiated again; those of fixed-grid methods in
+  ``odeint`` can.
 * An event's time and state carry their whole gradient, in ``odeint`` as in ``odeint_event``.
 * ``norm``, ``safety``, ``ifactor``, ``dfactor``, ``min_step`` have no effect on an engine's own
   step control. ``norm="seminorm"`` of the adjoint is how GaussAdjoint works anyway.
@@ -29,8 +30,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pysciml.compat.adjoint import AdjointSolve
 from pysciml.compat.adaptive import AdaptiveSolve, NoEffectWarning
+from pysciml.compat.adjoint import AdjointSolve
 from pysciml.compat.events import combined, reroute
 from pysciml.compat.fixed_grid import FIXED_METHODS, FixedGrid, fixed_grid
 from pysciml.compat.methods import check_method
@@ -69,8 +70,8 @@ def odeint(
     options : dict, optional
         torchdiffeq's options of the method; also ``engine``, ``sensealg``, ``progress``.
     event_fn : callable, optional
-        ``event_fn(t, y)``; the solve ends at the first sign change of one of its entries. ``t`` then
-        holds two times: the first, and one that gives the direction.
+        ``event_fn(t, y)``; the solve ends at the first sign change of one of its entries. ``t``
+        then holds two times: the first, and one that gives the direction.
 
     Returns
     -------
@@ -114,7 +115,8 @@ def odeint_adjoint(
         Method and options of the adjoint where the solve or they are of the fixed-grid kind, else
         the adjoint is the solve's ``sensealg``. Those of the solve where None.
     adjoint_params : iterable of tensors, optional
-        What ``func`` depends on; its parameters where None. Each gets a gradient, zero where unused.
+        What ``func`` depends on; its parameters where None. Each gets a gradient, zero where
+        unused.
 
     Other parameters, returns, raises
         As :func:`odeint`.
@@ -281,10 +283,7 @@ class _Call:
         if self.reverse and callable(options.get("grid_constructor")):
             make = options["grid_constructor"]
             options["grid_constructor"] = lambda f, y0, t: -make(f, y0, -t)
-        callbacks = {
-            name: getattr(self.func, f"{name}_adjoint", None)
-            for name in _STEP_CALLBACKS
-        }
+        callbacks = {name: getattr(self.func, f"{name}_adjoint", None) for name in _STEP_CALLBACKS}
 
         def back_solve(field: Any, state: tuple[Tensor, ...], times: Tensor) -> Any:
             for name, callback in callbacks.items():

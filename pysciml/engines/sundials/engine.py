@@ -237,9 +237,7 @@ def _stops(problem: FlatProblem, options: SolveOptions) -> Array:
     return sign * np.unique(sign * np.concatenate(parts))
 
 
-def _tolerances(
-    alg: Algorithm | None, options: SolveOptions, backwards: bool
-) -> Tolerances:
+def _tolerances(alg: Algorithm | None, options: SolveOptions, backwards: bool) -> Tolerances:
     extra: dict[str, Any] = {}
     given = {} if alg is None else alg.options
     for ours, theirs in (

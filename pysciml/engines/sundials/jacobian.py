@@ -52,9 +52,11 @@ class Plan:
     @property
     def linear(self) -> Linear:
         """The linear solver that CVODE's Newton iteration should use."""
-        if self.kind == "banded":
-            assert self.structure is not None
-            return Linear("band", self.structure.lband, self.structure.uband)
+        made = self.structure
+        lband, uband = (0, 0) if made is None else (made.lband, made.uband)
+        # A batch of small systems, each entry beside its own, is a narrow band too.
+        if self.kind == "banded" or self.kind == "blocks" and lband + uband + 1 <= self.n // 3:
+            return Linear("band", lband, uband)
         if self.kind == "sparse":
             assert self.rows is not None
             pattern = sparse.csc_matrix(
