@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from pysciml.errors import InputError
 
 __all__ = [
@@ -109,6 +111,12 @@ class PresetTimeCallback(Callback):
     save_positions: tuple[bool, bool] = (True, True)
 
     def __post_init__(self) -> None:
+        given = self.times if isinstance(self.times, (list, tuple)) else [self.times]
+        if any(isinstance(x, Tensor) and x.requires_grad for x in given):
+            raise InputError(
+                "times requires grad, but no gradient is taken for preset times; detach them, or "
+                "give a ContinuousCallback(lambda u, p, t: t - time, affect), which has one."
+            )
         self._check(self.affect)
 
 

@@ -83,6 +83,14 @@ class StateSpec:
         sizes = tuple(int(torch.Size(s).numel()) for s in self.shapes)
         object.__setattr__(self, "sizes", sizes)
 
+    def __deepcopy__(self, memo: Any) -> StateSpec:
+        return self  # it never changes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # torch's own pickles of tree structures warn of themselves: as a tree of numbers instead
+        skeleton = pytree.tree_unflatten(list(range(len(self.shapes))), self.treedef)
+        return _restored_spec, (skeleton, self.shapes, self.dtype, self.device)
+
     @functools.cached_property
     def size(self) -> int:
         """Length n of the flat vector."""
@@ -161,6 +169,10 @@ class StateSpec:
                     f"{self.device}; move the model or {expected} so that both are together."
                 )
         return self.flatten(tree)
+
+
+def _restored_spec(tree: Any, shapes: Any, dtype: torch.dtype, device: Any) -> StateSpec:
+    return StateSpec(pytree.tree_structure(tree), shapes, dtype, device)
 
 
 def _is_number(x: Any) -> bool:

@@ -116,10 +116,21 @@ class Grid:
         return () if self.tensor is None else (self.tensor,)
 
 
-def saveat_grid(saveat: Any, t0: float, t1: float) -> Grid:
-    """The output times that ``saveat`` stands for. Raises InputError."""
+def saveat_grid(saveat: Any, start: Tensor, end: Tensor) -> Grid:
+    """The output times that ``saveat`` stands for; those of a step move with tspan.
+
+    Raises InputError.
+    """
+    t0, t1 = float(start.detach()), float(end.detach())
     if saveat is None:
         return Grid(None, None)
+    if isinstance(saveat, (Tensor, np.ndarray)) and saveat.ndim == 0:
+        if isinstance(saveat, Tensor) and saveat.requires_grad:
+            raise InputError(
+                "saveat is a step that requires grad, but no gradient is taken for a step; detach "
+                "it, or give the times themselves as a 1-d tensor."
+            )
+        saveat = saveat.item()
     if isinstance(saveat, numbers.Real) and not isinstance(saveat, bool):
         step = float(saveat)
         if not math.isfinite(step) or step <= 0.0:
@@ -135,7 +146,11 @@ def saveat_grid(saveat: Any, t0: float, t1: float) -> Grid:
             grid[-1] = t1
         else:
             grid = np.append(grid, t1)
-        return Grid(grid, None)
+        if not (start.requires_grad or end.requires_grad):
+            return Grid(grid, None)
+        inner = torch.as_tensor(grid[1:-1] - t0)
+        first, last = (x.to("cpu", torch.float64).reshape(1) for x in (start, end))
+        return Grid(grid, torch.cat([first, first + inner, last]))
     if isinstance(saveat, (list, tuple)) and any(isinstance(x, Tensor) for x in saveat):
         saveat = _stacked(saveat)
     values = times_within(saveat, "saveat", t0, t1)

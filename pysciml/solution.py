@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._pytree import tree_leaves
 
 from pysciml.engines.base import Stats
 from pysciml.errors import InputError, PyscimlError
-from pysciml.flatten import StateSpec
+from pysciml.flatten import StateSpec, to_numpy
 
 __all__ = ["Event", "Solution"]
 
@@ -22,6 +24,33 @@ class Event:
 
     t: float
     callback: int
+
+
+@dataclass(frozen=True)
+class _Values:
+    """The interpolant of a copied solution: without gradients."""
+
+    inner: Callable[[Any, int], Any]
+    spec: Any
+
+    def __call__(self, at: Tensor, deriv: int) -> Tensor:
+        out = torch.from_numpy(self.inner(to_numpy(at), deriv))
+        return out.to(self.spec.device, self.spec.dtype)
+
+
+def _detached(tree: Any) -> Any:
+    return pytree.tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, tree)
+
+
+def _without_graph(prob: Any) -> Any:
+    """The problem, its tensors that are no leaves of a graph detached: they cannot be copied."""
+
+    def grown(x: Any) -> bool:
+        return isinstance(x, Tensor) and x.grad_fn is not None
+
+    values = {} if prob is None else {f.name: getattr(prob, f.name) for f in fields(prob) if f.init}
+    changed = {k: _detached(v) for k, v in values.items() if any(map(grown, tree_leaves(v)))}
+    return replace(prob, **changed) if changed else prob
 
 
 @dataclass(eq=False, repr=False)
@@ -41,6 +70,8 @@ class Solution:
     events : list of Event
     engine, algorithm : str
         What ran.
+
+    Copies (``copy.deepcopy``, ``pickle``, ``torch.save``) keep the values and are detached.
     """
 
     t: Tensor
@@ -55,6 +86,7 @@ class Solution:
     spec: StateSpec | None = None
     save_idxs: Any = None
     _interpolate: Callable[[Tensor, int], Tensor] | None = None
+    _portable: Callable[[], Any] | None = None
     _span: tuple[float, float] = (0.0, 0.0)
 
     @property
@@ -64,6 +96,16 @@ class Solution:
 
     def __len__(self) -> int:
         return len(self.t)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies and pickles are detached: values and, where the engine can, the interpolant.
+        state = dict(vars(self), _portable=None)
+        state["t"], state["u"] = _detached(self.t), _detached(self.u)
+        state["prob"] = _without_graph(self.prob)
+        if not isinstance(self._interpolate, _Values):
+            inner = None if self._portable is None else self._portable()
+            state["_interpolate"] = None if inner is None else _Values(inner, self.spec)
+        return state
 
     def __call__(self, t: Any, deriv: int = 0) -> Any:
         """The solution at time(s) ``t``, or its derivative: differentiable in u0, p, tspan and t.
@@ -84,7 +126,10 @@ class Solution:
             For a time outside the solution, and for an order other than 0, 1, 2.
         """
         if self._interpolate is None or self.spec is None:
-            raise PyscimlError("This solution keeps no interpolant (dense=False): solve again.")
+            raise PyscimlError(
+                "This solution is a copy that keeps no interpolant (those of the julia engine do "
+                "not); take sol(t) from the original, or solve again with saveat=."
+            )
         if deriv not in (0, 1, 2):
             raise InputError(f"deriv is {deriv!r}; give 0, 1 or 2.")
         times = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)

@@ -34,7 +34,12 @@ from pysciml.options import (
 from pysciml.problems import DAEProblem, ODEProblem
 from pysciml.progress import progress_bar
 from pysciml.solution import Event, Solution
-from pysciml.transforms import refuse_transforms
+from pysciml.transforms import (
+    leave_compiler,
+    plain_mode,
+    refuse_transforms,
+    resume_compiler,
+)
 
 __all__ = ["solve"]
 
@@ -69,8 +74,8 @@ def solve(
         e.g. ``pysciml.Rodas5P()``; chosen by a stiffness test where None.
     engine : "auto", "julia" or "sundials"
     saveat : number, 1-d tensor or sequence, optional
-        A step, or the times to save at (in the direction of integration, within tspan).
-        The solver's own steps where None.
+        A step from t0 on (its times move with tspan), or the times to save at (in the direction
+        of integration, within tspan). The solver's own steps where None.
     abstol, reltol : tolerances; ``abstol`` may be a vector of the state's length, or its structure
     sensealg : sensitivity algorithm, optional
         How gradients are computed; ``GaussAdjoint()`` where None.
@@ -98,43 +103,56 @@ def solve(
     SolveError
         The solve failed on its way; the partial solution is attached.
     """
-    refuse_transforms(getattr(prob, "u0", None), getattr(prob, "p", None), saveat)
-    check_options(prob, unknown, abstol, reltol, dt, dtmax, dtmin, maxiters, sensealg)
-    if isinstance(alg, AlgorithmName):
-        alg = alg()
-    if alg is not None and not isinstance(alg, Algorithm):
-        raise InputError(
-            f"alg is a {type(alg).__name__}; give an algorithm such as pysciml.CVODE_BDF()."
-        )
-    chosen = choose_engine(engine)
-    mass = getattr(prob, "mass_matrix", None)
-    chosen.check(prob.kind, alg, mass is not None)
-    setup = Flattened(prob, chosen, as_callbacks(callback))
-    grid = saveat_grid(saveat, setup.t0, setup.t1)
-    index = state_indices(save_idxs, setup.state)
-    options = {
-        "abstol": absolute_tolerance(abstol, setup.state),
-        "reltol": float(reltol),
-        "tstops": None if tstops is None else times_within(tstops, "tstops", setup.t0, setup.t1),
-        "dt": dt, "dtmax": dtmax, "dtmin": dtmin, "maxiters": int(maxiters),
-        "adaptive": adaptive, "sensealg": sensealg,
-    }  # fmt: skip
-    want = torch.is_grad_enabled() and any(
-        x.requires_grad for x in (*setup.tensors(), *grid.inputs)
-    )
-    if want:
-        setup.require_differentiable()
-    with progress_bar(progress, setup.t0, setup.t1) as report:
-        solve_options = SolveOptions(saveat=grid.values, gradient=want, progress=report, **options)
-        run = _Run(setup, alg, solve_options, raise_on_failure)
-        if want:
-            t, u = _Solve.apply(run, grid.tensor, *setup.tensors())
-        else:
-            flat = run.forward()
-            t, u = setup.from_numpy(flat.t, time=True), setup.from_numpy(flat.u)
-    assert run.flat is not None
-    t = _times_of(run.flat, grid, setup, t)
-    return _solution(run, t, u, index)
+    compiler = leave_compiler()
+    try:
+        refuse_transforms(getattr(prob, "u0", None), getattr(prob, "p", None), saveat)
+        check_options(prob, unknown, abstol, reltol, dt, dtmax, dtmin, maxiters, sensealg)
+        if isinstance(alg, AlgorithmName):
+            alg = alg()
+        if alg is not None and not isinstance(alg, Algorithm):
+            raise InputError(
+                f"alg is a {type(alg).__name__}; give an algorithm such as pysciml.CVODE_BDF()."
+            )
+        chosen = choose_engine(engine)
+        mass = getattr(prob, "mass_matrix", None)
+        chosen.check(prob.kind, alg, mass is not None)
+        with plain_mode():
+            setup = Flattened(prob, chosen, as_callbacks(callback))
+            grid = saveat_grid(saveat, setup.t0_t, setup.t1_t)
+            index = state_indices(save_idxs, setup.state)
+            if tstops is not None:
+                tstops = times_within(tstops, "tstops", setup.t0, setup.t1)
+            options = {
+                "abstol": absolute_tolerance(abstol, setup.state),
+                "reltol": float(reltol),
+                "tstops": tstops,
+                "dt": dt,
+                "dtmax": dtmax,
+                "dtmin": dtmin,
+                "maxiters": int(maxiters),
+                "adaptive": adaptive,
+                "sensealg": sensealg,
+            }
+            want = torch.is_grad_enabled() and any(
+                x.requires_grad for x in (*setup.tensors(), *grid.inputs)
+            )
+            if want:
+                setup.require_differentiable()
+            with progress_bar(progress, setup.t0, setup.t1) as report:
+                solve_options = SolveOptions(
+                    saveat=grid.values, gradient=want, progress=report, **options
+                )
+                run = _Run(setup, alg, solve_options, raise_on_failure)
+                if want:
+                    t, u = _Solve.apply(run, grid.tensor, *setup.tensors())
+                else:
+                    flat = run.forward()
+                    t, u = setup.from_numpy(flat.t, time=True), setup.from_numpy(flat.u)
+            assert run.flat is not None
+            t = _times_of(run.flat, grid, setup, t)
+            return _solution(run, t, u, index)
+    finally:
+        resume_compiler(compiler)
 
 
 class _Run:
@@ -199,7 +217,8 @@ class _Solve(torch.autograd.Function):
         assert flat is not None
         run.setup.require_unchanged()
         g_u, g_t = to_numpy(grad_u), to_numpy(grad_t)
-        gradient = run.setup.engine.adjoint(flat, g_u, g_t)
+        with plain_mode():
+            gradient = run.setup.engine.adjoint(flat, g_u, g_t)
         wanted = ctx.needs_input_grad[1:]
         d_t0 = d_t1 = d_grid = None
         if any(wanted[:3]):
@@ -211,7 +230,7 @@ class _Solve(torch.autograd.Function):
                 d_grid = np.zeros(len(run.options.saveat))
                 from_grid = source >= 0
                 np.add.at(d_grid, source[from_grid], times[from_grid])
-        out = _cotangents(run, gradient, (d_grid, d_t0, d_t1), wanted)
+        out = _cotangents(run, gradient, (d_grid, d_t0, d_t1), wanted, ctx.grid)
         return (None, *_once(out, *run.setup.tensors(), ctx.grid, grad_t, grad_u))
 
 
@@ -233,9 +252,10 @@ class _Interpolate(torch.autograd.Function):
             )
         assert run.flat is not None
         run.setup.require_unchanged()
-        gradient = run.setup.engine.adjoint(run.flat, to_numpy(grad_u), at=ctx.at)
+        with plain_mode():
+            gradient = run.setup.engine.adjoint(run.flat, to_numpy(grad_u), at=ctx.at)
         times = (gradient.times, gradient.t0, 0.0)
-        out = _cotangents(run, gradient, times, ctx.needs_input_grad[2:])
+        out = _cotangents(run, gradient, times, ctx.needs_input_grad[2:], ctx.times)
         return (None, None, *_once(out, *run.setup.tensors(), ctx.times, grad_u))
 
 
@@ -260,19 +280,20 @@ class _NotTwice(torch.autograd.Function):
 
 
 def _cotangents(
-    run: _Run, gradient: FlatGradient, times: tuple[Any, Any, Any], wanted: Sequence[bool]
+    run: _Run,
+    gradient: FlatGradient,
+    times: tuple[Any, Any, Any],
+    wanted: Sequence[bool],
+    grid: Tensor | None,
 ) -> tuple[Any, ...]:
     """Cotangents of the grid, t0, t1 and the leaves, like these; None where not wanted."""
     setup = run.setup
-    like = (None, setup.t0_t, setup.t1_t)
     of_times: list[Tensor | None] = []
-    for value, ref, want in zip(times, like, wanted[:3], strict=True):
-        if not want or value is None:
+    for value, ref, want in zip(times, (grid, setup.t0_t, setup.t1_t), wanted[:3], strict=True):
+        if not want or value is None or ref is None:
             of_times.append(None)
-        elif ref is None:
-            of_times.append(torch.as_tensor(value))
         else:
-            of_times.append(torch.full_like(ref, value))
+            of_times.append(torch.as_tensor(value).to(ref.device, ref.dtype).reshape(ref.shape))
     return (*of_times, *setup.cotangents(gradient, wanted[3:]))
 
 
@@ -300,9 +321,13 @@ def _solution(run: _Run, t: Tensor, u: Tensor, index: Tensor | None) -> Solution
         inputs = setup.tensors()
         if not run.options.gradient:  # solved without gradients, so these are constants
             inputs = tuple(x.detach() for x in inputs)
-        if torch.is_grad_enabled() and any(x.requires_grad for x in (at, *inputs)):
-            return _Interpolate.apply(run, deriv, at, *inputs)
-        return setup.from_numpy(setup.engine.interpolate(flat, to_numpy(at), deriv))
+        compiler = leave_compiler()
+        try:
+            if torch.is_grad_enabled() and any(x.requires_grad for x in (at, *inputs)):
+                return _Interpolate.apply(run, deriv, at, *inputs)
+            return setup.from_numpy(setup.engine.interpolate(flat, to_numpy(at), deriv))
+        finally:
+            resume_compiler(compiler)
 
     return Solution(
         t=t,
@@ -317,5 +342,6 @@ def _solution(run: _Run, t: Tensor, u: Tensor, index: Tensor | None) -> Solution
         spec=setup.state,
         save_idxs=index,
         _interpolate=interpolate,
+        _portable=lambda: setup.engine.portable(flat),
         _span=(setup.t0, flat.t_reached),
     )

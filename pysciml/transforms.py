@@ -1,7 +1,9 @@
-"""What of torch's function transforms a solve can be inside of: none."""
+"""Where torch's modes meet a solve: some are left while it runs, transforms are refused."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,7 +12,39 @@ from torch.utils import _pytree as pytree
 
 from pysciml.errors import InputError
 
-__all__ = ["refuse_transforms"]
+__all__ = ["leave_compiler", "plain_mode", "refuse_transforms", "resume_compiler"]
+
+_eval_frame = torch._C._dynamo.eval_frame
+_autograd: Any = torch._C._autograd
+
+
+@contextlib.contextmanager
+def plain_mode() -> Iterator[None]:
+    """Neither autocast nor hooks on saved tensors.
+
+    A solver's error control cannot live with a function in half precision, and torch.func, which
+    derives the kernels, does not work under the hooks that activation checkpointing sets.
+    """
+    with contextlib.ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        while (hooks := _autograd._top_saved_tensors_default_hooks(True)) is not None:
+            _autograd._pop_saved_tensors_default_hooks()
+            stack.callback(_autograd._push_saved_tensors_default_hooks, *hooks)
+        yield
+
+
+def leave_compiler() -> Any:
+    """Keep torch.compile from tracing what follows; give the result to :func:`resume_compiler`.
+
+    As ``torch.compiler.disable``, which costs the import of torch's compiler.
+    """
+    return _eval_frame.set_eval_frame(None)
+
+
+def resume_compiler(before: Any) -> None:
+    _eval_frame.set_eval_frame(before)
 
 
 def refuse_transforms(*trees: Any) -> None:

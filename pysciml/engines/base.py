@@ -215,6 +215,10 @@ class Engine(ABC):
     def interpolate(self, solution: FlatSolution, ts: Array, deriv: int = 0) -> Array:
         """The solution (or its ``deriv``-th derivative) at times ``ts``: array (len(ts), n)."""
 
+    def portable(self, solution: FlatSolution) -> Callable[[Array, int], Array] | None:
+        """:meth:`interpolate` by itself, fit to be pickled; None where there is none."""
+        return None
+
     @abstractmethod
     def adjoint(
         self,

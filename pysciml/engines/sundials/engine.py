@@ -6,8 +6,10 @@ solvers", ACM TOMS 31 (2005).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,7 @@ from pysciml.engines.sundials.integrate import (
     integrate,
     integrate_at_once,
 )
+from pysciml.engines.sundials.interpolant import Piecewise
 from pysciml.engines.sundials.rates import Rates
 from pysciml.engines.sundials.steppers import (
     NOT_FINITE,
@@ -72,6 +75,12 @@ class Handle:
     options: SolveOptions
     trajectory: Trajectory
     segment_of: npt.NDArray[np.int64]
+
+    @cached_property
+    def piecewise(self) -> Piecewise:
+        """The solution as a function of time."""
+        sign = 1.0 if self.problem.t1 > self.problem.t0 else -1.0
+        return Piecewise([segment.interpolant for segment in self.trajectory.segments], sign)
 
 
 class SundialsEngine(Engine):
@@ -149,12 +158,11 @@ class SundialsEngine(Engine):
 
     def interpolate(self, solution: FlatSolution, ts: Array, deriv: int = 0) -> Array:
         handle: Handle = solution.handle
-        out = np.empty((len(ts), len(handle.problem.u0)))
-        which = _segment_at(handle, ts)
-        for k in np.unique(which):
-            mask = which == k
-            out[mask] = handle.trajectory.segments[k].interpolant(ts[mask], deriv)
-        return out
+        return handle.piecewise(ts, deriv)
+
+    def portable(self, solution: FlatSolution) -> Piecewise:
+        handle: Handle = solution.handle
+        return handle.piecewise
 
     # -- backward --------------------------------------------------------------
 
@@ -180,7 +188,7 @@ class SundialsEngine(Engine):
             slopes = outputs.slopes(trajectory, rates)
         else:
             u = self.interpolate(solution, at)
-            outputs = Outputs.fixed(at, _segment_at(handle, at), u, grad_u)
+            outputs = Outputs.fixed(at, handle.piecewise.which(at), u, grad_u)
             slopes = np.einsum("ij,ij->i", grad_u, self.interpolate(solution, at, 1))
         if forward:
             rtol = (options.sensealg and options.sensealg.reltol) or options.reltol
@@ -237,7 +245,7 @@ def _stops(problem: FlatProblem, options: SolveOptions) -> Array:
     return sign * np.unique(sign * np.concatenate(parts))
 
 
-def _tolerances(alg: Algorithm | None, options: SolveOptions, backwards: bool) -> Tolerances:
+def _tolerances(problem: FlatProblem, alg: Algorithm | None, options: SolveOptions) -> Tolerances:
     extra: dict[str, Any] = {}
     given = {} if alg is None else alg.options
     for ours, theirs in (
@@ -251,8 +259,7 @@ def _tolerances(alg: Algorithm | None, options: SolveOptions, backwards: bool) -
     return Tolerances(
         rtol=float(options.reltol),
         atol=float(atol) if np.ndim(atol) == 0 else np.asarray(atol, dtype=float),
-        # SUNDIALS wants the step's sign, and scikit-sundae none: backwards it is left to SUNDIALS.
-        first_step=0.0 if backwards else abs(options.dt or 0.0),
+        first_step=math.copysign(options.dt or 0.0, problem.t1 - problem.t0),
         max_step=abs(options.dtmax or 0.0),
         min_step=abs(options.dtmin or 0.0),
         extra=extra,
@@ -305,7 +312,7 @@ def _cvode(
         if not is_stiff(None, jvp, problem.u0, problem.t0, problem.t1, span=_FACTOR):
             linear, jac = Linear("gmres", krylov_dim=30), None
     conditions = None if events is None else events.conditions
-    tol = _tolerances(alg, options, problem.t1 < problem.t0)
+    tol = _tolerances(problem, alg, options)
     state = {"method": "BDF", "auto": alg is None}
     formed = None if linear.kind == "sparse" else jac  # as a dense matrix
     if alg is None:
@@ -356,7 +363,7 @@ def _ida(
         initial = ["yp0"]
     span = problem.t1 - problem.t0
     conditions = None if events is None else events.conditions
-    tol = _tolerances(alg, options, problem.t1 < problem.t0)
+    tol = _tolerances(problem, alg, options)
     usable = getattr(functions, "differentiable", True)
 
     def make() -> IdaStepper:
@@ -484,11 +491,3 @@ def _collect(
         t=t, u=u, source=source, retcode=trajectory.retcode, stats=stats, handle=handle,
         message=trajectory.message, t_reached=float(trajectory.segments[-1].t[-1]), events=events,
     )  # fmt: skip
-
-
-def _segment_at(handle: Handle, ts: Array) -> npt.NDArray[np.int64]:
-    """The segment that holds each time; at an event the one after it."""
-    sign = 1.0 if handle.problem.t1 > handle.problem.t0 else -1.0
-    starts = np.array([s.t[0] for s in handle.trajectory.segments])
-    which = np.searchsorted(sign * starts, sign * ts, side="right") - 1
-    return np.clip(which, 0, len(starts) - 1)

@@ -80,6 +80,34 @@ class Interpolant:
         return out
 
 
+class Piecewise:
+    """A solution that jumps between its pieces: at a jump it is the piece after it.
+
+    Parameters
+    ----------
+    pieces : interpolants of stretches that follow each other
+    sign : 1.0 or -1.0, the direction of time
+    """
+
+    def __init__(self, pieces: list[Interpolant], sign: float) -> None:
+        self.pieces, self.sign = pieces, sign
+        self.starts = np.array([piece.t[0] for piece in pieces])
+
+    def which(self, times: Array) -> Ints:
+        """The piece that holds each time."""
+        found = np.searchsorted(self.sign * self.starts, self.sign * times, side="right") - 1
+        return np.clip(found, 0, len(self.starts) - 1)
+
+    def __call__(self, times: Array, deriv: int = 0) -> Array:
+        """Values (or derivatives) at ``times``, shape (q,): array (q, n)."""
+        out = np.empty((len(times), self.pieces[0].u.shape[1]))
+        which = self.which(times)
+        for k in np.unique(which):
+            mask = which == k
+            out[mask] = self.pieces[k](times[mask], deriv)
+        return out
+
+
 def _stencils(t: Array, width: int) -> tuple[Ints, Ints]:
     """For each interval of the mesh the first step of its stencil, and how many it takes."""
     last = len(t) - 1

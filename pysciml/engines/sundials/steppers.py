@@ -114,7 +114,7 @@ def _begin(make: Callable[[], Any], *initial: Any) -> tuple[Any, Any]:
 class Tolerances:
     rtol: float
     atol: float | Array
-    first_step: float = 0.0
+    first_step: float = 0.0  # signed; 0 where the solver is to find it
     max_step: float = 0.0
     min_step: float = 0.0
     extra: dict[str, Any] = field(default_factory=dict)
@@ -123,11 +123,18 @@ class Tolerances:
         return {
             "rtol": self.rtol,
             "atol": self.atol,
-            "first_step": self.first_step,
+            "first_step": max(self.first_step, 0.0),
             "max_step": self.max_step,
             "min_step": self.min_step,
             **self.extra,
         }
+
+    def first_stop(self, t: float, stop: float) -> float:
+        """Where the first step from t ends at the latest.
+
+        scikit-sundae takes no negative first step, so in backward time it is bounded by a stop.
+        """
+        return max(stop, t + self.first_step) if self.first_step < 0.0 else stop
 
 
 def guarded(value: Callable[..., None], counts: Counts) -> Callable[..., None]:
@@ -190,21 +197,26 @@ class CvodeStepper:
             options["eventsfn"] = conditions.fn
             options["num_events"] = len(conditions)
         self._monitor = monitor
-        self._counts = counts
+        self._counts, self._tol = counts, tol
         self._make = lambda: _cvode(guarded(value, counts), options)
 
     def start(self, t: float, u: Array, du: Array | None) -> tuple[Array, Array | None]:
         self._solver, _ = _begin(self._make, t, u)
+        self._start: float | None = t
         return u, None
 
     def settle(self, t: float, u: Array, du: Array | None) -> tuple[Array, Array | None]:
         return u, None
 
     def step(self, t1: float, stop: float) -> Any:
+        if self._start is not None:
+            stop, self._start = self._tol.first_stop(self._start, stop), None
         return self._counts.after(self._solver.step(t1, "onestep", stop))
 
     def whole(self, t0: float, t1: float, u: Array, maxiters: int) -> Any:
         """All steps from t0 to t1 in one call: scikit-sundae's result, None where it fails."""
+        if self._tol.first_step < 0.0:
+            return None
         self._counts.limit = 2 * maxiters
         try:
             result = self._make().solve(np.array([t0, t1]), u)
@@ -274,7 +286,7 @@ class IdaStepper:
                     raise NotFinite(NOT_FINITE)
                 out[...] = _HUGE
 
-        self._counts = counts
+        self._counts, self._tol = counts, tol
         self._make = lambda: IDA(residual, **options)
         self._search: Callable[..., tuple[Array, Array] | None] = lambda t, u, du: None
         if initial is not None and jac is not None:
@@ -289,12 +301,15 @@ class IdaStepper:
             if found is None:
                 raise
             self._solver, result = _begin(self._make, t, *found)
+        self._start: float | None = t
         return result.y, result.yp
 
     def settle(self, t: float, u: Array, du: Array | None) -> tuple[Array, Array | None]:
         return self.start(t, u, du)
 
     def step(self, t1: float, stop: float) -> Any:
+        if self._start is not None:
+            stop, self._start = self._tol.first_stop(self._start, stop), None
         return self._counts.after(self._solver.step(t1, "onestep", stop))
 
     def after_step(self, t: float, u: Array, h: float) -> bool:
