@@ -1,8 +1,6 @@
-"""Decompositions of products, distances and small factorisations."""
+"""Decompositions of products and distances."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,7 +62,7 @@ def _logcumsumexp(x: Tensor, dim: int) -> Tensor:
     return torch.log(torch.cumsum(torch.exp(x - top), dim)) + top
 
 
-# ---- distances and factorisations
+# ---- distances
 
 
 @decomposes(aten._cdist_forward.default)
@@ -75,58 +73,3 @@ def _cdist(a: Tensor, b: Tensor, p: float, mode: int | None) -> Tensor:
 @decomposes(aten._euclidean_dist.default)
 def _euclidean(a: Tensor, b: Tensor) -> Tensor:
     return torch.linalg.vector_norm(a.unsqueeze(-2) - b.unsqueeze(-3), 2, dim=-1)
-
-
-def _determinant(a: Tensor) -> Tensor:
-    """By cofactors."""
-
-    def minor(top: int, columns: tuple[int, ...]) -> Tensor:
-        if not columns:
-            return torch.ones_like(a.sum((-2, -1)))
-        total: Tensor | None = None
-        for k, column in enumerate(columns):
-            term = a[..., top, column]
-            if len(columns) > 1:
-                term = term * minor(top + 1, columns[:k] + columns[k + 1 :])
-            total = term if total is None else total - term if k % 2 else total + term
-        assert total is not None
-        return total
-
-    return minor(0, tuple(range(a.shape[-1])))
-
-
-@decomposes(aten._linalg_det.default)
-def _linalg_det(a: Tensor) -> Any:
-    if a.shape[-1] > 4:
-        return NotImplemented
-    return _determinant(a), a, torch.zeros(a.shape[:-1], dtype=torch.int32, device=a.device)
-
-
-@decomposes(aten._linalg_slogdet.default)
-def _linalg_slogdet(a: Tensor) -> Any:
-    if a.shape[-1] > 4:
-        return NotImplemented
-    det = _determinant(a)
-    pivots = torch.zeros(a.shape[:-1], dtype=torch.int32, device=a.device)
-    return torch.sign(det), torch.log(torch.abs(det)), a, pivots
-
-
-@decomposes(aten.linalg_cholesky_ex.default)
-def _cholesky(a: Tensor, *, upper: bool = False, check_errors: bool = False) -> Any:
-    n = a.shape[-1]
-    if n > 8:
-        return NotImplemented
-    rows: list[list[Tensor]] = []
-    for i in range(n):
-        row: list[Tensor] = []
-        for j in range(i + 1):
-            other = row if j == i else rows[j]
-            rest = a[..., i, j]
-            for k in range(j):
-                rest = rest - row[k] * other[k]
-            row.append(torch.sqrt(rest) if i == j else rest / rows[j][j])
-        rows.append(row)
-    zero = torch.zeros_like(a[..., 0, 0])
-    lower = torch.stack([torch.stack(row + [zero] * (n - len(row)), -1) for row in rows], -2)
-    info = torch.zeros(a.shape[:-2], dtype=torch.int32, device=a.device)
-    return (lower.mT if upper else lower), info

@@ -14,7 +14,12 @@ from typing import Any
 import torch
 from torch._decomp import core_aten_decompositions, get_decompositions
 
-from pysciml.kernels import decompose_matrix, decompose_nn, decompose_space  # noqa: F401
+from pysciml.kernels import (  # noqa: F401
+    decompose_factor,
+    decompose_matrix,
+    decompose_nn,
+    decompose_space,
+)
 from pysciml.kernels.decomposing import OWN
 from pysciml.kernels.lowering import RULES
 

@@ -180,4 +180,4 @@ def _check_errors(ctx: Any, *_: Any, **__: Any) -> None:
 
 @lowers("_linalg_det", "_linalg_slogdet")
 def _det(ctx: Any, a: Node) -> Node:
-    raise LoweringError(f"the determinant of a matrix of size {a.shape[-1]} (at most 4)")
+    raise LoweringError(f"the determinant of a matrix of size {a.shape[-1]} (at most 32)")

@@ -438,9 +438,43 @@ _add(
     "solve_matrix",
     lambda u, p, t: torch.linalg.solve(_W + 3 * torch.eye(4), torch.outer(u, p)).sum(1) * t,
 )
+
+
+def _spread(u: Tensor, p: Tensor, n: int) -> Tensor:
+    """A regular matrix (n, n) of u and p that elimination exchanges rows of."""
+    k = torch.arange(n * n, dtype=torch.float64).reshape(n, n)
+    wave = torch.sin(k * u[0] + k**2 * 0.3) + torch.cos(k * p[1]) * u[2]
+    return wave + torch.diag(p[3] * torch.arange(n)).flip(0)
+
+
+def _definite(u: Tensor, p: Tensor, n: int) -> Tensor:
+    """A symmetric positive definite matrix (n, n) with eigenvalues apart."""
+    x = _spread(u, p, n)
+    return 0.1 * x @ x.mT / n + torch.diag(1.0 + torch.arange(n) / n)
+
+
+def _of_symmetric(fn: Callable[[Tensor], Tensor], a: Tensor) -> Tensor:
+    """A function of a symmetric matrix by its eigenvalues."""
+    values, vectors = torch.linalg.eigh(a)
+    return (vectors * fn(values)) @ vectors.mT
+
+
+_A6 = torch.sin(torch.arange(36.0, dtype=torch.float64) ** 2).reshape(6, 6)
+
 _add("inv", lambda u, p, t: torch.linalg.inv(_W + torch.diag(3 + p)) @ u * t)
 _add("det", lambda u, p, t: torch.linalg.det(u.reshape(2, 2) + 3 * torch.eye(2)) * p + t)
 _add("det3", lambda u, p, t: torch.linalg.det(u.reshape(3, 3) + 3 * torch.eye(3)) * p + t, n_u=9)
+_add(
+    "det_large",
+    lambda u, p, t: torch.linalg.det(_spread(u, p, 6)) * u + torch.linalg.det(_A6 * (1 + t)) * p,
+)
+_add(
+    "slogdet_large",
+    lambda u, p, t: (
+        torch.linalg.slogdet(_spread(u, p, 9))[1] * u
+        + torch.linalg.slogdet(_spread(p, u, 5)[None].expand(2, 5, 5)).sign.sum() * p * t
+    ),
+)
 _add("slogdet", lambda u, p, t: torch.linalg.slogdet(u.reshape(2, 2) + 3 * torch.eye(2))[1] * p + t)
 _add(
     "solve_triangular",
@@ -449,6 +483,49 @@ _add(
             :, 0
         ]
         + t
+    ),
+)
+_add(
+    "cholesky_large",
+    lambda u, p, t: (
+        torch.linalg.cholesky(_definite(u, p, 12)).sum(0)[:4] * t
+        + torch.linalg.cholesky(_definite(p, u, 9), upper=True)[:4, 4]
+    ),
+)
+_add(
+    "cholesky_solve",
+    lambda u, p, t: (
+        torch.cholesky_solve(u[:, None], torch.linalg.cholesky(_definite(p, u, 4))).reshape(-1)
+        + torch.cholesky_inverse(torch.linalg.cholesky(_definite(u, p, 4))) @ p * t
+    ),
+)
+_add("inv_large", lambda u, p, t: torch.linalg.inv(_definite(u, p, 16))[:4, 1] * p * t)
+_add(
+    "matrix_exp",
+    lambda u, p, t: torch.linalg.matrix_exp(u.reshape(2, 2) * t) @ p[:2].repeat(1),
+    n_p=2,
+)
+_add(
+    "matrix_exp_large",
+    lambda u, p, t: (
+        torch.matrix_exp(_spread(u, p, 5))[:4, 0] * t
+        + torch.matrix_exp(-30.0 * _definite(p, u, 4)).sum(0)
+    ),
+)
+_add(
+    "of_one_triangle",
+    lambda u, p, t: (
+        torch.linalg.eigvalsh(u.reshape(2, 2))
+        + torch.linalg.eigvalsh(u.reshape(2, 2), UPLO="U") * p[:2]
+        + torch.linalg.cholesky(u.reshape(2, 2) + 4 * torch.eye(2)) @ p[2:] * t
+    ),
+)
+_add("eigvalsh", lambda u, p, t: torch.linalg.eigvalsh(_definite(u, p, 4)) * u * t)
+_add(
+    "eigh",
+    lambda u, p, t: (
+        _of_symmetric(torch.sqrt, _definite(u, p, 4)) @ p
+        + torch.linalg.eigh(_definite(p, u, 3), UPLO="U").eigenvalues.sum() * t
     ),
 )
 _add(
