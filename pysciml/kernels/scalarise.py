@@ -31,6 +31,8 @@ from pysciml.kernels.simplify import Builder, rebuild_node, simplify
 from pysciml.kernels.symbols import Symbols, move, of_ids, of_literal, split_elementwise
 
 _CHEAP = BINARY | COMPARE | LOGICAL | {"neg", "abs", "where", "cast", "reciprocal"}
+#: Arrays of more elements than this are not packed one by one, except for few from one array.
+_PACKED, _FEW = 512, 8
 _CHAIN = {
     "sum": "add",
     "prod": "mul",
@@ -194,12 +196,44 @@ class _Scalariser:
             return self.scalar(int(ids[0]))
         if (ids == ids[0]).all():
             return self.builder.broadcast(self.scalar(int(ids[0])), symbols.shape)
+        if len(ids) > _PACKED and symbols.kind == "f":
+            return self.scattered(symbols)
         vals = symbols.vals.reshape(-1)
         parts = [
             self.element(i, v, symbols.kind)
             for i, v in zip(ids.tolist(), vals.tolist(), strict=True)
         ]
         return self.builder.build("pack", *parts, shape=symbols.shape, kind=symbols.kind)
+
+    def scattered(self, symbols: Symbols) -> Node:
+        """As :meth:`pack`, for many elements: set into the array of the literals among them.
+
+        Elements that still stand in arrays are taken from there, array by array.
+        """
+        build, ids = self.builder.build, symbols.ids.reshape(-1)
+        literals = np.where(ids < 0, symbols.vals.reshape(-1), 0.0)
+        out = self.builder.intern(const(literals))
+        live = np.flatnonzero(ids >= 0)
+        owners = np.array(
+            [-1 if self.nodes[i] is not None else bisect_right(self.starts, i) - 1
+             for i in ids[live].tolist()]
+        )  # fmt: skip
+        for owner in np.unique(owners).tolist():
+            at = live[owners == owner]
+            if owner < 0 or len(at) <= _FEW:
+                values = build(
+                    "pack", *map(self.scalar, ids[at].tolist()), shape=at.shape, kind="f"
+                )
+            else:
+                array = self.array(self.owners[owner])
+                flat = build("reshape", array, shape=(array.size,), kind="f")
+                index = self.builder.intern(const(ids[at] - self.starts[owner]))
+                values = build("take", flat, index)
+            if len(at) == len(ids):
+                out = values
+            else:
+                out = build("scatter_set", out, self.builder.intern(const(at)), values)
+        return build("reshape", out, shape=symbols.shape, kind="f")
 
     def taking(self, ids: Iterable[int]) -> float:
         """What taking out the elements that are still in arrays costs."""

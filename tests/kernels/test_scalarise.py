@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from interpreter import evaluate
 from random_graphs import assert_close, random_graph, random_inputs, tame
 
+from pysciml.kernels import emit_numpy
 from pysciml.kernels.graph import Graph, Node, const, input_node, make
 from pysciml.kernels.scalarise import Costs, scalarise
 
@@ -110,3 +111,53 @@ def test_medium_literals_are_quick() -> None:
     start = time.perf_counter()
     scalarise(Graph((u,), (node,)))
     assert time.perf_counter() - start < 5.0
+
+
+_TABLE = np.random.default_rng(0).normal(size=2000)
+
+
+def _few_live_in_a_table() -> Node:
+    """Two scalars among 2000 literals."""
+    x = make("mul", make("elem", U, index=1), make("elem", U, index=2))
+    head = make("reshape", x, shape=(1,))
+    tail = make("reshape", make("sin", x), shape=(1,))
+    return make("cat", head, const(_TABLE), tail, dim=0)
+
+
+def _elements_between_literals() -> Node:
+    """Many elements of an array that stays one, spread out and in reverse."""
+    wide = input_node("v", (300,))
+    spread = make("pad", make("flip", wide, dims=(0,)), lo=(1,), hi=(2,), interior=(3,))
+    return make("add", spread, make("mul", const(_TABLE[: spread.size]), const(0.0)))
+
+
+def _moved_through_a_mask() -> Node:
+    """A (50, 50) literal to which one scalar is added somewhere."""
+    hole = np.zeros((50, 50))
+    hole[3, 4] = 1.0
+    part = make("mul", const(hole), make("elem", U, index=0))
+    return make("matmul", make("add", part, const(_TABLE[:50, None] * _TABLE[None, :50])), make(
+        "reshape", make("expand", make("reshape", T, shape=(1,)), shape=(50,)), shape=(50, 1)
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "build", [_few_live_in_a_table, _elements_between_literals, _moved_through_a_mask]
+)
+def test_large_literals_are_not_written_out(build) -> None:  # type: ignore[no-untyped-def]
+    out = make("exp", make("mul", build(), const(0.01)))
+    inputs = (U, T, input_node("v", (300,)))
+    names = {n.attr("name"): n for n in Graph(inputs, (out,)).nodes() if n.op == "input"}
+    graph = Graph(tuple(names.values()), (out,))
+    rng = np.random.default_rng(1)
+    values = {k: rng.normal(size=n.shape) for k, n in names.items()}
+    found = scalarise(graph)
+    assert max(len(n.args) for n in found.nodes()) <= 16
+    np.testing.assert_allclose(
+        evaluate(found, **values)[0], evaluate(graph, **values)[0], rtol=1e-14
+    )
+    kernel = emit_numpy.compile(graph)
+    assert len(kernel.source()) < 4000
+    result = np.empty(out.shape)
+    kernel(*values.values(), result)
+    np.testing.assert_allclose(result, evaluate(graph, **values)[0], rtol=1e-14)
