@@ -175,6 +175,12 @@ def _restored_spec(tree: Any, shapes: Any, dtype: torch.dtype, device: Any) -> S
     return StateSpec(pytree.tree_structure(tree), shapes, dtype, device)
 
 
+def _restored_params(
+    tree: Any, slots: Any, static: Any, dtype: torch.dtype, device: Any
+) -> ParameterSpec:
+    return ParameterSpec(pytree.tree_structure(tree), slots, static, dtype, device)
+
+
 def _is_number(x: Any) -> bool:
     """A real number that is a parameter, not a setting: floats, not integers or flags."""
     return isinstance(x, numbers.Real) and not isinstance(x, (bool, int))
@@ -240,6 +246,13 @@ class ParameterSpec:
     def __post_init__(self) -> None:
         sizes = tuple(int(torch.Size(s).numel()) for s in self.slots if s is not None)
         object.__setattr__(self, "sizes", sizes)
+
+    def __deepcopy__(self, memo: Any) -> ParameterSpec:
+        return self  # where its static leaves are copied too, ``leaves`` sees that they are others
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        skeleton = pytree.tree_unflatten(list(range(len(self.slots))), self.treedef)
+        return _restored_params, (skeleton, self.slots, self.static, self.dtype, self.device)
 
     @functools.cached_property
     def size(self) -> int:

@@ -208,7 +208,7 @@ class SundialsEngine(Engine):
 def _method(problem: FlatProblem, options: SolveOptions, rates: Rates) -> Any:
     sensealg = options.sensealg or GaussAdjoint()
     rtol = sensealg.reltol or options.reltol
-    if sensealg.name == "GaussAdjoint":
+    if sensealg.name in ("GaussAdjoint", "CollocationAdjoint"):
         return CollocationAdjoint(problem, rtol, rates)
     return stepping_adjoint(problem, options, sensealg)
 
@@ -384,8 +384,8 @@ def _without_rate(problem: FlatProblem) -> list[int]:
             return []
         by_rate = np.empty((n, n))
         functions.bind("jac:du", problem.p, problem.c)(problem.du0, problem.u0, problem.t0, by_rate)
-        pattern = by_rate != 0.0
-    return [i for i in range(n) if not pattern[:, i].any()]
+        return np.flatnonzero((by_rate == 0.0).all(axis=0)).tolist()
+    return np.flatnonzero(pattern.getnnz(axis=0) == 0).tolist()
 
 
 def _residual(problem: FlatProblem) -> tuple[Callable[..., None], Callable[..., None]]:
