@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 import warnings
@@ -137,6 +138,23 @@ class Tolerances:
         return max(stop, t + self.first_step) if self.first_step < 0.0 else stop
 
 
+def _signed(fn: Callable[..., None], like: Callable[..., None]) -> Callable[..., None]:
+    """``fn`` with its signature at hand, which scikit-sundae asks for at every solve."""
+    fn.__signature__ = _signature(like)  # type: ignore[attr-defined]
+    return fn
+
+
+@cache
+def _signature(like: Callable[..., None]) -> inspect.Signature:
+    return inspect.signature(like)
+
+
+def _three(t: float, y: Array, yp: Array) -> None: ...
+
+
+def _four(t: float, y: Array, yp: Array, out: Array) -> None: ...
+
+
 def guarded(value: Callable[..., None], counts: Counts) -> Callable[..., None]:
     """``value`` with its result checked; the last argument is the output."""
     isfinite = math.isfinite
@@ -156,7 +174,7 @@ def guarded(value: Callable[..., None], counts: Counts) -> Callable[..., None]:
         if counts.nf > counts.limit:
             raise TooMany
 
-    return rhs
+    return _signed(rhs, _three)
 
 
 class CvodeStepper:
@@ -192,7 +210,7 @@ class CvodeStepper:
                 counts.njacs += 1
                 jac(y, t, out)
 
-            options["jacfn"] = jacobian
+            options["jacfn"] = _signed(jacobian, _four)
         if conditions is not None and len(conditions):
             options["eventsfn"] = conditions.fn
             options["num_events"] = len(conditions)
