@@ -6,6 +6,7 @@ Each against a closed form or against differences; both methods on every problem
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -248,6 +249,85 @@ def test_a_residual_that_is_nonlinear_in_its_rates(sensealg):
     (got,) = torch.autograd.grad(loss(x, tol, sensealg), x)
     want = central_difference(lambda x: loss(x, {"abstol": 1e-13, "reltol": 1e-13}), x, 1e-3)
     assert_close(got, want, 1e-6)
+
+
+FINEST = {"abstol": 1e-12, "reltol": 1e-12, "engine": "sundials"}
+
+
+def against_differences(loss, x, sensealg):
+    (got,) = torch.autograd.grad(loss(x, sensealg), x)
+    assert_close(got, central_difference(lambda x: loss(x, None), x, 1e-4), 1e-6)
+
+
+@both
+def test_backward_time(sensealg):
+    def loss(x, sensealg):
+        callback = ps.ContinuousCallback(
+            lambda u, p, t: u[1] - p[1], lambda u, p, t: torch.stack([p[2] * u[0] + t, u[1]])
+        )
+        prob = ps.ODEProblem(
+            lambda u, p, t: torch.stack([-p[0] * u[0], u[1] - u[0] ** 2 - t]),
+            torch.stack([x[0], x[0]]), (1.0, 0.0), x[1:],
+            mass_matrix=torch.diag(f64(1.0, 0.0)), callback=callback,
+        )  # fmt: skip
+        sol = ps.solve(prob, saveat=[0.9, 0.1], sensealg=sensealg, **FINEST)
+        assert len(sol.events) == 3
+        return (sol.u * f64(1.0, 2.0)).sum() + sol.t.sum() + sol(0.3)[1]
+
+    against_differences(loss, f64(1.0, 1.0, 2.8, 0.5, grad=True), sensealg)
+
+
+MASSES = {
+    "not diagonal": (
+        f64([[2.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]),
+        lambda u, p: torch.stack([u[2] - p[0] * u[0], -p[1] * u[1], u[2] - u[0] * u[1]]),
+        lambda u, p, t: torch.stack([u[0] + p[3] * u[2], u[1] * t, u[2]]),
+        lambda x: torch.stack([x[0], x[1], x[0] * x[1]]),
+    ),
+    # every entry of the state has a rate in it, and yet one equation is a constraint
+    "no column of zeros": (
+        f64([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]),
+        lambda u, p: torch.stack([-p[0] * u[0], u[0] - u[1], p[1] * u[0] - u[2]]),
+        lambda u, p, t: torch.stack([u[0] + p[3], u[1] + p[3], u[2] * t]),
+        lambda x: torch.stack([x[0], x[0], x[1]]),
+    ),
+}
+
+
+@both
+@pytest.mark.parametrize("name", MASSES)
+def test_mass_matrices_of_other_forms(name, sensealg):
+    mass, f, affect, start = MASSES[name]
+
+    def loss(x, sensealg):
+        callback = ps.ContinuousCallback(lambda u, p, t: u[2] - p[2], affect)
+        prob = ps.ODEProblem(
+            lambda u, p, t: f(u, p), start(x), (0.0, 2.0), x[2:], mass_matrix=mass,
+            callback=callback,
+        )  # fmt: skip
+        sol = ps.solve(prob, sensealg=sensealg, **FINEST)
+        assert len(sol.events) >= 1
+        return (sol.u[-1] * f64(1.0, 2.0, 3.0)).sum()
+
+    against_differences(loss, f64(1.0, 1.2, 1.0, 0.5, 0.6, 0.3, grad=True), sensealg)
+
+
+@both
+def test_condition_and_affect_that_are_called_back(sensealg):
+    def condition(u, p, t):
+        return u[0] - p[1] if float(u[0].detach()) > -1.0 else u[0]
+
+    def affect(u, p, t):
+        return u + p[2] * t if float(u[0].detach()) > 0.0 else u
+
+    def loss(x, sensealg):
+        callback = ps.ContinuousCallback(condition, affect, direction=-1)
+        prob = ps.ODEProblem(lambda u, p, t: -p[0] * u, x[:1], (0.0, 2.0), x[1:], callback=callback)
+        return ps.solve(prob, sensealg=sensealg, **FINEST).u[-1].sum()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ps.CaptureWarning)
+        against_differences(loss, f64(1.0, 1.0, 0.6, 0.5, grad=True), sensealg)
 
 
 def test_a_higher_index_is_named():

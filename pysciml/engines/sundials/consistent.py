@@ -18,21 +18,16 @@ _ITERATIONS, _HALVINGS = 50, 12
 
 
 def consistent(
-    value: Callable[..., None],
-    jac: Callable[..., None],
-    algebraic: list[int],
-    t: float,
-    u: Array,
-    du: Array,
+    value: Callable[..., None], jac: Callable[..., None], t: float, u: Array, du: Array
 ) -> tuple[Array, Array] | None:
-    """(u, du) with ``F(du, u, t) = 0``: other algebraic entries of u, other rates of the rest.
+    """(u, du) with ``F(du, u, t) = 0``: u changed along the null space of dF/du' alone.
 
-    ``value``: fn(du, u, t, out); ``jac``: fn(du, u, t, cj, out) filling dF/du + cj dF/du'. None
-    where Newton's method, its steps halved while they do not help, does not get there.
+    What the rates act on is kept, so where the equation has algebraic variables these are what
+    changes. ``value``: fn(du, u, t, out); ``jac``: fn(du, u, t, cj, out) filling dF/du + cj
+    dF/du'. None where Newton's method, its steps halved while they do not help, does not get
+    there.
     """
     n = len(u)
-    free = np.zeros(n, dtype=bool)
-    free[algebraic] = True
     residual, by_u, both = np.empty(n), np.empty((n, n)), np.empty((n, n))
 
     def size(u: Array, du: Array) -> float:
@@ -43,20 +38,27 @@ def consistent(
     for _ in range(_ITERATIONS):
         jac(du, u, t, 0.0, by_u)
         jac(du, u, t, 1.0, both)
+        mass = both - by_u
+        if not (np.isfinite(mass).all() and np.isfinite(by_u).all() and np.isfinite(now)):
+            return None
+        _, sigma, rows = np.linalg.svd(mass)
+        rank = int((sigma > 1e-12 * max(sigma[0], 1e-300)).sum())
+        matrix = np.concatenate([mass @ rows[:rank].T, by_u @ rows[rank:].T], axis=1)
         try:
-            step = np.linalg.solve(np.where(free, by_u, both - by_u), -residual)
+            step = np.linalg.solve(matrix, -residual)
         except np.linalg.LinAlgError:
             return None
+        step_du, step_u = step[:rank] @ rows[:rank], step[rank:] @ rows[rank:]
         for halving in range(_HALVINGS):
-            part = 0.5**halving * step
-            u_new, du_new = np.where(free, u + part, u), np.where(free, du, du + part)
-            after = size(u_new, du_new)
+            part = 0.5**halving
+            after = size(u + part * step_u, du + part * step_du)
             if after < now or after == 0.0:
                 break
         else:  # no better any more: at the rounding, or stuck
-            scale = np.abs(np.where(free, u, du))
-            return (u, du) if bool((np.abs(step) <= 1e-8 * (1.0 + scale)).all()) else None
-        u, du, now = u_new, du_new, after
+            near = np.abs(step_u) <= 1e-8 * (1.0 + np.abs(u))
+            near &= np.abs(step_du) <= 1e-8 * (1.0 + np.abs(du))
+            return (u, du) if near.all() else None
+        u, du, now = u + part * step_u, du + part * step_du, after
         if now == 0.0:
             break
     return u, du

@@ -306,9 +306,11 @@ class IdaStepper:
 
         self._counts, self._tol = counts, tol
         self._make = lambda: IDA(residual, **options)
+        as_is = {k: v for k, v in options.items() if not k.startswith("calc_init")}
+        self._make_as_is = lambda: IDA(residual, **as_is)
         self._search: Callable[..., tuple[Array, Array] | None] = lambda t, u, du: None
         if initial is not None and jac is not None:
-            self._search = partial(consistent, value, jac, algebraic)
+            self._search = partial(consistent, value, jac)
 
     def start(self, t: float, u: Array, du: Array | None) -> tuple[Array, Array | None]:
         du = np.zeros_like(u) if du is None else du
@@ -318,7 +320,7 @@ class IdaStepper:
             found = self._search(t, u, du)
             if found is None:
                 raise
-            self._solver, result = _begin(self._make, t, *found)
+            self._solver, result = _begin(self._make_as_is, t, *found)
         self._start: float | None = t
         return result.y, result.yp
 

@@ -42,7 +42,7 @@ def stepping_adjoint(
     if problem.kind == "dae" or problem.mass_matrix is not None:
         raise EngineError(
             f"{sensealg.name} is for ODEs on the sundials engine; a DAE's gradient comes from "
-            "GaussAdjoint() (states up to a few hundred entries), or from engine='julia'."
+            "GaussAdjoint() or, for few parameters, ForwardSensitivity()."
         )
     kinds = {
         "QuadratureAdjoint": _Quadrature,
