@@ -103,7 +103,7 @@ class MultipleShooting(torch.nn.Module):
         self.starts = torch.nn.Parameter(starts.detach().clone().to(like.dtype))
         self._place_data(t.detach().to(torch.float64), begin, end)
         self.prob = ODEProblem(
-            _batched(prob.f, t, begin, end, like), self.starts, (0.0, 1.0), prob.p
+            _Segments(prob.f, t, begin, end, like), self.starts, (0.0, 1.0), prob.p
         )
 
     def _place_data(self, t: Tensor, begin: list[int], end: list[int]) -> None:
@@ -175,14 +175,15 @@ def _said(x: Any) -> str:
     return "missing" if x is None else f"a {type(x).__name__}"
 
 
-def _batched(f: Any, t: Tensor, begin: list[int], end: list[int], like: Tensor) -> Any:
-    times = t.detach().to(like.device, like.dtype)
-    start, width = times[begin], times[end] - times[begin]
+class _Segments:
+    """``f`` on all segments at once, in each its own time. An object, so that modules pickle."""
 
-    def segments(u: Tensor, p: Any, s: Tensor) -> Tensor:
+    def __init__(self, f: Any, t: Tensor, begin: list[int], end: list[int], like: Tensor) -> None:
+        times = t.detach().to(like.device, like.dtype)
+        self.f, self.start, self.width = f, times[begin], times[end] - times[begin]
+
+    def __call__(self, u: Tensor, p: Any, s: Tensor) -> Tensor:
         def one(v: Tensor, a: Tensor, h: Tensor) -> Tensor:
-            return h * f(v, p, a + h * s)
+            return h * self.f(v, p, a + h * s)
 
-        return torch.vmap(one)(u, start, width)
-
-    return segments
+        return torch.vmap(one)(u, self.start, self.width)

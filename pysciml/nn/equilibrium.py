@@ -1,0 +1,195 @@
+"""Deep equilibrium models: a layer whose output is a fixed point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pysciml.callbacks import DiscreteCallback, terminate
+from pysciml.engines.base import Stats
+from pysciml.errors import InputError, SolveError
+from pysciml.nn.base import last_of
+from pysciml.nn.field import check_field
+from pysciml.problems import ODEProblem
+from pysciml.solve import solve
+
+__all__ = ["DeepEquilibrium"]
+
+
+class DeepEquilibrium(nn.Module):
+    """``z* = f(z*, x)``, with gradients by the implicit function theorem: memory of one layer.
+
+    Parameters
+    ----------
+    f : nn.Module or callable
+        ``f(z, x)``, giving the shape of ``z``.
+    size : int, optional
+        Entries of ``z`` on the last axis, which starts at zero; like ``x`` where None.
+    solver : "anderson" or "ode"
+        Anderson's accelerated iteration, or the steady state of ``dz/dt = f(z, x) - z`` by
+        :func:`pysciml.solve`, which also finds fixed points that the iteration runs away from.
+    tol : float
+        Of ``|f(z, x) - z| / |z|``, forward and backward.
+    max_iters, memory : int
+        Most iterations, and how many of them Anderson's method combines.
+    alg, engine : of solver="ode"
+
+    Attributes
+    ----------
+    iterations : int
+        Evaluations of ``f`` in the last forward pass.
+
+    Raises
+    ------
+    SolveError
+        Where no fixed point is found.
+
+    Sources: Bai, Kolter, Koltun, "Deep equilibrium models", NeurIPS 2019; Walker and Ni, "Anderson
+    acceleration for fixed-point iterations", SIAM J. Numer. Anal. 49, 2011.
+    """
+
+    def __init__(
+        self,
+        f: Callable[[Tensor, Tensor], Tensor],
+        size: int | None = None,
+        *,
+        solver: str = "anderson",
+        tol: float = 1e-6,
+        max_iters: int = 200,
+        memory: int = 6,
+        alg: Any = None,
+        engine: str = "auto",
+    ) -> None:
+        super().__init__()
+        if solver not in ("anderson", "ode"):
+            raise InputError(f"solver is {solver!r}; give 'anderson' or 'ode'.")
+        if not 0 < tol < 1:
+            raise InputError(f"tol is {tol!r}; give a number between 0 and 1.")
+        if max_iters < 1 or memory < 1:
+            raise InputError("max_iters and memory must be positive.")
+        if not callable(f):
+            raise InputError(f"f is a {type(f).__name__}; give a module or function f(z, x).")
+        self.f, self.size, self.solver, self.tol = f, size, solver, tol
+        self.max_iters, self.memory, self.alg, self.engine = max_iters, memory, alg, engine
+        self._flow, self._settled = _Relaxation(f), _Settled(f, tol)
+
+    @property
+    def iterations(self) -> int:
+        stats = last_of(self).stats
+        return 0 if stats is None else stats.nf or 0
+
+    def forward(self, x: Tensor, z0: Tensor | None = None) -> Tensor:
+        """The fixed point for inputs ``x`` (..., features), from ``z0`` where given."""
+        check_field(self.f)
+        if z0 is None:
+            z0 = x.new_zeros(x.shape if self.size is None else (*x.shape[:-1], self.size))
+        with torch.no_grad():
+            value = self.f(z0, x)
+            if not isinstance(value, Tensor) or value.shape != z0.shape:
+                given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise InputError(
+                    f"f gave {given} for z of shape {tuple(z0.shape)}; it must give that shape "
+                    "(see size)."
+                )
+            z = self._steady(z0, x) if self.solver == "ode" else self._iterate(
+                lambda z: self.f(z, x), z0, "The forward iteration"
+            )  # fmt: skip
+        out = self.f(z, x)
+        if not (torch.is_grad_enabled() and out.requires_grad):
+            return out
+        at = z.detach().requires_grad_()
+        value = self.f(at, x)
+
+        def backward(grad: Tensor | None) -> Tensor | None:
+            if grad is None:
+                return None
+
+            def step(g: Tensor) -> Tensor:
+                (pulled,) = torch.autograd.grad(value, at, g, retain_graph=True)
+                return pulled + grad
+
+            return self._iterate(step, grad, "The backward iteration")
+
+        out.register_hook(backward)
+        return out
+
+    def _iterate(self, step: Callable[[Tensor], Tensor], z: Tensor, name: str) -> Tensor:
+        """Anderson's iteration with the last ``memory`` residuals."""
+        count = 0
+        points: list[Tensor] = []
+        residuals: list[Tensor] = []
+        while count < self.max_iters:
+            value = step(z)
+            count += 1
+            residual = value - z
+            size = float(residual.norm())
+            if size <= self.tol * (1e-8 + float(value.norm())):
+                self._note(count)
+                return value
+            if size != size:
+                break
+            points, residuals = (
+                [*points, value][-self.memory :],
+                [*residuals, residual][-self.memory :],
+            )
+            z = _mixed(points, residuals)
+        raise SolveError(
+            f"{name} did not reach tol = {self.tol:g} in {count} evaluations; raise max_iters, use "
+            "solver='ode', or make f contract (smaller weights, spectral normalisation).",
+            retcode="MaxIters", t=float(count), solution=None,
+        )  # fmt: skip
+
+    def _steady(self, z0: Tensor, x: Tensor) -> Tensor:
+        flow, settled = self._flow, self._settled
+        flow.f, settled.f = self.f, self.f
+        sol = solve(
+            ODEProblem(flow, z0, (0.0, 1e4), x.detach()), self.alg, engine=self.engine,
+            callback=DiscreteCallback(settled, terminate), abstol=0.1 * self.tol,
+            reltol=self.tol, saveat=[1e4],
+        )  # fmt: skip
+        last_of(self).stats = sol.stats
+        return sol.u[-1]
+
+    def _note(self, count: int) -> None:
+        last_of(self).stats = Stats(nf=count)
+
+
+class _Relaxation:
+    """``dz/dt = f(z, x) - z``."""
+
+    def __init__(self, f: Any) -> None:
+        self.f = f
+
+    def __call__(self, z: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        return self.f(z, x) - z
+
+
+class _Settled:
+    """Whether that is small."""
+
+    def __init__(self, f: Any, tol: float) -> None:
+        self.f, self.tol = f, tol
+
+    def __call__(self, z: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        value = self.f(z, x)
+        return (value - z).square().sum() < self.tol**2 * value.square().sum()
+
+
+def _mixed(points: list[Tensor], residuals: list[Tensor]) -> Tensor:
+    """The combination of past values whose residuals together are smallest, weights of sum one."""
+    if len(points) == 1:
+        return points[0]
+    last = residuals[-1].reshape(-1)
+    steps = torch.stack([last - r.reshape(-1) for r in residuals[:-1]], dim=1)
+    gram = steps.T @ steps
+    ridge = 1e-10 * gram.diagonal().max().clamp(min=1e-30)
+    weights = torch.linalg.solve(
+        gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), steps.T @ last
+    )
+    z = points[-1]
+    for w, p in zip(weights, points[:-1], strict=True):
+        z = z - w * (points[-1] - p)
+    return z

@@ -1,0 +1,132 @@
+"""Neural controlled differential equations: sequences, irregular and with gaps, as paths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pysciml.errors import InputError
+from pysciml.nn.base import ContinuousModule, check_times
+from pysciml.nn.field import Field
+from pysciml.nn.paths import CubicPath, LinearPath, Path, cubic_derivative, linear_derivative
+
+__all__ = ["NeuralCDE"]
+
+_PATHS = {
+    "linear": LinearPath,
+    "rectilinear": LinearPath,
+    "natural": CubicPath,
+    "hermite": CubicPath,
+}
+
+
+class _Controlled(Field):
+    def __init__(self, vector_field: Any, timed: bool, cubic: bool, channels: int) -> None:
+        super().__init__(vector_field, timed)
+        self.cubic, self.channels = cubic, channels
+
+    def __call__(self, z: Tensor, p: Any, t: Tensor) -> Tensor:
+        coeffs, times = p
+        derivative = cubic_derivative if self.cubic else linear_derivative
+        control = derivative(coeffs, times, t)
+        value = self.value(z, t)
+        if value.numel() != z.numel() * self.channels:
+            raise InputError(
+                f"vector_field gave shape {tuple(value.shape)} for hidden states of shape "
+                f"{tuple(z.shape)} and {self.channels} channels; it must give "
+                f"{(*z.shape, self.channels)}, or that with the last two axes as one."
+            )
+        matrix = value.reshape(*z.shape, self.channels)
+        return (matrix * control.unsqueeze(-2)).sum(-1)
+
+
+class NeuralCDE(ContinuousModule):
+    """``dz = f(z, t) dX`` along a path ``X`` through the data, from ``z(t0) = initial(X(t0))``.
+
+    Parameters
+    ----------
+    vector_field : nn.Module or callable
+        ``f(z)`` or ``f(z, t)`` of (batch, hidden), giving (batch, hidden, channels) or
+        (batch, hidden * channels); end it with a tanh, which keeps its size in bounds.
+    channels, hidden : int
+    path : "hermite", "natural", "linear" or "rectilinear"
+        Which coefficients the module is given: those of :func:`hermite_coefficients`,
+        :func:`natural_cubic_coefficients` or :func:`linear_coefficients` of
+        :mod:`pysciml.nn.paths`.
+    initial : nn.Module, optional
+        From (batch, channels) to (batch, hidden); a linear layer where None.
+    readout : nn.Module, optional
+        Applied to the hidden states that are returned.
+
+    Other parameters as :class:`ContinuousModule`, without ``tspan``: the path's own times.
+
+    Source: Kidger, Morrill, Foster, Lyons, "Neural controlled differential equations for irregular
+    time series", NeurIPS 2020.
+    """
+
+    def __init__(
+        self,
+        vector_field: Callable[..., Any],
+        channels: int,
+        hidden: int,
+        alg: Any = None,
+        *,
+        path: str = "hermite",
+        initial: nn.Module | None = None,
+        readout: nn.Module | None = None,
+        **options: Any,
+    ) -> None:
+        if path not in _PATHS:
+            raise InputError(f"path is {path!r}; give one of {', '.join(_PATHS)}.")
+        if options.get("regularise") or options.get("per_sample"):
+            raise InputError("NeuralCDE takes neither regularise nor per_sample.")
+        self.path, self.channels, self.hidden = path, channels, hidden
+        super().__init__(vector_field, (0.0, 1.0), alg, **options)
+        self.initial = nn.Linear(channels, hidden) if initial is None else initial
+        self.readout = readout
+
+    def _make_field(self, timed: bool) -> Field:
+        cubic = _PATHS[self.path] is CubicPath
+        return _Controlled(self.vector_field, timed, cubic, self.channels)
+
+    def forward(self, coeffs: Tensor | Path, t: Tensor | None = None, saveat: Any = None) -> Tensor:
+        """From a batch of coefficients to hidden states, or to what ``readout`` makes of them.
+
+        Parameters
+        ----------
+        coeffs : tensor (batch, ...) of the kind of ``path``, or a Path
+        t : tensor (m,), optional
+            Times the coefficients were made with; 0, 1, ... where None.
+        saveat : times, optional
+            Where the result is given, times in front; at the end of the path only where None.
+
+        Raises
+        ------
+        InputError
+            Coefficients that do not fit the times or ``channels``, or have no batch axis.
+        """
+        kind = _PATHS[self.path]
+        path = coeffs if isinstance(coeffs, Path) else kind(coeffs, t)
+        if not isinstance(path, kind):
+            raise InputError(f"The path is a {type(path).__name__}, but path={self.path!r}.")
+        if path.coeffs.ndim != 3 or path.channels != self.channels:
+            raise InputError(
+                f"The coefficients have shape {tuple(path.coeffs.shape)}, of {path.channels} "
+                f"channels; this module takes a batch (axis 0) of {self.channels} channels."
+            )
+        z0 = self.initial(path.evaluate(path.times[0]))
+        if z0.shape != (len(path.coeffs), self.hidden):
+            raise InputError(
+                f"initial gave shape {tuple(z0.shape)}; it must give "
+                f"{(len(path.coeffs), self.hidden)}."
+            )
+        given = self.saveat if saveat is None else check_times(saveat)
+        span = (float(path.times[0]), float(path.times[-1]))
+        grid = torch.tensor([span[1]], dtype=torch.float64) if given is None else given
+        more = {"tstops": path.times[1:-1]} if path.kinks and len(path.times) > 2 else {}
+        z = self._solve(self._field, z0, span, p=(path.coeffs, path.times), saveat=grid, **more).u
+        out = z[0] if given is None else z
+        return out if self.readout is None else self.readout(out)
