@@ -28,6 +28,8 @@ from pysciml.errors import (
 from pysciml.problems import DAEProblem, ODEProblem, remake
 from pysciml.sensitivity import (
     BacksolveAdjoint,
+    CollocationAdjoint,
+    DiscreteAdjoint,
     ForwardDiffSensitivity,
     ForwardSensitivity,
     GaussAdjoint,
@@ -44,8 +46,10 @@ __all__ = [
     "BacksolveAdjoint",
     "CallbackSet",
     "CaptureWarning",
+    "CollocationAdjoint",
     "ContinuousCallback",
     "DAEProblem",
+    "DiscreteAdjoint",
     "DiscreteCallback",
     "EngineError",
     "Event",

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 __all__ = [
     "BacksolveAdjoint",
+    "CollocationAdjoint",
+    "DiscreteAdjoint",
     "ForwardDiffSensitivity",
     "ForwardSensitivity",
     "GaussAdjoint",
@@ -68,6 +70,30 @@ class BacksolveAdjoint(SensitivityAlgorithm):
     """
 
     checkpointing: bool = True
+
+
+@dataclass(frozen=True)
+class CollocationAdjoint(SensitivityAlgorithm):
+    """Continuous adjoint, collocated on the forward solution's own mesh.
+
+    The 3-stage Radau IIA rule on the solver's steps and the output times (Hairer and Wanner,
+    "Solving Ordinary Differential Equations II", section IV.5), and the parameter gradient by the
+    same rule. Stiffness is harmless, nothing restarts at an output, and mass matrices of any rank
+    and residuals of index 1 are taken. It forms dense Jacobians: for up to a few dozen states.
+    ``abstol`` does not count; intervals are cut where ``reltol`` needs it. On ``sundials`` this is
+    what ``GaussAdjoint`` does; the default for small systems and DAEs on ``julia``.
+    """
+
+
+@dataclass(frozen=True)
+class DiscreteAdjoint(SensitivityAlgorithm):
+    """The derivative of the numbers that the solver computed, its steps taken as given.
+
+    Each Runge-Kutta step is run backwards through its stages (Sanz-Serna, SIAM Review 58, 2016),
+    the outputs between steps through the interpolant. Nothing is solved again, so no tolerance
+    counts: the gradient is exact for the discrete solution, and as good as that is. The julia
+    engine's default after ``Tsit5``, the only algorithm that it takes.
+    """
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from pysciml.kernels.strided import View
 if TYPE_CHECKING:
     from pysciml.kernels.emit_julia import Emitter
 
-#: Products of at most this many multiplications are unrolled in place, up to the next call plain
-#: loops, beyond that BLAS.
-INLINE_MULTIPLICATIONS = 1024
+#: Products of at most this many multiplications are unrolled in place; beyond that BLAS, whose
+#: calls cost about as much as these do.
+INLINE_MULTIPLICATIONS = 256
 
 
 def emit(e: Emitter, node: Node) -> None:

@@ -18,7 +18,7 @@ BUFFERS = {"f": "w", "i": "wi", "b": "wb"}
 CONSTANTS = {"f": "k", "i": "ki", "b": "kb"}
 
 _CALLS = {
-    "abs": "abs", "sign": "sign", "exp": "exp_", "expm1": "expm1", "exp2": "exp2", "log": "log_",
+    "abs": "abs", "sign": "sign", "exp": "exp_", "expm1": "expm1_", "exp2": "exp2", "log": "log_",
     "log1p": "log1p_", "log2": "log2_", "log10": "log10_", "sqrt": "sqrt_", "sin": "sin_",
     "cos": "cos_", "tan": "tan_", "asin": "asin_", "acos": "acos_", "atan": "atan",
     "sinh": "sinh", "cosh": "cosh", "tanh": "tanh_", "asinh": "asinh", "acosh": "acosh_",

@@ -25,7 +25,7 @@ from pysciml.kernels.kernels import Kernels
 
 pytestmark = pytest.mark.julia
 
-ROLES = ("value", "jac:u", "vjp:u", "vjp:p")
+ROLES = ("value", "jac:u", "vjp:u", "vjp:p", "vjp:up")
 
 #: Runs a kernel twice on copies of its inputs; gives its output, flat, and the second run's bytes.
 _RUN = """

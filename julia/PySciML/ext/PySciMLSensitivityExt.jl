@@ -6,13 +6,10 @@ module PySciMLSensitivityExt
 using ADTypes: AutoFiniteDiff
 using OrdinaryDiffEqCore:
     OrdinaryDiffEqNewtonAdaptiveAlgorithm, OrdinaryDiffEqNewtonAlgorithm
-using OrdinaryDiffEqDefault: DefaultODEAlgorithm
 using OrdinaryDiffEqRosenbrock: Rodas5P
-using PySciML: PySciML, QUIET
-using SciMLBase: SciMLBase, AbstractDiffEqInterpolation
+using PySciML: DEFAULT, PySciML, QUIET, readable
+using SciMLBase: SciMLBase
 using SciMLSensitivity: adjoint_sensitivities
-
-const DEFAULT = typeof(DefaultODEAlgorithm(; autodiff = AutoFiniteDiff()))
 
 # The jumps of the cotangent at the outputs: SciMLSensitivity asks for them by number.
 struct Jumps{T} <: Function
@@ -21,7 +18,7 @@ end
 (j::Jumps)(out, u, p, t, i) = (copyto!(out, view(j.cotangents, :, i)); nothing)
 
 function PySciML.segment_adjoint(
-        sensealg, sol, alg, ts::Vector{T}, cotangents::Matrix{T}, abstol, reltol
+        sensealg, sol, alg, ts::Vector{T}, cotangents::Matrix{T}, abstol, reltol, functions
     ) where {T}
     du0, dp = adjoint_sensitivities(
         readable(sol, alg), Checked(adjoint_algorithm(sol, alg)); t = ts,
@@ -78,21 +75,5 @@ function adjoint_algorithm(sol, alg::DEFAULT)
     counts = [count(==(i), steps) for i in eachindex(alg.algs)]
     return adjoint_algorithm(sol, alg.algs[argmax(counts)])
 end
-
-# Reads the interpolant by value: for the default algorithm's cache, whose method that writes into
-# an array looks for a field that it does not have (OrdinaryDiffEqCore 4.5).
-struct ByValue{I} <: AbstractDiffEqInterpolation
-    inner::I
-end
-(b::ByValue)(t, idxs, deriv, p, continuity::Symbol = :left) =
-    b.inner(t, idxs, deriv, p, continuity)
-(b::ByValue)(out, t::Number, idxs, deriv, p, continuity::Symbol = :left) =
-    copyto!(out, b.inner(t, idxs, deriv, p, continuity))
-
-readable(sol, alg) = sol
-readable(sol, ::DEFAULT) = SciMLBase.build_solution(
-    sol.prob, sol.alg, sol.t, sol.u; dense = true, sol.k, interp = ByValue(sol.interp),
-    sol.alg_choice, calculate_error = false, sol.stats, sol.retcode
-)
 
 end

@@ -18,7 +18,7 @@ struct Gradient{T}
 end
 
 """
-    segment_adjoint(sensealg, sol, alg, ts, cotangents, abstol, reltol) -> (du0, dp)
+    segment_adjoint(sensealg, sol, alg, ts, cotangents, abstol, reltol, functions) -> (du0, dp)
 
 One smooth stretch: the cotangent at its start and the parameters', for cotangents (one column a
 time) of the states at `ts`, which are distinct and in the order of integration. SciMLSensitivity
@@ -57,7 +57,9 @@ function smooth(h::Handle{T}, ts, source, cotangents, sensealg, abstol, reltol) 
     elseif isforward(sensealg)
         forward_gradient(sensealg, h, times, joined, abstol, reltol)
     else
-        segment_adjoint(sensealg, h.sol, h.alg, times, joined, abstol, reltol)
+        segment_adjoint(
+            sensealg, h.sol, h.alg, times, joined, abstol, reltol, h.model.functions
+        )
     end
     dtimes = time_gradients(h, ts, source, cotangents)
     dt0 = -dot(du0, slope(h, h.prob.u0, h.prob.tspan[1]))
@@ -81,13 +83,10 @@ function join_equal(ts::Vector{T}, cotangents::Matrix{T}) where {T}
     return ts[keep], joined
 end
 
-# u' at a state, also with a mass matrix (its least-squares solution where that is singular).
-function slope(h::Handle{T}, u, t) where {T}
-    out = zeros(T, h.model.n)
-    h.model.functions.value(out, u, h.prob.p, t)
-    M = h.model.mass_matrix
-    return M === nothing ? out : pinv(M) * out
-end
+# u' at a state
+slope(h::Handle, u, t) = rate(Equation(h.model), u, h.prob.p, t, guess(h, t))
+guess(h::Handle{T, <:Model{T, <:Functions}}, t) where {T} = nothing
+guess(h::Handle, t) = h.sol(t, Val{1})
 
 # How the loss changes with each output time through the state there; events move by themselves.
 function time_gradients(h::Handle{T}, ts, source, cotangents) where {T}
@@ -177,7 +176,7 @@ function with_events(
         times, joined = join_equal([ts[inside[s]]; sol_end(h, range)], [columns mu])
         all(iszero, joined) && (mu = zeros(T, n); continue)
         mu, part = segment_adjoint(
-            sensealg, piece(h, range), h.alg, times, joined, abstol, reltol
+            sensealg, piece(h, range), h.alg, times, joined, abstol, reltol, h.model.functions
         )
         dp .+= part
     end

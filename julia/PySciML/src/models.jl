@@ -36,7 +36,7 @@ end
     Functions{T}
 
 Everything about one function `f(u, p, t)`: value, derivatives and products, each a kernel that
-is compiled on first need. `np` counts the parameters.
+is compiled on first need. `vjp_up` gives the products by u and by p, one after the other.
 """
 struct Functions{T}
     value::VectorKernel{T}
@@ -47,6 +47,7 @@ struct Functions{T}
     vjp::ProductKernel{T}
     vjp_p::ProductKernel{T}
     vjp_t::ProductKernel{T}
+    vjp_up::ProductKernel{T}
     lock::ReentrantLock
 end
 
@@ -57,21 +58,12 @@ function Functions{T}(load, nc::Integer = 0) where {T}
         VectorKernel{T}(:jac_t, c, load), MatrixKernel{T}(:jac_p, c, load),
         ProductKernel{T}(:jvp_u, c, load), ProductKernel{T}(:vjp_u, c, load),
         ProductKernel{T}(:vjp_p, c, load), ProductKernel{T}(:vjp_t, c, load),
-        ReentrantLock()
+        ProductKernel{T}(:vjp_up, c, load), ReentrantLock()
     )
 end
 
-function clone(f::Functions{T}) where {T}
-    kernels = (f.value, f.jac, f.tgrad, f.paramjac, f.jvp, f.vjp, f.vjp_p, f.vjp_t)
-    new = Functions{T}(f.value.load, length(f.value.c))
-    for (to, from) in zip(
-            (new.value, new.jac, new.tgrad, new.paramjac, new.jvp, new.vjp, new.vjp_p, new.vjp_t),
-            kernels
-        )
-        isloaded(from) && attach!(to, from.source)
-    end
-    return new
-end
+kernels(f::Functions) =
+    (f.value, f.jac, f.tgrad, f.paramjac, f.jvp, f.vjp, f.vjp_p, f.vjp_t, f.vjp_up)
 
 "The data vector, shared by all kernels of the function."
 data(f::Functions) = f.value.c
@@ -85,6 +77,8 @@ struct Residual{T}
     value::ProductKernel{T}
     jac_u::ResidualMatrixKernel{T}
     jac_du::ResidualMatrixKernel{T}
+    tgrad::ProductKernel{T}
+    vjp_p::ResidualProductKernel{T}
     lock::ReentrantLock
 end
 
@@ -92,13 +86,16 @@ function Residual{T}(load, nc::Integer = 0) where {T}
     c = zeros(T, nc)
     return Residual{T}(
         ProductKernel{T}(:value, c, load), ResidualMatrixKernel{T}(:jac_u, c, load),
-        ResidualMatrixKernel{T}(:jac_du, c, load), ReentrantLock()
+        ResidualMatrixKernel{T}(:jac_du, c, load), ProductKernel{T}(:jac_t, c, load),
+        ResidualProductKernel{T}(:vjp_p, c, load), ReentrantLock()
     )
 end
 data(f::Residual) = f.value.c
-function clone(f::Residual{T}) where {T}
-    new = Residual{T}(f.value.load, length(f.value.c))
-    for (to, from) in ((new.value, f.value), (new.jac_u, f.jac_u), (new.jac_du, f.jac_du))
+kernels(f::Residual) = (f.value, f.jac_u, f.jac_du, f.tgrad, f.vjp_p)
+
+function clone(f::F) where {F <: Union{Functions, Residual}}
+    new = F(f.value.load, length(f.value.c))
+    for (to, from) in zip(kernels(new), kernels(f))
         isloaded(from) && attach!(to, from.source)
     end
     return new

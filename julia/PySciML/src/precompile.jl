@@ -41,9 +41,15 @@ module Workload
         return nothing
     end
     vjp_t(ws, out, w, u, p, t, c) = (fill!(out, 0); nothing)
+    function vjp_up(ws, out, w, u, p, t, c)
+        vjp_u(ws, view(out, 1:2), w, u, p, t, c)
+        vjp_p(ws, view(out, 3:4), w, u, p, t, c)
+        return nothing
+    end
 
     const FUNCTIONS = (;
         value, jac_u = jac, jac_t = tgrad, jac_p, jvp_u = jvp, vjp_u, vjp_p, vjp_t,
+        vjp_up,
     )
 
     "The source of a kernel of the workload's problem (van der Pol's oscillator)."
@@ -128,9 +134,11 @@ function workload_solves()
         model = workload_model()
         workload_solve(model, alg)
         workload_solve(model, alg; saveat = Float64[])
-        h = lookup(HANDLES, workload_solve(model, alg; dense = 1).handle)
-        interpolate(h, [0.3], 0)
+        handle = workload_solve(model, alg; dense = 1).handle
+        interpolate(lookup(HANDLES, handle), [0.3], 0)
+        workload_adjoint(handle, CollocationAdjoint())
     end
+    workload_adjoint(workload_solve(workload_model(), Tsit5(); dense = 1).handle, DiscreteAdjoint())
     # the default algorithm makes the caches of its parts when it first takes them
     for reltol in (1.0e-3, 1.0e-8), stiffalgfirst in (false, true), dense in (0, 1)
         alg = DefaultODEAlgorithm(; stiffalgfirst, quiet...)

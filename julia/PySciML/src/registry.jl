@@ -24,7 +24,7 @@ const REGISTRIES = (FUNCTIONS, MODELS, EVENTS, OBJECTS, HANDLES)
 
 const ROLES = (
     value = 0, jac_u = 1, jac_t = 2, jac_p = 3, jvp_u = 4, vjp_u = 5, vjp_p = 6, vjp_t = 7,
-    jac_du = 8,
+    jac_du = 8, vjp_up = 9,
 )
 
 # Python's function `int load(int64 functions, int64 role)`: it answers by calling `c_provide`.

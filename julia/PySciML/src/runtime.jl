@@ -11,8 +11,8 @@ module Runtime
 using LinearAlgebra: BLAS
 using SpecialFunctions: digamma, erf, erfc, logabsgamma
 
-export exp_, log_, log1p_, log2_, log10_, sqrt_, sin_, cos_, tan_, asin_, acos_, atanh_, acosh_,
-    tanh_, lgamma_, sigmoid, softplus, pow_, fmod_, remainder_, floordiv_, to_integer,
+export exp_, expm1_, log_, log1p_, log2_, log10_, sqrt_, sin_, cos_, tan_, asin_, acos_, atanh_,
+    acosh_, tanh_, lgamma_, sigmoid, softplus, pow_, fmod_, remainder_, floordiv_, to_integer,
     digamma, erf, erfc, matvec!, outer!, matmul!, product!, solve!, argmax_, argmin_,
     cumsum_!, cumprod_!, sort_!, argsort_!, searchsorted_
 
@@ -61,7 +61,7 @@ end
 @inline to_integer(x) = trunc(Int, x)
 
 @inline sigmoid(x) = inv(one(x) + exp_(-x))
-@inline softplus(x) = max(x, zero(x)) + log1p(exp_(-abs(x)))
+@inline softplus(x) = max(x, zero(x)) + log1p_unit(exp_(-abs(x)))
 
 include("fastmath.jl")
 
@@ -133,11 +133,10 @@ end
 """
     product!(C, oc, c0, c1, A, oa, a0, a1, B, ob, b0, b1, m, n, k)
 
-`C = A B` of any size: BLAS where the element type and the strides allow it and the size is worth
-the call, else loops.
+`C = A B` of any size: BLAS where the element type and the strides allow it, else loops.
 """
 @noinline function product!(C, oc, c0, c1, A, oa, a0, a1, B, ob, b0, b1, m, n, k)
-    if m * n * k > 16384 && blas!(C, oc, c0, c1, A, oa, a0, a1, B, ob, b0, b1, m, n, k)
+    if blas!(C, oc, c0, c1, A, oa, a0, a1, B, ob, b0, b1, m, n, k)
         return
     end
     if n == 1

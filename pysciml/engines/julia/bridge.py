@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import ctypes as ct
 import signal
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,34 +21,29 @@ from pysciml.errors import EngineError
 
 OK, FAILED, INTERRUPTED, CALLBACK_FAILED = 0, 1, 2, 3
 
-_INTEGERS = "model alg events dense adaptive maxiters n np nc nsaveat ntstops nabstol".split()
-_POINTERS = "u0 p c saveat tstops abstol du0 differential_vars".split()
-_NUMBERS = "t0 t1 reltol dt dtmax dtmin".split()
+#: The request of a solve, field by field as in ``bridge.jl``: model, alg, events, dense, adaptive,
+#: maxiters, n, np, nc, nsaveat, ntstops, nabstol; the addresses of u0, p, c, saveat, tstops,
+#: abstol, du0, differential_vars; t0, t1, reltol, dt, dtmax, dtmin.
+REQUEST = struct.Struct("@12q8Q6d")
+#: The response: handle, retcode, m, nevents, six counts; the addresses of t, u, source,
+#: event_times, event_indices; t_reached; the address of an error's text.
+RESPONSE = struct.Struct("@10q5QdQ")
 
 
-class Request(ct.Structure):
-    _fields_ = [
-        *((k, ct.c_int64) for k in _INTEGERS),
-        *((k, ct.c_void_p) for k in _POINTERS),
-        *((k, ct.c_double) for k in _NUMBERS),
-    ]
+class Response(NamedTuple):
+    """What a solve gave back: numbers, and addresses of Julia's arrays."""
 
-
-class Response(ct.Structure):
-    _fields_ = [
-        ("handle", ct.c_int64),
-        ("retcode", ct.c_int64),
-        ("m", ct.c_int64),
-        ("nevents", ct.c_int64),
-        ("stats", ct.c_int64 * 6),
-        ("t", ct.c_void_p),
-        ("u", ct.c_void_p),
-        ("source", ct.c_void_p),
-        ("event_times", ct.c_void_p),
-        ("event_indices", ct.c_void_p),
-        ("t_reached", ct.c_double),
-        ("error", ct.c_void_p),
-    ]
+    handle: int
+    retcode: int
+    m: int
+    nevents: int
+    counts: tuple[int, ...]
+    t: int
+    u: int
+    source: int
+    event_times: int
+    event_indices: int
+    t_reached: float
 
 
 class AdjointRequest(ct.Structure):
@@ -115,19 +111,20 @@ class EventSpec(ct.Structure):
     ]  # fmt: skip
 
 
-def address(x: npt.NDArray[Any] | None) -> int | None:
-    return None if x is None or x.size == 0 else x.ctypes.data
+def address(x: npt.NDArray[Any] | None) -> int:
+    """Where an array's memory begins; 0 where there is none."""
+    return 0 if x is None or x.size == 0 else x.__array_interface__["data"][0]
 
 
-def array(pointer: int | None, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
+def array(pointer: int, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
     """A copy of Julia's memory as an array."""
-    if not pointer or 0 in shape:
-        return np.empty(shape, dtype)
-    count = int(np.prod(shape))
-    raw = (ct.c_char * (count * np.dtype(dtype).itemsize)).from_address(pointer)
-    return np.frombuffer(memoryview(raw), np.dtype(dtype)).reshape(shape).copy()
+    out = np.empty(shape, dtype)
+    if pointer and out.size:
+        ct.memmove(out.__array_interface__["data"][0], pointer, out.nbytes)
+    return out
 
 
+_MAIN = threading.main_thread().ident
 _P, _I = ct.c_void_p, ct.c_int64
 _WATCH = ct.CFUNCTYPE(ct.c_int, ct.c_double)
 
@@ -190,23 +187,24 @@ class Bridge:
         A Python signal handler cannot run while Julia does, and one that raised inside a call
         from Julia would lose its exception: so it only leaves word, and ``_look`` raises.
         """
-        self._local.progress = progress
+        local = self._local
+        local.progress = progress
         handler = None
-        if threading.current_thread() is threading.main_thread():
+        if threading.get_ident() == _MAIN:
             handler = signal.getsignal(signal.SIGINT)
         if not callable(handler):
             try:
                 yield
             finally:
-                self._local.progress = None
+                local.progress = None
             return
-        self._local.on_interrupt, self._interrupted = handler, False
+        local.on_interrupt, self._interrupted = handler, False
         signal.signal(signal.SIGINT, self._leave_word)
         try:
             yield
         finally:
             signal.signal(signal.SIGINT, handler)
-            self._local.progress = None
+            local.progress = None
         if self._interrupted:
             self._interrupted = False
             handler(signal.SIGINT, None)
@@ -242,16 +240,15 @@ class Bridge:
         self.call(name, *arguments, ct.addressof(number))
         return number.value
 
-    def solve(
-        self,
-        request: Request,
-        response: Response,
-        progress: Callable[[float], None] | None = None,
-    ) -> None:
+    def solve(self, request: bytes, progress: Callable[[float], None] | None = None) -> Response:
+        """Solve; ``request`` is a packed ``REQUEST`` whose arrays the caller keeps alive."""
+        memory = ct.create_string_buffer(RESPONSE.size)
         with self.interruptible(progress):
-            status = self._solve(ct.addressof(request), ct.addressof(response))  # type: ignore[attr-defined]
+            status = self._solve(request, memory)  # type: ignore[attr-defined]
+        fields = RESPONSE.unpack(memory.raw)
         if status != OK:
-            self.fail(status, response.error)
+            self.fail(status, fields[-1])
+        return Response._make((*fields[:4], fields[4:10], *fields[10:16]))
 
     def new_functions(self, dae: bool, single: bool, nc: int) -> int:
         return int(self._new_functions(dae, single, nc))  # type: ignore[attr-defined]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes as ct
+import math
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -26,20 +29,25 @@ from pysciml.engines.base import (
 )
 from pysciml.engines.julia.bridge import (
     HANDLES,
+    REQUEST,
     AdjointRequest,
     Bridge,
-    Request,
     Response,
     address,
     array,
 )
 from pysciml.engines.julia.events import JuliaEvents
 from pysciml.engines.julia.models import JuliaFunctions, Loader
-from pysciml.engines.julia.names import algorithm_expression, sensealg_expression
+from pysciml.engines.julia.names import (
+    algorithm_expression,
+    default_sensealg,
+    require_sensealg,
+    sensealg_expression,
+)
 from pysciml.engines.julia.startup import Julia, julia
 from pysciml.errors import EngineError
 from pysciml.ordinarydiffeq import NEEDS, PARTS
-from pysciml.sensitivity import GaussAdjoint
+from pysciml.sensitivity import CollocationAdjoint, SensitivityAlgorithm
 
 Array = npt.NDArray[np.float64]
 
@@ -59,8 +67,10 @@ def _part_of(name: str) -> str:
     return f"pysciml.Rodas5P(linsolve=pysciml.{name}())"
 
 
-def _refuse_adjoint(problem: FlatProblem) -> None:
+def _refuse_adjoint(problem: FlatProblem, sensealg: SensitivityAlgorithm) -> None:
     """Raise EngineError where SciMLSensitivity's adjoint would fail, or be wrong without a word."""
+    if isinstance(sensealg, CollocationAdjoint):
+        return
     if problem.kind == "dae":
         what = "a residual (DAEProblem)"
     elif problem.mass_matrix is not None and not _keeps_or_drops(problem.mass_matrix):
@@ -68,14 +78,18 @@ def _refuse_adjoint(problem: FlatProblem) -> None:
     else:
         return
     raise EngineError(
-        f"The julia engine has no gradients for {what} yet; use engine='sundials' with "
-        "pysciml.IDA(), which has them."
+        f"{sensealg.name} has no gradients for {what}; use sensealg=pysciml.CollocationAdjoint(), "
+        "the default there."
     )
 
 
 def _keeps_or_drops(mass: Array) -> bool:
     diagonal = np.diagonal(mass)
     return bool(np.isin(diagonal, (0.0, 1.0)).all() and not (mass - np.diag(diagonal)).any())
+
+
+def _flat(x: Any, dtype: str) -> Array | None:
+    return None if x is None else np.ascontiguousarray(x, dtype)
 
 
 @dataclass
@@ -87,6 +101,7 @@ class Handle:
     options: SolveOptions
     functions: JuliaFunctions
     events: JuliaEvents | None
+    alg: Algorithm | None
 
 
 class JuliaEngine(Engine):
@@ -96,6 +111,7 @@ class JuliaEngine(Engine):
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
+        self._compiling = threading.RLock()
         self._functions: weakref.WeakKeyDictionary[Any, dict[Any, JuliaFunctions]] = (
             weakref.WeakKeyDictionary()
         )
@@ -113,6 +129,20 @@ class JuliaEngine(Engine):
     @cached_property
     def loader(self) -> Loader:
         return Loader(self.bridge)
+
+    @contextmanager
+    def _first(self, functions: JuliaFunctions, what: tuple[Any, ...]) -> Iterator[None]:
+        """Let one thread alone do what these functions have not done before.
+
+        The first time Julia compiles, and asks Python for kernels: threads that did so at once
+        were seen to wait for each other for ever.
+        """
+        if what in functions.done:
+            yield
+            return
+        with self._compiling:
+            yield
+            functions.done.add(what)
 
     # -- what there is -------------------------------------------------------------------------
 
@@ -183,56 +213,53 @@ class JuliaEngine(Engine):
     def solve(
         self, problem: FlatProblem, alg: Algorithm | None, options: SolveOptions
     ) -> FlatSolution:
+        require_sensealg(options.sensealg, alg)
         dtype = problem.dtype
         functions = self.functions(problem.functions, problem.kind, dtype)
         functions.use(problem.p, problem.c)
-        r = Request()
-        r.model = functions.model(len(problem.u0), problem.mass_matrix)
-        r.alg = self.object(*algorithm_expression(alg, problem.kind))
+        model = functions.model(len(problem.u0), problem.mass_matrix)
+        number = self.object(*algorithm_expression(alg, problem.kind))
         events = self.events(problem)
-        r.events = events.number if events else 0
-        keep = self._fill(r, problem, options, dtype)
-        response = Response()
-        self.bridge.solve(r, response, options.progress)
+        request, keep = self._request(
+            model, number, events.number if events else 0, problem, options
+        )
+        with self._first(functions, ("solve", number, events is None, options.gradient)):
+            response = self.bridge.solve(request, options.progress)
         if options.progress is not None:
             options.progress(response.t_reached)
         del keep
         return self._solution(response, problem, options, functions, events, alg)
 
-    def _fill(
-        self, r: Request, problem: FlatProblem, options: SolveOptions, dtype: str
-    ) -> list[Array | None]:
-        """Write the request; the arrays it points to are returned, to be kept alive."""
-
-        def flat(x: Any, kind: str = dtype) -> Array | None:
-            return None if x is None else np.ascontiguousarray(x, kind)
-
-        tolerance = np.atleast_1d(np.asarray(options.abstol, np.float64))
-        arrays = {
-            "u0": flat(problem.u0),
-            "p": flat(problem.p),
-            "c": flat(problem.c),
-            "saveat": flat(options.saveat, "float64"),
-            "tstops": flat(options.tstops, "float64"),
-            "abstol": tolerance,
-            "du0": flat(problem.du0),
-            "differential_vars": flat(problem.differential_vars, "uint8"),
-        }
-        for key, x in arrays.items():
-            setattr(r, key, address(x))
-        r.n, r.np, r.nc = len(problem.u0), len(problem.p), len(problem.c)
-        r.nsaveat = 0 if options.saveat is None else len(options.saveat)
-        r.ntstops = 0 if options.tstops is None else len(options.tstops)
-        r.nabstol = len(tolerance)
-        r.dense = int(options.gradient)
-        r.adaptive = int(options.adaptive)
-        r.maxiters = options.maxiters
-        r.t0, r.t1, r.reltol = problem.t0, problem.t1, options.reltol
-        nan = float("nan")
-        r.dt = nan if options.dt is None else options.dt
-        r.dtmax = nan if options.dtmax is None else options.dtmax
-        r.dtmin = nan if options.dtmin is None else options.dtmin
-        return list(arrays.values())
+    def _request(
+        self, model: int, alg: int, events: int, problem: FlatProblem, options: SolveOptions
+    ) -> tuple[bytes, list[Array | None]]:
+        """The request, and the arrays it points to, to be kept alive."""
+        dtype = problem.dtype
+        tolerance = np.asarray(options.abstol, np.float64).reshape(-1)
+        arrays = [
+            _flat(problem.u0, dtype),
+            _flat(problem.p, dtype),
+            _flat(problem.c, dtype),
+            _flat(options.saveat, "float64"),
+            _flat(options.tstops, "float64"),
+            tolerance,
+            _flat(problem.du0, dtype),
+            _flat(problem.differential_vars, "uint8"),
+        ]
+        o, nan = options, math.nan
+        request = REQUEST.pack(
+            model, alg, events, o.gradient, o.adaptive, o.maxiters,
+            len(problem.u0), len(problem.p), len(problem.c),
+            0 if o.saveat is None else len(o.saveat),
+            0 if o.tstops is None else len(o.tstops),
+            len(tolerance),
+            *map(address, arrays),
+            problem.t0, problem.t1, o.reltol,
+            nan if o.dt is None else o.dt,
+            nan if o.dtmax is None else o.dtmax,
+            nan if o.dtmin is None else o.dtmin,
+        )  # fmt: skip
+        return request, arrays
 
     def _solution(
         self,
@@ -243,27 +270,28 @@ class JuliaEngine(Engine):
         events: JuliaEvents | None,
         alg: Algorithm | None,
     ) -> FlatSolution:
-        handle = Handle(r.handle, problem, options, functions, events)
+        handle = Handle(r.handle, problem, options, functions, events, alg)
         weakref.finalize(
             handle, self.bridge.drop, HANDLES, r.handle
         ).atexit = False  # Julia has ended by then
         m, k = r.m, r.nevents
-        nf, njacs, naccept, nreject, nsolve, nnonliniter = r.stats
-        times = array(r.event_times, (k,), "float64")
-        which = array(r.event_indices, (k,), "int64")
+        nf, njacs, naccept, nreject, nsolve, nnonliniter = r.counts
+        name = alg.name if alg else "default"
+        happened: list[tuple[float, int]] = []
+        if k:
+            times = array(r.event_times, (k,), "float64").tolist()
+            which = array(r.event_indices, (k,), "int64").tolist()
+            happened = list(zip(times, which, strict=True))
         return FlatSolution(
             t=array(r.t, (m,), "float64"),
             u=array(r.u, (m, len(problem.u0)), problem.dtype),
             source=array(r.source, (m,), "int64"),
             retcode=self.bridge.retcodes[r.retcode],
-            stats=Stats(
-                nf=nf, njacs=njacs, naccept=naccept, nreject=nreject, nsolve=nsolve,
-                nnonliniter=nnonliniter, algorithm=alg.name if alg else "default",
-            ),
+            stats=Stats(nf, njacs, naccept, nreject, nsolve, nnonliniter, name),
             handle=handle,
             t_reached=r.t_reached,
-            events=[(float(t), int(i)) for t, i in zip(times, which, strict=True)],
-        )  # fmt: skip
+            events=happened,
+        )
 
     def interpolate(self, solution: FlatSolution, ts: Array, deriv: int = 0) -> Array:
         handle: Handle = solution.handle
@@ -272,9 +300,10 @@ class JuliaEngine(Engine):
         if len(ts) == 0:
             return out
         self._use(handle)
-        self.bridge.call(
-            "interpolate", handle.number, ts.ctypes.data, len(ts), deriv, out.ctypes.data
-        )
+        with self._first(handle.functions, ("interpolate", deriv)):
+            self.bridge.call(
+                "interpolate", handle.number, ts.ctypes.data, len(ts), deriv, out.ctypes.data
+            )
         return out
 
     def _use(self, handle: Handle) -> None:
@@ -293,7 +322,8 @@ class JuliaEngine(Engine):
     ) -> FlatGradient:
         handle: Handle = solution.handle
         problem, options = handle.problem, handle.options
-        _refuse_adjoint(problem)
+        sensealg = options.sensealg or default_sensealg(problem, handle.alg)
+        _refuse_adjoint(problem, sensealg)
         self._use(handle)
         times = np.ascontiguousarray(solution.t if at is None else at, np.float64)
         source = (
@@ -309,7 +339,6 @@ class JuliaEngine(Engine):
         if grad_t is not None and at is None:
             moved = source <= FIRST_EVENT
             np.add.at(of_events, FIRST_EVENT - source[moved], np.asarray(grad_t)[moved])
-        sensealg = options.sensealg or GaussAdjoint()
         r = AdjointRequest()
         r.handle, r.m = handle.number, len(times)
         r.sensealg = self.object(*sensealg_expression(sensealg))
@@ -329,7 +358,8 @@ class JuliaEngine(Engine):
         devents = np.zeros(sum(map(sum, sizes)), problem.dtype)
         r.du0, r.dp, r.dt0 = address(du0), address(dp), address(dt0)
         r.dtimes, r.devents = address(dtimes), address(devents)
-        self.bridge.call("adjoint", ct.addressof(r))
+        with self._first(handle.functions, ("adjoint", r.sensealg, handle.events is None)):
+            self.bridge.call("adjoint", ct.addressof(r))
         if at is not None:
             unsorted = np.empty_like(dtimes)
             unsorted[order] = dtimes

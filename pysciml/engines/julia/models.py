@@ -26,7 +26,9 @@ from pysciml.kernels.scalarise import scalarise
 Array = npt.NDArray[Any]
 
 #: Roles by the numbers that ``bridge.jl`` gives them.
-ROLES = ("value", "jac:u", "jac:t", "jac:p", "jvp:u", "vjp:u", "vjp:p", "vjp:t", "jac:du")
+ROLES = (
+    "value", "jac:u", "jac:t", "jac:p", "jvp:u", "vjp:u", "vjp:p", "vjp:t", "jac:du", "vjp:up",
+)  # fmt: skip
 
 #: Values of at most this many elements become scalar code.
 SCALAR_LIMIT = 8
@@ -63,6 +65,7 @@ class JuliaFunctions:
         self.single = dtype == "float32"
         self.id = bridge.new_functions(kind == "dae", self.single, functions.sizes["c"])
         loader.known[self.id] = self
+        self.done: set[tuple[Any, ...]] = set()  # what they have been used for
         self._models: dict[Any, int] = {}
         self._callbacks: list[Any] = []
         self._p: Array | None = None
@@ -137,6 +140,8 @@ class JuliaFunctions:
     def _out_shape(self, role: str) -> tuple[int, ...]:
         n, sizes = self.functions.n_out, self.functions.sizes
         kind, _, wrt = role.partition(":")
+        if wrt == "up":
+            return (sizes["u"] + sizes["p"],)
         if kind == "vjp":
             return (1,) if wrt == "t" else (sizes[wrt],)
         if kind == "jac" and wrt != "t":

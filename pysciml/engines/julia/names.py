@@ -8,10 +8,21 @@ from typing import Any
 import numpy as np
 
 from pysciml.algorithms import Algorithm, algorithm
+from pysciml.engines.base import FlatProblem
 from pysciml.errors import InputError
-from pysciml.sensitivity import SensitivityAlgorithm
+from pysciml.sensitivity import (
+    CollocationAdjoint,
+    DiscreteAdjoint,
+    GaussAdjoint,
+    SensitivityAlgorithm,
+)
 
-__all__ = ["algorithm_expression", "sensealg_expression"]
+__all__ = [
+    "algorithm_expression",
+    "default_sensealg",
+    "require_sensealg",
+    "sensealg_expression",
+]
 
 #: Nothing is differentiated inside Julia: derivatives come as kernels. Where an algorithm insists
 #: on a method for what has no kernel, it gets differences, which also suit Python callbacks.
@@ -28,9 +39,13 @@ def algorithm_expression(alg: Algorithm | None, kind: str) -> tuple[str, tuple[s
     """Julia source of an algorithm, and the packages whose names it uses."""
     if alg is None:
         return _DEFAULTS[kind], ("OrdinaryDiffEqBDF",) if kind == "dae" else ()
-    packages: list[str] = []
-    text = _call(alg, packages)
-    return text, tuple(dict.fromkeys(packages))
+    known: tuple[str, tuple[str, ...]] | None = alg.__dict__.get("_expression")
+    if known is None:
+        packages: list[str] = []
+        text = _call(alg, packages)
+        known = text, tuple(dict.fromkeys(packages))
+        object.__setattr__(alg, "_expression", known)
+    return known
 
 
 def _call(alg: Algorithm, packages: list[str]) -> str:
@@ -46,6 +61,36 @@ def _call(alg: Algorithm, packages: list[str]) -> str:
         options.append(_AUTODIFF)
     inside = ", ".join(parts) + ("; " + ", ".join(options) if options else "")
     return f"{alg.package}.{alg.name}({inside})"
+
+
+#: Where no sensitivity algorithm is named, systems up to this size get CollocationAdjoint.
+_COLLOCATED = 50
+_NO_PACKAGE = (
+    "CollocationAdjoint", "DiscreteAdjoint", "ForwardSensitivity", "ForwardDiffSensitivity",
+)  # fmt: skip
+
+
+def default_sensealg(problem: FlatProblem, alg: Algorithm | None) -> SensitivityAlgorithm:
+    """The sensitivity algorithm where none is named."""
+    if problem.kind == "dae" or problem.mass_matrix is not None:
+        return CollocationAdjoint()
+    if _has_stages(alg):
+        return DiscreteAdjoint()
+    return CollocationAdjoint() if len(problem.u0) <= _COLLOCATED else GaussAdjoint()
+
+
+def _has_stages(alg: Algorithm | None) -> bool:
+    return alg is not None and alg.name == "Tsit5"
+
+
+def require_sensealg(sensealg: SensitivityAlgorithm | None, alg: Algorithm | None) -> None:
+    """Raise InputError for a sensitivity algorithm that cannot follow the solver's algorithm."""
+    if isinstance(sensealg, DiscreteAdjoint) and not _has_stages(alg):
+        given = repr(alg) if alg is not None else "the default algorithm"
+        raise InputError(
+            f"DiscreteAdjoint was given with {given}, but follows the stages of Tsit5 only; solve "
+            "with pysciml.Tsit5(), or use sensealg=pysciml.GaussAdjoint()."
+        )
 
 
 def takes_autodiff(alg: Algorithm) -> bool:
@@ -88,12 +133,12 @@ def sensealg_expression(sensealg: SensitivityAlgorithm) -> tuple[str, tuple[str,
     packages = ("SciMLSensitivity",)
     name = sensealg.name
     options = [_VJP]
-    if name in ("ForwardSensitivity", "ForwardDiffSensitivity"):
+    if name in _NO_PACKAGE:
         return f"PySciML.{name}()", ()
     if name not in _ADJOINTS:
         raise InputError(
             f"sensealg is {name}, which the julia engine does not have; give one of "
-            f"{', '.join(_ADJOINTS)}, ForwardSensitivity, ForwardDiffSensitivity."
+            f"{', '.join((*_ADJOINTS, *_NO_PACKAGE))}."
         )
     checkpointing = getattr(sensealg, "checkpointing", None)
     if checkpointing is not None:

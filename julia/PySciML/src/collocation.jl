@@ -1,0 +1,211 @@
+# Gradients of stiff equations and of DAEs: the adjoint by collocation on the solution's own mesh.
+
+"""
+    CollocationAdjoint()
+
+The continuous adjoint, collocated on the steps of the forward solution and the output times by
+the 3-stage Radau IIA rule, and the parameters' gradient by the same rule's weights. Stiffness is
+harmless, nothing restarts at an output, and every form of equation is taken: a mass matrix of any
+rank, and residuals of index 1. Forms dense Jacobians and solves systems of three times their size.
+
+With `mu = M' lambda` the adjoint of `M u' = f(u, p, t)` is, backwards in time,
+`mu(a) = mu(b) + integral of J' lambda`, and `dL/dp = integral of f_p' lambda`. On an interval
+lambda is represented at the rule's nodes taken backwards from its end (Hairer and Wanner, "Solving
+Ordinary Differential Equations II", section IV.5: order 5, stiffly accurate, L-stable).
+"""
+struct CollocationAdjoint end
+
+const RADAU_C = ((4 - sqrt(6)) / 10, (4 + sqrt(6)) / 10, 1.0)
+const RADAU_A = (
+    ((88 - 7 * sqrt(6)) / 360, (296 - 169 * sqrt(6)) / 1800, (-2 + 3 * sqrt(6)) / 225),
+    ((296 + 169 * sqrt(6)) / 1800, (88 + 7 * sqrt(6)) / 360, (-2 - 3 * sqrt(6)) / 225),
+    ((16 - sqrt(6)) / 36, (16 + sqrt(6)) / 36, 1 / 9),
+)
+# Most parts that an interval is cut into, and the largest system solved by plain elimination.
+const MOST_PARTS, PLAIN_SOLVE = 4096, 24
+
+segment_adjoint(
+    ::CollocationAdjoint, sol, alg, ts::Vector{T}, cotangents::Matrix{T}, abstol, reltol, functions
+) where {T} = collocate(
+    Equation{T, typeof(functions)}(functions, mass_of(sol.prob), size(cotangents, 1)),
+    readable(sol, alg).interp, sol.t, sol.prob.p, ts, cotangents, T(reltol)
+)
+
+mass_of(prob::ODEProblem) = (M = prob.f.mass_matrix; M isa Matrix ? M : nothing)
+mass_of(prob::DAEProblem) = nothing
+
+# What one interval needs, made once a segment.
+struct Collocation{T, E, I}
+    equation::E
+    interp::I
+    p::Vector{T}
+    reach::T                         # the largest |h lambda| of modes that have to be followed
+    u::NTuple{3, Vector{T}}
+    du::NTuple{3, Vector{T}}
+    J::NTuple{3, Matrix{T}}
+    M::Matrix{T}
+    system::Matrix{T}
+    stages::Vector{T}
+    lambda::Vector{T}
+    part::Vector{T}
+    dp::Vector{T}
+    near::Matrix{T}                  # a Jacobian, and its eigenvalues
+    eigenvalues::Vector{Complex{T}}
+end
+
+function Collocation(e::Equation{T}, interp, p, reltol) where {T}
+    n = e.n
+    square() = zeros(T, n, n)
+    line() = zeros(T, n)
+    # the rule's error on a mode z = h lambda is about |z|^6 / 7200, its error constant
+    reach = (7200 * 30 * max(reltol, eps(T)))^(1 // 6)
+    return Collocation{T, typeof(e), typeof(interp)}(
+        e, interp, p, T(reach), (line(), line(), line()), (line(), line(), line()),
+        (square(), square(), square()), square(), zeros(T, 3n, 3n), zeros(T, 3n), line(),
+        zeros(T, length(p)), zeros(T, length(p)), fill(T(NaN), n, n), zeros(Complex{T}, n)
+    )
+end
+
+function collocate(
+        e::Equation{T}, interp, steps::Vector{T}, p::Vector{T}, ts::Vector{T},
+        cotangents::Matrix{T}, reltol
+    ) where {T}
+    w = Collocation(e, interp, p, reltol)
+    mesh = joined_mesh(steps, ts)
+    mu, j = zeros(T, e.n), length(ts)
+    function jump!(t)
+        while j >= 1 && ts[j] == t
+            mu .+= acting(w, view(cotangents, :, j), t)
+            j -= 1
+        end
+        return
+    end
+    for k in (length(mesh) - 1):-1:1
+        jump!(mesh[k + 1])
+        all(iszero, mu) || interval!(mu, w, mesh[k], mesh[k + 1], 3)
+    end
+    jump!(mesh[1])
+    return mu, w.dp
+end
+
+# Steps and output times, strictly in the direction of integration.
+function joined_mesh(steps::Vector{T}, ts::Vector{T}) where {T}
+    back = last(steps) < first(steps)
+    return sort!(unique!(sort!([steps; ts])); rev = back)
+end
+
+# Of a cotangent of the state at t what acts on the differential variables; the rest acts on the
+# parameters at once.
+function acting(w::Collocation{T}, c, t) where {T}
+    e = w.equation
+    isplain(e) && return c
+    u, du = w.u[1], w.du[1]
+    w.interp(u, t, nothing, Val{0}, w.p, :left)
+    isresidual(e) && copyto!(du, rate(e, u, w.p, t, interpolated_rate(w, t)))
+    l = Linearised(e, du, u, w.p, t)
+    size(l.null, 2) == 0 && return c
+    mu, null = split_cotangent(l, c)
+    isempty(w.p) || (w.dp .-= pull_p!(w.part, e, null, du, u, w.p, t))
+    return mu
+end
+
+function interpolated_rate(w::Collocation{T}, t) where {T}
+    w.interp(w.du[1], t, nothing, Val{1}, w.p, :left)
+    return w.du[1]
+end
+
+# mu from the end of an interval to its beginning; `depth` limits how often it is cut.
+function interval!(mu, w::Collocation{T}, a, b, depth) where {T}
+    e, n, h, p = w.equation, w.equation.n, b - a, w.p
+    nodes = (T(b - RADAU_C[1] * h), T(b - RADAU_C[2] * h), a)
+    for i in 1:3
+        w.interp(w.u[i], nodes[i], nothing, Val{0}, p, i == 3 ? :right : :left)
+        if isresidual(e)
+            w.interp(w.du[i], nodes[i], nothing, Val{1}, p, i == 3 ? :right : :left)
+        end
+        jacobian!(w.J[i], e, w.du[i], w.u[i], p, nodes[i])
+    end
+    parts = depth > 0 && isplain(e) ? parts_needed(w, h) : 1
+    if parts > 1
+        for k in parts:-1:1
+            from = k == 1 ? a : T(a + (k - 1) * h / parts)
+            to = k == parts ? b : T(a + k * h / parts)
+            interval!(mu, w, from, to, depth - 1)
+        end
+        return mu
+    end
+    # row i of the stage system: M' L_i - h sum_j A_ij J_j' L_j = mu
+    S = w.system
+    for j in 1:3, i in 1:3
+        factor, J = T(-h * RADAU_A[i][j]), w.J[j]
+        @inbounds for c in 1:n, r in 1:n
+            S[(i - 1) * n + r, (j - 1) * n + c] = factor * J[c, r]
+        end
+    end
+    if isplain(e)
+        for i in 1:(3n)
+            S[i, i] += one(T)
+        end
+    else
+        for i in 1:3
+            mass!(w.M, e, w.du[i], w.u[i], p, nodes[i])
+            @inbounds for c in 1:n, r in 1:n
+                S[(i - 1) * n + r, (i - 1) * n + c] += w.M[c, r]
+            end
+        end
+    end
+    for i in 1:3
+        copyto!(w.stages, (i - 1) * n + 1, mu, 1, n)
+    end
+    solve_stages!(w)
+    for i in 1:3
+        copyto!(w.lambda, 1, w.stages, (i - 1) * n + 1, n)
+        isempty(p) && continue
+        pull_p!(w.part, e, w.lambda, w.du[i], w.u[i], p, nodes[i])
+        add!(w.dp, T(h * RADAU_A[3][i]), w.part)
+    end
+    isplain(e) ? copyto!(mu, w.lambda) : mul!(mu, w.M', w.lambda)
+    return mu
+end
+
+function solve_stages!(w::Collocation{T}) where {T}
+    m = length(w.stages)
+    if m <= PLAIN_SOLVE
+        Runtime.solve!(w.system, 1, 1, m, w.stages, 1, 1, m, m, 1)
+    else
+        ldiv!(lu!(w.system; check = false), w.stages)
+    end
+    all(isfinite, w.stages) || error(
+        "the adjoint's stage equations are singular: the model's Jacobian is not finite on the " *
+            "solution, or the equation is a DAE of an index above 1"
+    )
+    return
+end
+
+# The forward mesh resolves the modes that the solution contains. A cotangent can excite others:
+# those that decay are damped by the rule as they should be, but a mode that oscillates or grows
+# must be followed. Eigenvalues are taken anew where the Jacobian has changed.
+function parts_needed(w::Collocation{T}, h) where {T}
+    J = w.J[2]
+    size = norm(J)
+    abs(h) * size > w.reach && isfinite(size) || return 1
+    if !(distance(J, w.near) <= T(0.2) * size)
+        copyto!(w.near, J)
+        copyto!(w.eigenvalues, eigvals!(copy(J)))
+    end
+    need = zero(T)
+    for lambda in w.eigenvalues
+        z = h * lambda
+        follow = (abs(imag(z)) > T(0.3) * abs(real(z)) || real(z) > 0) && real(z) > -5
+        follow && (need = max(need, abs(z)))
+    end
+    return clamp(ceil(Int, min(need / w.reach, T(MOST_PARTS))), 1, MOST_PARTS)
+end
+
+function distance(A, B)
+    total = zero(eltype(A))
+    @inbounds for i in eachindex(A, B)
+        total += abs2(A[i] - B[i])
+    end
+    return sqrt(total)
+end

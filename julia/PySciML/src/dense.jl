@@ -1,0 +1,24 @@
+# Dense output as adjoints read it.
+
+const DEFAULT = typeof(DefaultODEAlgorithm(; autodiff = AutoFiniteDiff()))
+
+# Reads the interpolant by value: for the default algorithm's cache, whose method that writes into
+# an array looks for a field that it does not have (OrdinaryDiffEqCore 4.5).
+struct ByValue{I} <: SciMLBase.AbstractDiffEqInterpolation
+    inner::I
+end
+(b::ByValue)(t, idxs, deriv, p, continuity::Symbol = :left) =
+    b.inner(t, idxs, deriv, p, continuity)
+(b::ByValue)(out, t::Number, idxs, deriv, p, continuity::Symbol = :left) =
+    copyto!(out, b.inner(t, idxs, deriv, p, continuity))
+
+"""
+    readable(sol, alg) -> solution
+
+The solution with an interpolant that can be read in every way.
+"""
+readable(sol, alg) = sol
+readable(sol, ::DEFAULT) = SciMLBase.build_solution(
+    sol.prob, sol.alg, sol.t, sol.u; dense = true, sol.k, interp = ByValue(sol.interp),
+    sol.alg_choice, calculate_error = false, sol.stats, sol.retcode
+)

@@ -1,0 +1,131 @@
+# The adjoint of the discrete solution: the steps of an explicit Runge-Kutta method backwards.
+
+"""
+    DiscreteAdjoint()
+
+The derivative of the numbers that the solver computed, with its steps taken as given: each step
+is run backwards through its stages by vector-Jacobian products, the outputs between steps through
+the interpolant, which is linear in the stages. Exact for the discrete solution; costs one product
+a stage, restarts nowhere, and needs the stages that a dense solution keeps. For `Tsit5`.
+
+Sanz-Serna, "Symplectic Runge-Kutta schemes for adjoint equations, automatic differentiation,
+optimal control, and more", SIAM Review 58 (2016).
+"""
+struct DiscreteAdjoint end
+
+# Tsitouras, "Runge-Kutta pairs of order 5(4) satisfying only the first column simplifying
+# assumption", Computers & Mathematics with Applications 62 (2011): nodes, stages (the last row is
+# the step itself), and the interpolant's weights as polynomials in theta, from its lowest power.
+const TSIT5_C = (0.0, 0.161, 0.327, 0.9, 0.9800255409045097, 1.0, 1.0)
+const TSIT5_A = (
+    (),
+    (0.161,),
+    (-0.008480655492356989, 0.335480655492357),
+    (2.8971530571054935, -6.359448489975075, 4.3622954328695815),
+    (5.325864828439257, -11.748883564062828, 7.4955393428898365, -0.09249506636175525),
+    (
+        5.86145544294642, -12.92096931784711, 8.159367898576159, -0.071584973281401,
+        -0.028269050394068383,
+    ),
+    (
+        0.09646076681806523, 0.01, 0.4798896504144996, 1.379008574103742, -3.290069515436081,
+        2.324710524099774,
+    ),
+)
+const TSIT5_WEIGHTS = (
+    (1.0, -2.763706197274826, 2.9132554618219126, -1.0530884977290216),
+    (0.0, 0.13169999999999998, -0.2234, 0.1017),
+    (0.0, 3.9302962368947516, -5.941033872131505, 2.490627285651253),
+    (0.0, -12.411077166933676, 30.33818863028232, -16.548102889244902),
+    (0.0, 37.50931341651104, -88.1789048947664, 47.37952196281928),
+    (0.0, -27.896526289197286, 65.09189467479366, -34.87065786149661),
+    (0.0, 1.5, -4.0, 2.5),
+)
+
+weight(i, theta) = theta * evalpoly(theta, TSIT5_WEIGHTS[i])
+
+segment_adjoint(
+    ::DiscreteAdjoint, sol, alg, ts::Vector{T}, cotangents::Matrix{T}, abstol, reltol, functions
+) where {T} = error(
+    "DiscreteAdjoint takes solutions by Tsit5, and this one is by $(nameof(typeof(alg))); " *
+        "use GaussAdjoint"
+)
+segment_adjoint(
+    ::DiscreteAdjoint, sol, ::Tsit5, ts::Vector{T}, cotangents::Matrix{T}, abstol, reltol,
+    functions
+) where {T} = backwards(functions.vjp_up, sol.t, sol.u, sol.k, sol.prob.p, ts, cotangents)
+
+# y += a x, for as many entries as y has
+@inline function add!(y, a, x)
+    @inbounds @simd for i in eachindex(y)
+        y[i] = muladd(a, x[i], y[i])
+    end
+    return y
+end
+
+function backwards(
+        vjp_up::ProductKernel{T}, times::Vector{T}, us::Vector{Vector{T}},
+        stages::Vector{Vector{Vector{T}}}, p::Vector{T}, ts::Vector{T}, cotangents::Matrix{T}
+    ) where {T}
+    n = length(first(us))
+    lambda, passed, y = zeros(T, n), zeros(T, n), zeros(T, n)
+    nu = [zeros(T, n) for _ in 1:7]      # cotangents of the stages
+    pulled, total = zeros(T, n + length(p)), zeros(T, n + length(p))
+    # through f at a stage's state, whose cotangent is `w`: the first n of `pulled`
+    function pull!(w, u, t)
+        vjp_up(pulled, w, u, p, t)
+        return add!(total, one(T), pulled)
+    end
+    j = length(ts)
+    for i in (length(times) - 1):-1:1
+        t, dt, u, k = times[i], times[i + 1] - times[i], us[i], stages[i + 1]
+        dt == 0 && continue
+        # the last stage is the first one of the step after this
+        nu[7], passed = passed, nu[7]
+        for s in 1:6
+            fill!(nu[s], zero(T))
+        end
+        fill!(y, zero(T))                # of u at the step's beginning, by the outputs
+        while j >= 1 && (ts[j] - t) / dt > 0
+            theta = (ts[j] - t) / dt
+            if theta >= 1
+                add!(lambda, one(T), view(cotangents, :, j))
+            else
+                add!(y, one(T), view(cotangents, :, j))
+                for s in 1:7
+                    add!(nu[s], T(dt * weight(s, theta)), view(cotangents, :, j))
+                end
+            end
+            j -= 1
+        end
+        if !all(iszero, nu[7])
+            pull!(nu[7], us[i + 1], times[i + 1])
+            add!(lambda, one(T), pulled)
+        end
+        for s in 1:6
+            add!(nu[s], T(dt * TSIT5_A[7][s]), lambda)
+        end
+        add!(lambda, one(T), y)
+        for s in 6:-1:2
+            all(iszero, nu[s]) && continue
+            copyto!(y, u)
+            for r in 1:(s - 1)
+                add!(y, T(dt * TSIT5_A[s][r]), k[r])
+            end
+            pull!(nu[s], y, T(t + TSIT5_C[s] * dt))
+            add!(lambda, one(T), pulled)
+            for r in 1:(s - 1)
+                add!(nu[r], T(dt * TSIT5_A[s][r]), pulled)
+            end
+        end
+        nu[1], passed = passed, nu[1]
+    end
+    if !all(iszero, passed)
+        pull!(passed, us[1], times[1])
+        add!(lambda, one(T), pulled)
+    end
+    for i in j:-1:1
+        add!(lambda, one(T), view(cotangents, :, i))
+    end
+    return lambda, total[(n + 1):end]
+end

@@ -1,0 +1,8 @@
+using Test
+
+@testset "PySciML" begin
+    include("fastmath.jl")
+    include("products.jl")
+    include("kernels.jl")
+    include("adjoints.jl")
+end
