@@ -217,11 +217,12 @@ class _Solve(torch.autograd.Function):
         assert flat is not None
         run.setup.require_unchanged()
         g_u, g_t = to_numpy(grad_u), to_numpy(grad_t)
-        with plain_mode():
-            gradient = run.setup.engine.adjoint(flat, g_u, g_t)
         wanted = ctx.needs_input_grad[1:]
+        by_times = any(wanted[:3])
+        with plain_mode():
+            gradient = run.setup.engine.adjoint(flat, g_u, g_t, by_times=by_times)
         d_t0 = d_t1 = d_grid = None
-        if any(wanted[:3]):
+        if by_times:
             times = gradient.times + np.where(flat.source > FIRST_EVENT, g_t, 0.0)
             source = flat.source
             d_t0 = gradient.t0 + float(times[source == FROM_T0].sum())
@@ -252,10 +253,13 @@ class _Interpolate(torch.autograd.Function):
             )
         assert run.flat is not None
         run.setup.require_unchanged()
+        wanted = ctx.needs_input_grad[2:]
         with plain_mode():
-            gradient = run.setup.engine.adjoint(run.flat, to_numpy(grad_u), at=ctx.at)
+            gradient = run.setup.engine.adjoint(
+                run.flat, to_numpy(grad_u), at=ctx.at, by_times=any(wanted[:3])
+            )
         times = (gradient.times, gradient.t0, 0.0)
-        out = _cotangents(run, gradient, times, ctx.needs_input_grad[2:], ctx.times)
+        out = _cotangents(run, gradient, times, wanted, ctx.times)
         return (None, None, *_once(out, *run.setup.tensors(), ctx.times, grad_u))
 
 

@@ -226,9 +226,11 @@ class Engine(ABC):
         grad_u: Array,
         grad_t: Array | None = None,
         at: Array | None = None,
+        by_times: bool = True,
     ) -> FlatGradient:
         """Gradient of ``sum(grad_u * u) + sum(grad_t * t)``.
 
         The state is taken at the outputs of the solution, or, where ``at`` is given, at those
-        times (between steps too; the right limit at an event).
+        times (between steps too; the right limit at an event). Where ``by_times`` is False the
+        gradient's ``t0`` and ``times`` are not asked for, and may be anything.
         """

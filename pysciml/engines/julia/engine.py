@@ -319,6 +319,7 @@ class JuliaEngine(Engine):
         grad_u: Array,
         grad_t: Array | None = None,
         at: Array | None = None,
+        by_times: bool = True,
     ) -> FlatGradient:
         handle: Handle = solution.handle
         problem, options = handle.problem, handle.options

@@ -85,10 +85,16 @@ class Outputs:
         grad_t = np.zeros(len(solution.t)) if grad_t is None else grad_t
         return Outputs(solution.t, segment, solution.u, grad_u, grad_t, moves)
 
-    def slopes(self, trajectory: Trajectory, rates: Rates) -> Array:
-        """The change of the loss with each output's time through the state there: g . u'."""
+    def slopes(self, trajectory: Trajectory, rates: Rates, every: bool = True) -> Array:
+        """The change of the loss with each output's time through the state there: g . u'.
+
+        Zero, where not ``every``, for outputs whose time does not move with an event.
+        """
         out = np.zeros(len(self.t))
-        for i in np.nonzero(self.grad_u.any(axis=1))[0].tolist():
+        wanted = self.grad_u.any(axis=1)
+        if not every:
+            wanted &= self.moves >= 0
+        for i in np.nonzero(wanted)[0].tolist():
             segment = trajectory.segments[self.segment[i]]
             out[i] = self.grad_u[i] @ rate_at(segment, rates, float(self.t[i]), self.u[i])
         return out

@@ -172,12 +172,18 @@ class SundialsEngine(Engine):
         grad_u: Array,
         grad_t: Array | None = None,
         at: Array | None = None,
+        by_times: bool = True,
     ) -> FlatGradient:
         with np.errstate(all="ignore"):
-            return self._adjoint(solution, grad_u, grad_t, at)
+            return self._adjoint(solution, grad_u, grad_t, at, by_times)
 
     def _adjoint(
-        self, solution: FlatSolution, grad_u: Array, grad_t: Array | None, at: Array | None
+        self,
+        solution: FlatSolution,
+        grad_u: Array,
+        grad_t: Array | None,
+        at: Array | None,
+        by_times: bool,
     ) -> FlatGradient:
         handle: Handle = solution.handle
         problem, options, trajectory = handle.problem, handle.options, handle.trajectory
@@ -185,22 +191,26 @@ class SundialsEngine(Engine):
         forward = options.sensealg is not None and options.sensealg.name == "ForwardSensitivity"
         if at is None:
             outputs = Outputs.of(solution, trajectory, handle.segment_of, grad_u, grad_t)
-            slopes = outputs.slopes(trajectory, rates)
+            slopes = outputs.slopes(trajectory, rates, by_times)
         else:
             u = self.interpolate(solution, at)
             outputs = Outputs.fixed(at, handle.piecewise.which(at), u, grad_u)
-            slopes = np.einsum("ij,ij->i", grad_u, self.interpolate(solution, at, 1))
+            slopes = np.zeros(len(at))
+            if by_times:
+                slopes = np.einsum("ij,ij->i", grad_u, self.interpolate(solution, at, 1))
         if forward:
             rtol = (options.sensealg and options.sensealg.reltol) or options.reltol
             mu, grad_p, extra = forward_gradient(problem, trajectory, outputs, rates, rtol)
         else:
             method = _method(problem, options, rates)
             mu, grad_p, extra = run_adjoint(problem, trajectory, outputs, slopes, rates, method)
-        first = trajectory.segments[0]
-        start = rate_at(first, rates, float(first.t[0]), first.u[0])
+        t0 = 0.0
+        if by_times:
+            first = trajectory.segments[0]
+            t0 = -float(mu @ rate_at(first, rates, float(first.t[0]), first.u[0]))
         times = np.where(outputs.moves < 0, slopes, 0.0)
         return FlatGradient(
-            u0=mu, p=grad_p, t0=-float(mu @ start), times=times, callbacks_p=extra,
+            u0=mu, p=grad_p, t0=t0, times=times, callbacks_p=extra,
             du0=np.zeros_like(mu) if problem.kind == "dae" else None,
         )  # fmt: skip
 
