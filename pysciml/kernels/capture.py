@@ -21,6 +21,7 @@ from torch.fx import Node as FxNode
 from pysciml.kernels.check import check_gradients, check_values
 from pysciml.kernels.guards import Guards
 from pysciml.kernels.lower import UnsupportedOp, lower, op_name
+from pysciml.kernels.real_form import ComplexError, real_form
 from pysciml.kernels.reasons import CaptureError, explain, line_of_op
 from pysciml.kernels.trace import trace
 from pysciml.kernels.walk import Walk
@@ -139,6 +140,11 @@ def capture(
         _require_vector(out)
         try:
             raw = trace(fn, list(inputs.values()), read=read)
+            raw = real_form(raw, list(inputs.values()))
+        except ComplexError as error:
+            at = error.node
+            where = "" if at is None else line_of_op(fn, list(inputs.values()), at)
+            raise CaptureError(f"{error.reason}{where}", error.hint) from error
         except Exception as error:
             raise explain(error) from error
         _refuse_random(raw, fn, inputs, drawn())

@@ -461,6 +461,47 @@ def _of_symmetric(fn: Callable[[Tensor], Tensor], a: Tensor) -> Tensor:
 
 _A6 = torch.sin(torch.arange(36.0, dtype=torch.float64) ** 2).reshape(6, 6)
 
+# ---- complex values
+
+_K = torch.arange(4, dtype=torch.float64)
+_IK = 1j * _K
+
+
+def _spectral(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
+    """A derivative, a filter and a product in Fourier space."""
+    h = torch.fft.rfft(torch.cat([u, p]) + t)[:4]
+    wave = _IK * h * torch.exp(-0.1 * _K**2 * t) + 1j * _K * h.abs() ** 2 - h.conj() / (2.0 + 1j)
+    return torch.fft.irfft(wave, n=8)[:4] * u
+
+
+def _complex_arithmetic(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
+    z, w = torch.complex(u, p), torch.polar(1.5 + torch.tanh(u), p)
+    out = z * w - (1.0 - z) / w + z**2 * t + torch.exp(0.3j * z) + (2 + 1j) * w**-1
+    joined = torch.cat([out.reshape(2, 2), z.reshape(2, 2).T, torch.ones(1, 2).double()])
+    out = joined[:2] @ torch.conj(joined[2:4]) + torch.where(u.reshape(2, 2) > 0, joined[:2], 1.0)
+    return (out.real - out.imag * out.abs() + torch.angle(out)).reshape(-1)
+
+
+_add("fft_spectral", _spectral)
+_add("complex_arithmetic", _complex_arithmetic)
+_add(
+    "fft_pairs",
+    lambda u, p, t: (
+        torch.fft.fft(u).real * torch.fft.ifft(p + 1j * u).imag
+        + torch.fft.hfft(torch.complex(u, p), n=7, norm="ortho")[:4] * t
+        + torch.view_as_real(torch.fft.fft(u.to(torch.complex128), norm="forward")).sum(-1)
+    ),
+)
+_add(
+    "fft_two_axes",
+    lambda u, p, t: (
+        torch.fft.irfft2(
+            torch.fft.rfft2(u.reshape(2, 2)) * torch.fft.fft2(p.reshape(2, 2)), s=(2, 2)
+        ).reshape(-1)
+        + torch.fft.ifftn(torch.fft.fftshift(torch.fft.fftn(u.reshape(2, 2)))).real.reshape(-1) * t
+    ),
+)
+_add("irfft_odd", lambda u, p, t: torch.fft.irfft(torch.complex(u, p), n=7)[:4] * t)
 _add("inv", lambda u, p, t: torch.linalg.inv(_W + torch.diag(3 + p)) @ u * t)
 _add("det", lambda u, p, t: torch.linalg.det(u.reshape(2, 2) + 3 * torch.eye(2)) * p + t)
 _add("det3", lambda u, p, t: torch.linalg.det(u.reshape(3, 3) + 3 * torch.eye(3)) * p + t, n_u=9)

@@ -200,10 +200,6 @@ def test_unknown_operation_names_op_and_line() -> None:
     assert "torch.special.bessel_j0(u)" in error.reason
 
 
-def test_complex_numbers() -> None:
-    refused(lambda u, p, t: torch.fft.fft(u).real)
-
-
 def test_shape_that_depends_on_values() -> None:
     error = refused(lambda u, p, t: torch.cat([u[u > 0.5], u[u <= 0.5]]))
     assert "shape" in error.reason
