@@ -8,6 +8,7 @@ the closed form.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import enum
 import functools
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ import pytest
 import torch
 from torch import nn
 
+from pysciml.compat import torchdiffeq
 from recapturing import Steps, check, run
-from support import counted_captures, f64
+from support import assert_close, counted_captures, f64
 
 
 @pytest.fixture
@@ -213,6 +215,28 @@ def with_dtype(theta, k):
     return lambda u, p, t: -factor[c.dtype] * c * theta * u, k * theta
 
 
+def with_matched_dataclass(theta, k):
+    c = Config(k)
+
+    def f(u, p, t):
+        match c:
+            case Config(k=rate):
+                return -rate * theta * u
+
+    return f, k * theta
+
+
+def with_fields_of_a_dataclass(theta, k):
+    c = Config(k)
+    return lambda u, p, t: -sum(dataclasses.astuple(c)) * theta * u, k * theta
+
+
+def with_forward_of_an_instance(theta, k):
+    module = Doubling()
+    module.forward = lambda x: k * x
+    return lambda u, p, t: -module(theta * u), k * theta
+
+
 DIFFERENT = [v for k, v in list(globals().items()) if k.startswith("with_")]
 
 
@@ -229,6 +253,7 @@ SEEN_THROUGH = [
     with_function_attribute, with_other_function, with_bound_builtin, with_operator_of_an_object,
     with_dynamic_attribute, with_slots, with_dataclass, with_compared_dataclass, with_named_tuple,
     with_array, with_numpy_number, with_set, with_index_table, with_shape, with_slice, with_dtype,
+    with_matched_dataclass, with_fields_of_a_dataclass, with_forward_of_an_instance,
 ]  # fmt: skip
 
 
@@ -349,6 +374,25 @@ def test_a_fresh_module_as_p(steps):
             module.weight.data *= i + 1.0
             check(make(theta), theta * (i + 1.0), steps.leaves, module)
     assert captures == ["f"]
+
+
+def test_functions_inside_pysciml_s_own_wrappers(steps):
+    """Modules and interfaces of the package call the user's function: its state counts."""
+    t = f64(0.0, 1.0)
+
+    def field(theta, k):
+        return lambda t, y: -k * theta * y
+
+    with counted_captures() as captures:
+        for k in (1.0, 1.0, 2.0, 1.0):
+            theta = steps.fresh()[0]
+            y = torchdiffeq.odeint(field(theta, k), f64(1.0, 2.0), t, rtol=1e-9, atol=1e-9,
+                                   options={"engine": "sundials"})  # fmt: skip
+            want = torch.exp(-k * theta) * f64(1.0, 2.0)
+            assert_close(y[-1], want, 1e-7)
+            got = torch.autograd.grad(y[-1].sum(), steps.raw, retain_graph=True)
+            assert_close(got[0], torch.autograd.grad(want.sum(), steps.raw)[0], 1e-6)
+    assert len(captures) <= 4
 
 
 def test_an_index_table_changed_in_place_afterwards(steps):

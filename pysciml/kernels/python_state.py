@@ -21,6 +21,8 @@ _LIBRARIES = frozenset(
         *sys.stdlib_module_names,
     }
 )
+#: Parts of this package whose functions and objects hold the user's own.
+_WRAPPERS = ("pysciml.nn", "pysciml.compat", "pysciml.fit")
 SCALARS = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis), range)
 #: Bases from a library that hold no state of their own that a walk would miss.
 _TRANSPARENT = frozenset({"abc", "typing", "enum", "collections.abc", "dataclasses", "contextlib"})
@@ -38,8 +40,11 @@ _COMPARISONS = frozenset({"__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__g
 MISSING = object()
 
 
-def is_library(name: Any) -> bool:
-    return isinstance(name, str) and name.partition(".")[0] in _LIBRARIES
+def is_library(module: Any) -> bool:
+    """Whether a module of this name is taken as constant."""
+    if not isinstance(module, str) or module.startswith(_WRAPPERS):
+        return False
+    return module.partition(".")[0] in _LIBRARIES
 
 
 def is_operation(name: str, value: Any) -> bool:
@@ -91,6 +96,10 @@ def names_in(
             imports.add(i.argval)
         elif i.opname in ("COMPARE_OP", "CONTAINS_OP"):
             mentioned |= _COMPARISONS
+        elif i.opname == "MATCH_CLASS":  # its attributes stand among the constants
+            for names in code.co_consts:
+                if isinstance(names, tuple):
+                    mentioned.update(n for n in names if isinstance(n, str))
     inner = tuple(c for c in code.co_consts if isinstance(c, types.CodeType))
     return tuple(sorted(loads)), tuple(sorted(imports)), frozenset(mentioned), inner
 

@@ -60,8 +60,12 @@ _SINGLE = (
 )
 _MODULE_STATE = ("_parameters", "_buffers", "_modules")
 _MODULE_OWN = frozenset(vars(nn.Module()))
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-_DYNAMIC = frozenset({"getattr", "vars", "__dict__", "hasattr", "attrgetter", "methodcaller"})
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+#: Names by which code reads attributes that it does not mention.
+_BY_STRING = frozenset("getattr vars __dict__ hasattr attrgetter methodcaller".split())
+_DYNAMIC = _BY_STRING | frozenset(
+    "asdict astuple fields replace tree_map tree_map_ tree_flatten tree_leaves".split()
+)
 _UNSEEN = frozenset({"globals", "locals", "eval", "exec", "__import__", "import_module", "environ"})
 _MAX_OBJECTS = 20_000
 _MAX_ARRAY = 4096
@@ -332,7 +336,7 @@ class Walk:
 
     def _object(self, value: Any) -> None:
         kind = type(value)
-        if kind.__module__.startswith("pysciml."):
+        if kind.__module__.startswith("pysciml.") and is_library(kind.__module__):
             # a problem or an algorithm, held by an object that also has the right-hand side
             self._same_object("own", kind)
             self._follow(value)
@@ -377,7 +381,7 @@ class Walk:
         dynamic = bool(self._names & _DYNAMIC)
         keys: list[str]
         if isinstance(owner, types.ModuleType):
-            self.opaque |= dynamic
+            self.opaque |= bool(self._names & _BY_STRING)
             keys = sorted(state.keys() & self._names)
         elif isinstance(owner, type):
             special = {k for k, v in state.items() if is_operation(k, v)}
@@ -385,7 +389,9 @@ class Walk:
             if dynamic:
                 keys += sorted(k for k in state if not k.startswith("__") and k not in keys)
         else:
-            keys = list(state) if dynamic else sorted(state.keys() & self._names)
+            # torch calls a module's forward, also one that an instance was given
+            wanted = self._names | {"forward"}
+            keys = list(state) if dynamic else sorted(state.keys() & wanted)
         for key in keys:
             if key in followed or key in _MODULE_STATE:
                 continue
