@@ -313,11 +313,11 @@ def _cvode(
         jac = jacobian.sparse_filler(functions, p, c)
     elif linear.kind != "gmres":
         jac = jacobian.dense_filler(functions, p, c)
-    watched = alg is None and len(problem.u0) > EIGENVALUES
-    wanted = watched or linear.kind in ("gmres", "sparse")
-    if wanted and getattr(functions, "differentiable", True):
+    watched = alg is None and (len(problem.u0) > EIGENVALUES or linear.kind == "sparse")
+    large = linear.kind == "sparse" and len(problem.u0) > jacobian.DENSE_LIMIT
+    if (watched or large or linear.kind == "gmres") and getattr(functions, "differentiable", True):
         jvp = functions.bind("jvp:u", p, c)
-    if linear.kind == "sparse" and len(problem.u0) > jacobian.DENSE_LIMIT:
+    if large:
         # many states that are hardly stiff: iterations are cheaper than factors
         if not is_stiff(None, jvp, problem.u0, problem.t0, problem.t1, span=_FACTOR):
             linear, jac = Linear("gmres", krylov_dim=30), None
