@@ -111,7 +111,8 @@ def sweep_dense(
         solution = np.linalg.solve(system, rhs)
         last = solution[:, 2 * n :]
         through = last if mass is None else _times_mass(mass, last)
-        mu, entering = carry(nodes, jumps, n, lambda k, m: through[k] @ m)
+        maps = [m.dot for m in through]
+        mu, entering = carry(nodes, jumps, n, lambda k, m: maps[k](m))
         stages = (solution @ entering[:, :, None]).reshape(count, 3, n)
         return Sweep(mu, stages)
     stages = np.empty((count, 3, n))

@@ -192,7 +192,7 @@ def _chunks(u: Array) -> list[slice]:
 def _place(mesh: Array, jumps: list[tuple[float, Array]]) -> dict[int, Array]:
     sign = 1.0 if mesh[-1] > mesh[0] else -1.0
     out: dict[int, Array] = {}
-    for t, c in jumps:
-        k = int(np.searchsorted(sign * mesh, sign * t))
+    times = np.array([t for t, _ in jumps])
+    for k, (_, c) in zip(np.searchsorted(sign * mesh, sign * times).tolist(), jumps, strict=True):
         out[k] = out[k] + c if k in out else c
     return out
