@@ -53,6 +53,26 @@ def test_a_thousand_training_steps(engine):
     assert len(live) <= 1, f"{len(live)} solutions are still alive"
 
 
+@pytest.mark.timeout(120)
+def test_training_with_functions_and_tensors_made_anew(engine):
+    """No step's tensors, nor the graph they come from, outlive it."""
+    raw = f64(0.1, -0.2, grad=True)
+    alg, live = nonstiff(engine), weakref.WeakSet()
+
+    def step():
+        theta = raw.exp()
+        live.add(theta)
+        prob = ps.ODEProblem(lambda u, p, t: -theta * u, f64(1.0, 2.0), (0.0, 0.5))
+        sol = ps.solve(prob, alg, engine=engine, abstol=1e-4, reltol=1e-4)
+        (g,) = torch.autograd.grad(sol.u[-1].sum(), raw)
+        with torch.no_grad():
+            raw.sub_(0.001 * g)
+
+    grown = growth(step, 50, 450)
+    assert grown < 100_000, f"{grown} bytes in 450 steps"
+    assert len(live) <= 1, f"the tensors of {len(live)} steps are still alive"
+
+
 def test_solutions_are_freed_without_the_garbage_collector(engine):
     """A reference cycle would keep every solution, with its graph, until the collector runs."""
     p = f64(0.5, grad=True)
@@ -84,13 +104,13 @@ def test_functions_made_anew_do_not_pile_up(engine):
     """Each captured anew; only so many captures are kept, and with them what they close over."""
     alive = weakref.WeakSet()
 
-    def step():
+    def step(k):
         net = nn.Linear(1, 1).double()
         alive.add(net)
-        prob = ps.ODEProblem(lambda u, p, t: net(u), f64([1.0]), (0.0, 0.1))
+        prob = ps.ODEProblem(lambda u, p, t: k * net(u), f64([1.0]), (0.0, 0.1))
         ps.solve(prob, nonstiff(engine), engine=engine)
 
-    for _ in range(160):
-        step()
+    for i in range(160):
+        step(1.0 + 0.001 * i)
     gc.collect()
     assert len(alive) < 140
