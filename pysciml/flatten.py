@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import numbers
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -126,6 +127,13 @@ class StateSpec:
         leaves = [x.reshape(lead + s) for x, s in zip(parts, self.shapes, strict=True)]
         return pytree.tree_unflatten(leaves, self.treedef)
 
+    def in_order(self, tree: Any) -> Any:
+        """``tree`` with the entries of its dicts in the state's order, where they are the same."""
+        if self.is_tensor:
+            return tree
+        skeleton = pytree.tree_unflatten(list(range(len(self.shapes))), self.treedef)
+        return _in_order(tree, skeleton)
+
     def flatten_series(self, tree: Any) -> Tensor:
         """A tree whose leaves have one more leading axis (m, *leaf) as a matrix (m, n)."""
         leaves = pytree.tree_leaves(tree)
@@ -138,6 +146,7 @@ class StateSpec:
 
         ``name`` and ``verb`` begin the message: "f returned ...".
         """
+        tree = self.in_order(tree)
         leaves, treedef = pytree.tree_flatten(tree)
         if treedef != self.treedef:
             raise InputError(
@@ -169,6 +178,16 @@ class StateSpec:
                     f"{self.device}; move the model or {expected} so that both are together."
                 )
         return self.flatten(tree)
+
+
+def _in_order(tree: Any, like: Any) -> Any:
+    if type(tree) is not type(like):
+        return tree
+    if type(tree) in (dict, OrderedDict) and tree.keys() == like.keys():
+        return type(tree)((key, _in_order(tree[key], like[key])) for key in like)
+    if type(tree) in (list, tuple) and len(tree) == len(like):
+        return type(tree)(_in_order(a, b) for a, b in zip(tree, like, strict=True))
+    return tree
 
 
 def _restored_spec(tree: Any, shapes: Any, dtype: torch.dtype, device: Any) -> StateSpec:
@@ -340,6 +359,11 @@ class ParameterSpec:
         for path, leaf in paths:
             if isinstance(leaf, Tensor) and leaf.dtype.is_floating_point:
                 where = _where(path, "p")
+                if leaf.layout != torch.strided:
+                    raise InputError(
+                        f"{where} is a sparse tensor, but p is made of dense ones; give "
+                        f"{where}.to_dense(), or let f close over it."
+                    )
                 if leaf.dtype != dtype:
                     raise InputError(
                         f"{where} is {_short(leaf.dtype)}, but u0 is {_short(dtype)}; "

@@ -91,7 +91,7 @@ class Flattened:
         flat = FlatFunction(f, role, name, spec, self.params)
         inputs = {"u": self.u0, "p": self.p, "t": constant(self.t0, spec.dtype, spec.device)}
         if role == "residual":
-            inputs = {"du": spec.flatten(self.prob.du0).detach(), **inputs}
+            inputs = {"du": spec.flatten(spec.in_order(self.prob.du0)).detach(), **inputs}
         return functions_for(flat, inputs, self.engine.name)
 
     def _vectors(self, functions: FlatFunctions) -> tuple[np.ndarray, np.ndarray]:
@@ -155,7 +155,7 @@ class Flattened:
         mass = getattr(prob, "mass_matrix", None)
         flags = getattr(prob, "differential_vars", None)
         if flags is not None:
-            leaves = torch.utils._pytree.tree_leaves(flags)
+            leaves = torch.utils._pytree.tree_leaves(spec.in_order(flags))
             flags = np.concatenate([np.asarray(torch.as_tensor(x)).reshape(-1) for x in leaves])
         return FlatProblem(
             kind=prob.kind,
@@ -166,7 +166,7 @@ class Flattened:
             t0=self.t0,
             t1=self.t1,
             mass_matrix=None if mass is None else to_numpy(torch.as_tensor(mass)),
-            du0=to_numpy(spec.flatten(prob.du0)) if prob.kind == "dae" else None,
+            du0=to_numpy(spec.flatten(spec.in_order(prob.du0))) if prob.kind == "dae" else None,
             differential_vars=flags,
             callbacks=self.flat_callbacks,
             dtype="float32" if spec.dtype is torch.float32 else "float64",

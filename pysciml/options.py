@@ -234,7 +234,7 @@ def absolute_tolerance(abstol: Any, spec: StateSpec) -> float | Array:
     """One number, or one for each entry of the state. Raises InputError."""
     if type(abstol) is float or isinstance(abstol, numbers.Real):
         return float(abstol)
-    leaves = pytree.tree_leaves(abstol)
+    leaves = pytree.tree_leaves(spec.in_order(abstol))
     try:
         parts = [torch.as_tensor(x, dtype=torch.float64).cpu().reshape(-1) for x in leaves]
     except (TypeError, ValueError, RuntimeError):

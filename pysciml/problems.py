@@ -30,7 +30,8 @@ def _require_finite(tree: Any, name: str) -> None:
             raise InputError(
                 f"{where} is a NumPy array; give a torch tensor, e.g. torch.as_tensor({where})."
             )
-        if isinstance(leaf, Tensor) and leaf.dtype.is_floating_point and not leaf.is_meta:
+        dense = isinstance(leaf, Tensor) and leaf.layout == torch.strided and not leaf.is_meta
+        if dense and leaf.dtype.is_floating_point:
             bad = ~torch.isfinite(leaf.detach())
             if bool(bad.any()):
                 index = tuple(int(i) for i in bad.nonzero()[0])
@@ -206,7 +207,10 @@ class DAEProblem:
         params, _ = ParameterSpec.of(self.p, spec.dtype, spec.device)
         object.__setattr__(self, "params_spec", params)
         if self.differential_vars is not None:
-            flags = [torch.as_tensor(x) for x in pytree.tree_leaves(self.differential_vars)]
+            flags = [
+                torch.as_tensor(x)
+                for x in pytree.tree_leaves(spec.in_order(self.differential_vars))
+            ]
             count = sum(x.numel() for x in flags)
             if count != spec.size or any(x.dtype != torch.bool for x in flags):
                 raise InputError(

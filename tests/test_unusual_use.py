@@ -7,6 +7,7 @@ import io
 import math
 import pickle
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -188,3 +189,77 @@ def test_a_compiled_function_may_solve(engine):
     assert_close(value, f64(math.exp(-1.0) + math.exp(-0.5)), 1e-7)
     value.backward()
     assert_close(p.grad, f64(-2.0 * math.exp(-1.0) - math.exp(-0.5)), 1e-6)
+
+
+# -- structures ---------------------------------------------------------------------------------
+
+
+def test_dicts_in_another_order(engine):
+    """The keys count, not the order they were written in: of f, affect and abstol."""
+    callback = ps.PresetTimeCallback([0.5], lambda u, p, t: {"b": u["b"] + 1.0, "a": u["a"]})
+    prob = ps.ODEProblem(
+        lambda u, p, t: {"b": 0.0 * u["b"], "a": -u["a"]},
+        {"a": f64([1.0, 1.0]), "b": f64([2.0])}, (0.0, 1.0), callback=callback,
+    )  # fmt: skip
+    abstol = {"b": f64([1.0]), "a": f64([1e-10, 1e-10])}
+    sol = ps.solve(prob, nonstiff(engine), engine=engine, abstol=abstol, reltol=1e-10)
+    assert_close(sol.u["b"][-1], f64([3.0]), 1e-8)
+    assert_close(sol.u["a"][-1], f64(1.0, 1.0) * math.exp(-1.0), 1e-7)
+
+
+def test_differential_vars_and_du0_in_another_order():
+    prob = ps.DAEProblem(
+        lambda du, u, p, t: {"y": u["y"] - 2.0 * u["x"], "x": du["x"] + u["x"]},
+        {"y": f64([0.0, 0.0]), "x": f64([-1.0, -1.0])},
+        {"x": f64([1.0, 1.0]), "y": f64([2.0, 2.0])}, (0.0, 1.0),
+        differential_vars={"y": torch.zeros(2) > 0, "x": torch.zeros(2) == 0},
+    )  # fmt: skip
+    sol = ps.solve(prob, engine="sundials", **TOL)
+    assert_close(sol.u["y"][-1], f64(2.0, 2.0) * math.exp(-1.0), 1e-7)
+
+
+def test_sparse_matrices(engine):
+    """A function may close over one and is called back; as p it is refused."""
+    matrix = torch.eye(3, dtype=F64).to_sparse()
+    prob = ps.ODEProblem(lambda u, p, t: -(matrix @ u), torch.ones(3, dtype=F64), (0.0, 1.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ps.CaptureWarning)
+        sol = ps.solve(prob, nonstiff(engine), engine=engine, **TOL)
+    assert_close(sol.u[-1], torch.ones(3, dtype=F64) * math.exp(-1.0), 1e-8)
+    with pytest.raises(ps.InputError, match="to_dense"):
+        ps.ODEProblem(lambda u, p, t: -(p @ u), torch.ones(3, dtype=F64), (0.0, 1.0), matrix)
+
+
+def test_an_attribute_that_comes_to_hide_one_of_the_class_is_noticed(engine):
+    class Model:
+        rate = 2.0
+
+        def __call__(self, u, p, t):
+            return -self.rate * u
+
+    model = Model()
+    for rate in (2.0, 3.0, 4.0):
+        if rate != Model.rate:
+            model.rate = rate
+        prob = ps.ODEProblem(model, f64([1.0]), (0.0, 1.0))
+        sol = ps.solve(prob, nonstiff(engine), engine=engine, **TOL)
+        assert_close(sol.u[-1], f64([math.exp(-rate)]), 1e-8)
+
+
+def test_a_condition_that_becomes_nan_is_not_passed_over():
+    """sqrt(u - 1/2) is zero at the event and NaN behind it: its sign never changes."""
+    callback = ps.ContinuousCallback(lambda u, p, t: torch.sqrt(u[0] - 0.5), double)
+    with pytest.raises(ps.SolveError, match="condition of callback 0 became NaN"):
+        ps.solve(problem(callback=callback), engine="sundials", **TOL)
+
+
+def test_first_solves_of_many_functions_by_many_threads():
+    def run(k):
+        p = f64(1.0, grad=True)
+        prob = ps.ODEProblem(lambda u, p, t: -p * u + 0.0 * k, f64([1.0]), (0.0, 1.0), p)
+        ps.solve(prob, engine="sundials", **TOL).u[-1].sum().backward()
+        return float(p.grad)
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(run, range(12)))
+    assert_close(f64(found), torch.full((12,), -math.exp(-1.0), dtype=F64), 1e-6)

@@ -252,6 +252,8 @@ def _lift(
         if node.op != "get_attr":
             continue
         value = getattr(raw, node.target)
+        if isinstance(value, Tensor) and value.layout != torch.strided:
+            raise CaptureError("the function uses a sparse tensor", "make it dense: x.to_dense()")
         if not isinstance(value, Tensor) or not value.is_floating_point() or _is_literal(node):
             if isinstance(value, Tensor):
                 if value.is_complex():

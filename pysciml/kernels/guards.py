@@ -31,6 +31,7 @@ class Guards:
         # (mapping or sequence, key, object): still the same object, or an equal number
         self._items = list(walk.items)
         self._lengths = list(walk.lengths)
+        self._hidden = list(walk.hidden)
         self._cells = list(walk.cells)
         self._functions = walk.functions
         self._arrays = walk.arrays
@@ -56,6 +57,7 @@ class Guards:
                 return False
         return (
             all(t._version == v for t, v in self._constants)
+            and not any(key in state for state, key in self._hidden)
             and all(len(x) == n for x, n in self._lengths)
             and all(
                 t.requires_grad is g and t.dtype is d and t.shape == s
@@ -93,6 +95,7 @@ class Guards:
         self._items = [(o, k, v) for o, k, v in self._items if _same(_get(o, k), v)]
         self._cells = [(c, v) for c, v in self._cells if _same(content(c), v)]
         self._lengths = [(x, n) for x, n in self._lengths if len(x) == n]
+        self._hidden = [(s, k) for s, k in self._hidden if k not in s]
 
     @contextlib.contextmanager
     def unchanged_tensors(self) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -191,6 +192,10 @@ def _plain(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return call
 
 
+#: make_fx patches torch while it traces, for all threads.
+_one_at_a_time = threading.RLock()
+
+
 def trace(
     fn: Callable[..., Tensor],
     inputs: Sequence[Tensor],
@@ -205,6 +210,16 @@ def trace(
     into numbers are added to the list.
     ``watch`` sees every operation as it is traced.
     """
+    with _one_at_a_time:
+        return _trace(fn, inputs, read, watch)
+
+
+def _trace(
+    fn: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    read: list[Tensor] | None,
+    watch: TorchDispatchMode | None,
+) -> GraphModule:
     options: dict[str, Any] = {"decomposition_table": table()}
     # Plain first: a function that differentiates with torch.autograd.grad cannot be traced
     # under functionalize. Mutation, if any, is then removed from the graph.

@@ -93,6 +93,9 @@ class Walk:
         self.tensors: list[Tensor] = []
         self.items: list[tuple[Any, Any, Any]] = []
         self.lengths: list[tuple[Any, int]] = []
+        # (instance state, key): an attribute of the class that no attribute of the instance hides
+        self.hidden: list[tuple[Mapping[str, Any], str]] = []
+        self._from_class: set[tuple[int, str]] = set()
         self.cells: list[tuple[types.CellType, Any]] = []
         self.functions: list[tuple[types.FunctionType, Any, Any, Any]] = []
         self.arrays: list[tuple[np.ndarray, np.ndarray]] = []
@@ -376,6 +379,15 @@ class Walk:
         if state is not None:
             self._follow(value)
 
+    def _class_attributes(self, owner: Any, state: Mapping[str, Any]) -> None:
+        """Note the names that an object has from its class alone, and may come to hide."""
+        classes = [c for c in type(owner).__mro__ if not is_library(c.__module__)]
+        for key in self._names - state.keys():
+            mark = (id(owner), key)
+            if mark not in self._from_class and any(key in c.__dict__ for c in classes):
+                self._from_class.add(mark)
+                self.hidden.append((state, key))
+
     def _attributes(self, index: int, owner: Any, followed: set[str]) -> None:
         state: Mapping[str, Any] = owner.__dict__
         dynamic = bool(self._names & _DYNAMIC)
@@ -392,6 +404,7 @@ class Walk:
             # torch calls a module's forward, also one that an instance was given
             wanted = self._names | {"forward"}
             keys = list(state) if dynamic else sorted(state.keys() & wanted)
+            self._class_attributes(owner, state)
         for key in keys:
             if key in followed or key in _MODULE_STATE:
                 continue

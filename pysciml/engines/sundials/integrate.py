@@ -109,6 +109,11 @@ class Conditions:
         def roots(t: float, u: Array, events: Array) -> None:
             for k, value in enumerate(values):
                 value(u, t, out)
+                if math.isnan(out[0]):
+                    raise NotFinite(
+                        f"the condition of callback {self.indices[k]} became NaN, and would be "
+                        "missed"
+                    )
                 events[k] = out[0]
 
         def roots_ida(t: float, u: Array, du: Array, events: Array) -> None:
