@@ -71,7 +71,11 @@ def _augmented(
             inputs = [t, y, *params] if times else [y, *params]
             grads: list[Tensor | None]
             if value.requires_grad:
-                grads = list(torch.autograd.grad(value, inputs, -adjoint, allow_unused=True))
+                grads = list(
+                    torch.autograd.grad(
+                        value, inputs, -adjoint, allow_unused=True, retain_graph=True
+                    )
+                )
             else:
                 grads = [None] * len(inputs)
         d_t = grads.pop(0) if times else None

@@ -215,7 +215,7 @@ def _natural_with_gaps(x: Tensor, t: Tensor, seen: Tensor) -> Parts:
 
 
 def _piece(times: Tensor, t: Tensor) -> Tensor:
-    return (torch.bucketize(t.detach(), times.detach()) - 1).clamp(0, times.shape[0] - 2)
+    return (torch.bucketize(t, times) - 1).clamp(0, times.shape[0] - 2)
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
