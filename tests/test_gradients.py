@@ -752,3 +752,22 @@ def test_a_solution_made_without_gradients_stays_without(engine):
     at = f64(0.3).requires_grad_()
     (g,) = torch.autograd.grad(sol(at)[0], at)
     assert_close(g, -0.5 * torch.exp(f64(-0.15)), 1e-6)
+
+
+def test_batches_with_integrals_beside_the_state(engine):
+    """Quadrature columns have no column in the Jacobian, and share a colour with those that do."""
+    a = f64([[0.1, -1.0], [1.2, -0.3]], grad=True)
+    u0 = torch.cat([torch.linspace(-1.0, 1.0, 16, dtype=F64).reshape(8, 2), torch.zeros(8, 2)], 1)
+
+    def f(u, p, t):
+        du = torch.tanh(u[:, :2] @ p)
+        return torch.cat([du, du.square().sum(1, keepdim=True), du.prod(1, keepdim=True)], 1)
+
+    def loss(p):
+        sol = ps.solve(
+            ps.ODEProblem(f, u0.to(F64), (0.0, 2.0), p), engine=engine, abstol=1e-11, reltol=1e-10
+        )
+        return (sol.u[-1, :, 2:] * f64(1.0, 2.0)).sum()
+
+    (got,) = torch.autograd.grad(loss(a), a)
+    assert_close(got, central_difference(loss, a), 1e-6)

@@ -166,9 +166,17 @@ def batched(functions: Functions, p: Array, c: Array) -> Callable[[Array, Array]
         assert blocks is not None
         take_rows = blocks[:, :, None]
         take_colors = colors[blocks][:, None, :]
+        # Columns of one block share a colour where no row has both: their zeros must stay zeros.
+        count, m = blocks.shape
+        block, local = np.empty(made.n, dtype=np.int64), np.empty(made.n, dtype=np.int64)
+        block[blocks], local[blocks] = np.arange(count)[:, None], np.arange(m)[None, :]
+        live = np.zeros((count, m, m))
+        live[block[made.rows], local[made.rows], local[made.cols]] = 1.0
+        full = bool(live.all())
 
         def by_blocks(u: Array, t: Array) -> Array:
-            return inner(u, t)[0][:, take_rows, take_colors]
+            out = inner(u, t)[0][:, take_rows, take_colors]
+            return out if full else np.where(live, out, 0.0)
 
         return by_blocks
     lband, uband, n = made.structure.lband, made.structure.uband, made.n
