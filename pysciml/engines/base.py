@@ -31,7 +31,7 @@ class Functions(Protocol):
 
     Two kinds exist: captured (:class:`pysciml.kernels.kernels.Kernels` inside) and called back
     in torch. Roles are named ``"value"``, ``"jac:u"``, ``"jac:t"``, ``"jac:p"``, ``"jvp:u"``,
-    ``"vjp:u"``, ``"vjp:p"``, ``"vjp:up"``; see :mod:`pysciml.kernels.derivatives`.
+    ``"vjp:u"``, ``"vjp:p"``, ``"vjp:up"``, ``"vjp:p*K"``; see :mod:`pysciml.kernels.derivatives`.
     """
 
     kernels: Any | None  # Kernels, or None where capture failed

@@ -1,9 +1,10 @@
 """Derivative graphs of a captured function, by torch's own autodiff, traced like the function.
 
-Roles: ``"value"``, ``"jac:X"``, ``"jvp:X"`` and ``"vjp:X"`` for an input X, and ``"vjp:up"``: the
-products with the Jacobians by u and by p, one after the other, from one sweep. A Jacobian is
-vmapped over rows (reverse mode) or columns (forward mode), whichever are fewer; the identity that
-seeds it is a literal, so that the simplifier sees the zeros.
+Roles: ``"value"``, ``"jac:X"``, ``"jvp:X"`` and ``"vjp:X"`` for an input X; ``"vjp:up"``, the
+products with the Jacobians by u and by p, one after the other, from one sweep; and ``"vjp:p*K"``,
+the sum of the products by p at K points, whose inputs (all but p and c) follow each other. A
+Jacobian is vmapped over rows (reverse mode) or columns (forward mode), whichever are fewer; the
+identity that seeds it is a literal, so that the simplifier sees the zeros.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ def derive(captured: Capture, role: str) -> Graph:
     if role == "vjp:up":
         args = [*_seed(captured, "vjp", "u"), *_arguments(captured)]
         return _lowered(_traced(_vjp_up(captured), args), ("w", *captured.names), role)
+    if role.startswith("vjp:p*"):
+        return _summed(captured, int(role.partition("*")[2]), role)
     if kind not in ("jac", "jvp", "vjp") or wrt not in captured.names:
         raise ValueError(f"no kernel has the role {role!r}")
     extra = {"jac": (), "jvp": ("v",), "vjp": ("w",)}[kind]
@@ -146,6 +149,79 @@ def _vjp_up(captured: Capture) -> Function:
         return torch.cat([parts[i].reshape(-1) for i in places])
 
     return vjp
+
+
+def _summed(captured: Capture, count: int, role: str) -> Graph:
+    """The parameter gradient of a whole stretch at once: products become matrix products."""
+    names, module = captured.names, captured.module
+    at = names.index("p")
+    examples = _arguments(captured)
+    shapes = [None if k in ("p", "c") else x.shape for k, x in zip(names, examples, strict=True)]
+    if not _used(captured, "p"):
+        first = input_node("w", (count * captured.n_out,))
+        inputs = (
+            input_node(k, tuple(x.shape) if s is None else (count * x.numel(),))
+            for k, x, s in zip(names, examples, shapes, strict=True)
+        )
+        return Graph((first, *inputs), (full((captured.sizes["p"],), 0.0),), role)
+    dims = tuple(None if s is None else 0 for s in shapes)
+
+    def summed(w: Tensor, *inputs: Tensor) -> Tensor:
+        rows = [
+            x if s is None else x.reshape(count, *s) for x, s in zip(inputs, shapes, strict=True)
+        ]
+
+        def partial(p: Tensor) -> Any:
+            return torch.vmap(module, in_dims=dims)(*rows[:at], p, *rows[at + 1 :])
+
+        out: Tensor = torch.func.vjp(partial, inputs[at])[1](w.reshape(count, -1))[0]
+        return out
+
+    args = [torch.ones(count * captured.n_out, dtype=captured.dtype, device=captured.device)]
+    args += [
+        x if s is None else x.reshape(-1).repeat(count)
+        for x, s in zip(examples, shapes, strict=True)
+    ]
+    _require_sum(captured, summed, args, shapes)
+    return _lowered(_traced(summed, args), ("w", *names), role)
+
+
+def _require_sum(
+    captured: Capture, summed: Function, args: list[Tensor], shapes: list[Any]
+) -> None:
+    """Raise CaptureError where torch.vmap gets another sum than one point after the other.
+
+    Seen in torch 2.13 on slices that are written to.
+    """
+    count = len(args[0]) // captured.n_out
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(args[0].shape, generator=generator, dtype=captured.dtype).to(captured.device)
+    scale = torch.linspace(1.0, 1.1, count, dtype=captured.dtype, device=captured.device)
+    moved = [
+        x if s is None else (x.reshape(count, -1) * scale[:, None]).reshape(-1)
+        for x, s in zip(args[1:], shapes, strict=True)
+    ]
+    pull = _vjp(captured, "p")
+    try:
+        got = summed(w, *moved)
+        one_by_one = [
+            pull(
+                w.reshape(count, -1)[k],
+                *(
+                    x if s is None else x.reshape(count, *s)[k]
+                    for x, s in zip(moved, shapes, strict=True)
+                ),
+            )
+            for k in range(count)
+        ]
+        expected = torch.stack(one_by_one).sum(0)
+    except Exception as error:
+        raise explain(error) from error
+    if not torch.allclose(got, expected, rtol=1e-3, atol=1e-5, equal_nan=True):
+        raise CaptureError(
+            "torch.vmap gives other products than one point after the other",
+            "nothing: engines take the points one by one",
+        )
 
 
 def _jacobian(captured: Capture, wrt: str, args: list[Tensor]) -> GraphModule:

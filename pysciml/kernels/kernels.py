@@ -22,8 +22,8 @@ class Kernels:
 
     Roles: ``"value"`` (n_out,); ``"jac:u"`` (n_out, n_u), ``"jac:p"``, ``"jac:du"``, ``"jac:t"``
     (n_out,) where t is 0-d; ``"jvp:X"`` with the extra first input ``"v"``; ``"vjp:X"`` with the
-    extra first input ``"w"``, shaped as X, and ``"vjp:up"`` (n_u + n_p,). The other inputs
-    follow in the capture's order, ``"c"`` last.
+    extra first input ``"w"``, shaped as X, ``"vjp:up"`` (n_u + n_p,), and ``"vjp:p*K"`` (n_p,),
+    summed over K points. The other inputs follow in the capture's order, ``"c"`` last.
 
     A role that cannot be made raises :class:`pysciml.kernels.capture.CaptureError`, at every
     request. Safe to share between threads.

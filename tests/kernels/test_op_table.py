@@ -14,6 +14,7 @@ from op_table import CASES, Case
 from pysciml.kernels.capture import Capture, capture
 from pysciml.kernels.graph import Graph
 from pysciml.kernels.kernels import Kernels
+from pysciml.kernels.reasons import CaptureError
 
 Arrays = dict[str, Any]
 Backend = Callable[[Kernels, str, list[Arrays]], list[np.ndarray]]
@@ -137,3 +138,35 @@ def test_against_torch(case: Case, backend: str, captured: Callable[[Case], Kern
 def test_names_are_distinct() -> None:
     names = [c.name for c in CASES]
     assert len(set(names)) == len(names)
+
+
+#: Cases that torch.vmap does not do, or does wrong: there is no kernel for many points then, and
+#: engines do without.
+UNSUMMED = {"in_place", "in_place_slices", "select_scatter", "index_apart", "embedding"}
+
+
+def summed_points(points: list[Arrays]) -> Arrays:
+    """Several points with the first one's p and c as inputs of ``"vjp:p*K"``."""
+    first = points[0]
+    together = {k: np.concatenate([np.reshape(p[k], -1) for p in points]) for k in first}
+    return together | {k: first[k] for k in ("p", "c")}
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.derivatives], ids=lambda c: c.name)
+def test_products_summed_over_points(case: Case, captured: Callable[[Case], Kernels]) -> None:
+    kernels = captured(case)
+    points = _points(case, kernels.capture)
+    try:
+        graph = kernels.graph("vjp:p*2")
+    except CaptureError:
+        assert case.name in UNSUMMED
+        return
+    assert case.name not in UNSUMMED
+    inputs = summed_points(points)
+    got = evaluate(graph, **{k: inputs[k] for k in _names(graph)})[0]
+    one = kernels.graph("vjp:p")
+    shared = {k: points[0][k] for k in ("p", "c")}
+    each = [evaluate(one, **{k: (p | shared)[k] for k in _names(one)})[0] for p in points]
+    want = sum(each)
+    size = max(1.0, float(np.abs(want).max(initial=0)))
+    np.testing.assert_allclose(got, want, rtol=case.rtol, atol=1e-11 * size)

@@ -35,7 +35,7 @@ mass_of(prob::ODEProblem) = (M = prob.f.mass_matrix; M isa Matrix ? M : nothing)
 mass_of(prob::DAEProblem) = nothing
 
 # What one interval needs, made once a segment.
-struct Collocation{T, E, I}
+struct Collocation{T, E, I, G}
     equation::E
     interp::I
     p::Vector{T}
@@ -51,7 +51,11 @@ struct Collocation{T, E, I}
     dp::Vector{T}
     near::Matrix{T}                  # a Jacobian, and its eigenvalues
     eigenvalues::Vector{Complex{T}}
+    gathered::G                      # of the parameters' gradient; nothing for a residual
 end
+
+gathering(e::Equation{T, <:Functions}, p) where {T} = Gathered(e.functions, p, e.n)
+gathering(e::Equation{T, <:Residual}, p) where {T} = nothing
 
 function Collocation(e::Equation{T}, interp, p, reltol) where {T}
     n = e.n
@@ -59,10 +63,11 @@ function Collocation(e::Equation{T}, interp, p, reltol) where {T}
     line() = zeros(T, n)
     # the rule's error on a mode z = h lambda is about |z|^6 / 7200, its error constant
     reach = (7200 * 30 * max(reltol, eps(T)))^(1 // 6)
-    return Collocation{T, typeof(e), typeof(interp)}(
+    gathered = gathering(e, p)
+    return Collocation{T, typeof(e), typeof(interp), typeof(gathered)}(
         e, interp, p, T(reach), (line(), line(), line()), (line(), line(), line()),
         (square(), square(), square()), square(), zeros(T, 3n, 3n), zeros(T, 3n), line(),
-        zeros(T, length(p)), zeros(T, length(p)), fill(T(NaN), n, n), zeros(Complex{T}, n)
+        zeros(T, length(p)), zeros(T, length(p)), fill(T(NaN), n, n), zeros(Complex{T}, n), gathered
     )
 end
 
@@ -85,7 +90,17 @@ function collocate(
         all(iszero, mu) || interval!(mu, w, mesh[k], mesh[k + 1], 3)
     end
     jump!(mesh[1])
+    w.gathered === nothing || (w.dp .+= finish!(w.gathered))
     return mu, w.dp
+end
+
+gather!(w::Collocation{T, E, I, Gathered{T}}, weight, i, t) where {T, E, I} =
+    gather!(w.gathered, weight, w.lambda, w.u[i], t)
+function gather!(w::Collocation{T, E, I, Nothing}, weight, i, t) where {T, E, I}
+    isempty(w.p) && return
+    pull_p!(w.part, w.equation, w.lambda, w.du[i], w.u[i], w.p, t)
+    add!(w.dp, weight, w.part)
+    return
 end
 
 # Steps and output times, strictly in the direction of integration.
@@ -160,9 +175,7 @@ function interval!(mu, w::Collocation{T}, a, b, depth) where {T}
     solve_stages!(w)
     for i in 1:3
         copyto!(w.lambda, 1, w.stages, (i - 1) * n + 1, n)
-        isempty(p) && continue
-        pull_p!(w.part, e, w.lambda, w.du[i], w.u[i], p, nodes[i])
-        add!(w.dp, T(h * RADAU_A[3][i]), w.part)
+        gather!(w, T(h * RADAU_A[3][i]), i, nodes[i])
     end
     isplain(e) ? copyto!(mu, w.lambda) : mul!(mu, w.M', w.lambda)
     return mu

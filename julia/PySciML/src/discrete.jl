@@ -53,28 +53,30 @@ segment_adjoint(
 segment_adjoint(
     ::DiscreteAdjoint, sol, ::Tsit5, ts::Vector{T}, cotangents::Matrix{T}, abstol, reltol,
     functions
-) where {T} = backwards(functions.vjp_up, sol.t, sol.u, sol.k, sol.prob.p, ts, cotangents)
-
-# y += a x, for as many entries as y has
-@inline function add!(y, a, x)
-    @inbounds @simd for i in eachindex(y)
-        y[i] = muladd(a, x[i], y[i])
-    end
-    return y
-end
+) where {T} = backwards(functions, sol.t, sol.u, sol.k, sol.prob.p, ts, cotangents)
 
 function backwards(
-        vjp_up::ProductKernel{T}, times::Vector{T}, us::Vector{Vector{T}},
+        f::Functions{T}, times::Vector{T}, us::Vector{Vector{T}},
         stages::Vector{Vector{Vector{T}}}, p::Vector{T}, ts::Vector{T}, cotangents::Matrix{T}
     ) where {T}
     n = length(first(us))
     lambda, passed, y = zeros(T, n), zeros(T, n), zeros(T, n)
     nu = [zeros(T, n) for _ in 1:7]      # cotangents of the stages
-    pulled, total = zeros(T, n + length(p)), zeros(T, n + length(p))
+    # with few parameters both products come from one sweep, and `pulled` holds them all
+    gathered = Gathered(f, p, n)
+    together = !gathered.batched
+    pulled = zeros(T, together ? n + length(p) : n)
+    total = zeros(T, length(pulled))
     # through f at a stage's state, whose cotangent is `w`: the first n of `pulled`
     function pull!(w, u, t)
-        vjp_up(pulled, w, u, p, t)
-        return add!(total, one(T), pulled)
+        if together
+            f.vjp_up(pulled, w, u, p, t)
+            add!(total, one(T), pulled)
+        else
+            f.vjp(pulled, w, u, p, t)
+            gather!(gathered, one(T), w, u, t)
+        end
+        return
     end
     j = length(ts)
     for i in (length(times) - 1):-1:1
@@ -127,5 +129,5 @@ function backwards(
     for i in j:-1:1
         add!(lambda, one(T), view(cotangents, :, i))
     end
-    return lambda, total[(n + 1):end]
+    return lambda, together ? total[(n + 1):end] : finish!(gathered)
 end

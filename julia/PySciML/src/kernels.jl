@@ -59,6 +59,9 @@ end
 "Thrown where a Python function called back from Julia has failed; Python holds the exception."
 struct CallbackError <: Exception end
 
+"Thrown where a function has no kernel of an optional role."
+struct Unavailable <: Exception end
+
 # A function of Python's, called through C: it reads `inputs` and writes `out`, arrays that are
 # Python's memory, and returns nonzero where it failed.
 struct Foreign{T, N} <: Function
@@ -134,6 +137,7 @@ end
 const VectorSig{T} = Tuple{Vector{T}, Vector{T}, Vector{T}, T}
 const MatrixSig{T} = Tuple{Matrix{T}, Vector{T}, Vector{T}, T}
 const ProductSig{T} = Tuple{Vector{T}, Vector{T}, Vector{T}, Vector{T}, T}
+const BatchSig{T} = Tuple{Vector{T}, Vector{T}, Vector{T}, Vector{T}, Vector{T}}
 const ResidualMatrixSig{T} = Tuple{Matrix{T}, Vector{T}, Vector{T}, Vector{T}, T}
 const ResidualProductSig{T} = Tuple{
     Vector{T}, Vector{T}, Vector{T}, Vector{T}, Vector{T}, T,
@@ -145,6 +149,8 @@ const VectorKernel{T} = Kernel{T, VectorSig{T}}
 const MatrixKernel{T} = Kernel{T, MatrixSig{T}}
 "`out = f(w, u, p, t)`: products with a Jacobian; also a residual `f(du, u, p, t)`."
 const ProductKernel{T} = Kernel{T, ProductSig{T}}
+"`out = sum of f(w, u, p, t)` over points whose `w`, `u` and `t` follow each other."
+const BatchKernel{T} = Kernel{T, BatchSig{T}}
 "`J = f(du, u, p, t)`: Jacobians of a residual."
 const ResidualMatrixKernel{T} = Kernel{T, ResidualMatrixSig{T}}
 "`out = f(w, du, u, p, t)`: products with a Jacobian of a residual."
@@ -191,6 +197,9 @@ end
     k.fw(out, u, p, t)
 (k::Kernel{T, ProductSig{T}})(
     out::Vector{T}, w::Vector{T}, u::Vector{T}, p::Vector{T}, t::T
+) where {T} = k.fw(out, w, u, p, t)
+(k::Kernel{T, BatchSig{T}})(
+    out::Vector{T}, w::Vector{T}, u::Vector{T}, p::Vector{T}, t::Vector{T}
 ) where {T} = k.fw(out, w, u, p, t)
 (k::Kernel{T, ResidualMatrixSig{T}})(
     out::Matrix{T}, w::Vector{T}, u::Vector{T}, p::Vector{T}, t::T

@@ -36,7 +36,8 @@ end
     Functions{T}
 
 Everything about one function `f(u, p, t)`: value, derivatives and products, each a kernel that
-is compiled on first need. `vjp_up` gives the products by u and by p, one after the other.
+is compiled on first need. `vjp_up` gives the products by u and by p, one after the other,
+`vjp_p_batch` sums the products by p over many points.
 """
 struct Functions{T}
     value::VectorKernel{T}
@@ -48,6 +49,7 @@ struct Functions{T}
     vjp_p::ProductKernel{T}
     vjp_t::ProductKernel{T}
     vjp_up::ProductKernel{T}
+    vjp_p_batch::BatchKernel{T}
     lock::ReentrantLock
 end
 
@@ -58,12 +60,13 @@ function Functions{T}(load, nc::Integer = 0) where {T}
         VectorKernel{T}(:jac_t, c, load), MatrixKernel{T}(:jac_p, c, load),
         ProductKernel{T}(:jvp_u, c, load), ProductKernel{T}(:vjp_u, c, load),
         ProductKernel{T}(:vjp_p, c, load), ProductKernel{T}(:vjp_t, c, load),
-        ProductKernel{T}(:vjp_up, c, load), ReentrantLock()
+        ProductKernel{T}(:vjp_up, c, load), BatchKernel{T}(:vjp_p_batch, c, load), ReentrantLock()
     )
 end
 
 kernels(f::Functions) =
-    (f.value, f.jac, f.tgrad, f.paramjac, f.jvp, f.vjp, f.vjp_p, f.vjp_t, f.vjp_up)
+    (f.value, f.jac, f.tgrad, f.paramjac, f.jvp, f.vjp, f.vjp_p, f.vjp_t, f.vjp_up,
+    f.vjp_p_batch)
 
 "The data vector, shared by all kernels of the function."
 data(f::Functions) = f.value.c

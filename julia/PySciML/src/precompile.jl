@@ -46,10 +46,18 @@ module Workload
         vjp_p(ws, view(out, 3:4), w, u, p, t, c)
         return nothing
     end
+    function vjp_p_batch(ws, out, w, u, p, t, c)
+        fill!(out, 0)
+        for i in 1:2:length(u)
+            out[1] += u[i + 1] * w[i]
+            out[2] += (1 - u[i]^2) * u[i + 1] * w[i + 1]
+        end
+        return nothing
+    end
 
     const FUNCTIONS = (;
         value, jac_u = jac, jac_t = tgrad, jac_p, jvp_u = jvp, vjp_u, vjp_p, vjp_t,
-        vjp_up,
+        vjp_up, vjp_p_batch,
     )
 
     "The source of a kernel of the workload's problem (van der Pol's oscillator)."

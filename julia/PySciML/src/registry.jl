@@ -24,15 +24,17 @@ const REGISTRIES = (FUNCTIONS, MODELS, EVENTS, OBJECTS, HANDLES)
 
 const ROLES = (
     value = 0, jac_u = 1, jac_t = 2, jac_p = 3, jvp_u = 4, vjp_u = 5, vjp_p = 6, vjp_t = 7,
-    jac_du = 8, vjp_up = 9,
+    jac_du = 8, vjp_up = 9, vjp_p_batch = 10,
 )
 
-# Python's function `int load(int64 functions, int64 role)`: it answers by calling `c_provide`.
+# Python's function `int load(int64 functions, int64 role)`: it answers by calling `c_provide`, or
+# with 2 where there is no such kernel.
 const LOADER = Ref{Ptr{Cvoid}}(C_NULL)
 const PROVIDED = Dict{Tuple{Int, Int}, Any}()
 
 function fetch_source(id::Int, role::Symbol)
     status = ccall(LOADER[], Cint, (Int64, Int64), id, ROLES[role])
+    status == 2 && throw(Unavailable())
     status == 0 || throw(CallbackError())
     return pop!(PROVIDED, (id, ROLES[role]))
 end

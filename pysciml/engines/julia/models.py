@@ -21,13 +21,18 @@ from pysciml.engines.julia.bridge import (
 )
 from pysciml.kernels.emit_julia import emit
 from pysciml.kernels.graph import Graph, make
+from pysciml.kernels.reasons import CaptureError
 from pysciml.kernels.scalarise import scalarise
 
 Array = npt.NDArray[Any]
 
+#: Points at which parameter gradients are taken together; `BATCH` in batches.jl.
+BATCH = 32
 #: Roles by the numbers that ``bridge.jl`` gives them.
 ROLES = (
-    "value", "jac:u", "jac:t", "jac:p", "jvp:u", "vjp:u", "vjp:p", "vjp:t", "jac:du", "vjp:up",
+    "value", "jac:u", "jac:t", "jac:p", "jvp:u", "vjp:u", "vjp:p", "vjp:t", "jac:du",
+    "vjp:up",
+    f"vjp:p*{BATCH}",
 )  # fmt: skip
 
 #: Values of at most this many elements become scalar code.
@@ -53,7 +58,17 @@ class Loader:
         bridge.set_loader(self._callback)
 
     def _load(self, functions: int, role: int) -> int:
-        return self.bridge.guard(lambda: self.known[functions].provide(ROLES[role], role))
+        """0: provided; 1: it failed, and why is pending; 2: there is none, do without."""
+        found = self.known[functions]
+        if not ROLES[role].startswith("vjp:p*"):
+            return self.bridge.guard(lambda: found.provide(ROLES[role], role))
+        if found.functions.kernels is None:
+            return 2
+        try:
+            found.functions.kernels.graph(ROLES[role])
+        except CaptureError:  # what torch.vmap does not do
+            return 2
+        return self.bridge.guard(lambda: found.provide(ROLES[role], role))
 
 
 class JuliaFunctions:
