@@ -1,6 +1,6 @@
 """A neural CDE tells clockwise from anticlockwise spirals, seen at irregular times with gaps.
 
-    python examples/cde_classification.py [--engine julia] [--quick]
+python examples/cde_classification.py [--engine julia] [--quick]
 """
 
 from __future__ import annotations

@@ -58,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         history.append(float(likelihood.detach()))
         if (step + 1) % max(1, steps // 5) == 0:
             assert model.stats is not None
-            print(f"step {step + 1:4d}  log-density {history[-1]:.3f}, {model.stats.nf} evaluations")
+            print(
+                f"step {step + 1:4d}  log-density {history[-1]:.3f}, {model.stats.nf} evaluations"
+            )
 
     model.eval()
     axis = torch.linspace(-4.0, 4.0, 100, dtype=torch.float64)
@@ -72,7 +74,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     whole = float(density.sum() * (axis[1] - axis[0]) ** 2)
     print(f"log-density of new points {fresh:.3f}; the density integrates to {whole:.3f}")
 
-    figure, axes = plt.subplots(1, 4, figsize=(14, 3.6), sharex=True, sharey=True)
+    figure, axes = plt.subplots(
+        1, 4, figsize=(14, 3.6), sharex=True, sharey=True, layout="constrained"
+    )
     axes[0].scatter(*moons(1000).T, s=3)
     axes[0].set_title("data")
     axes[1].imshow(density.T, origin="lower", extent=(-4, 4, -4, 4), cmap="viridis")
@@ -84,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     axes[3].scatter(*flow[0].T, s=6, label="t = 0")
     axes[3].scatter(*flow[-1].T, s=6, label="t = 1")
     axes[3].set(title="paths of the flow", xlim=(-3, 3), ylim=(-3, 3))
+    for axis in axes:
+        axis.set_aspect("equal")
     axes[3].legend(loc="upper right")
     save(figure, args, "ffjord_density.png")
     return {"log_density": fresh, "integral": whole}

@@ -1,6 +1,6 @@
 """A latent ODE reconstructs and extrapolates noisy oscillations seen at irregular times.
 
-    python examples/latent_ode.py [--engine julia] [--quick]
+python examples/latent_ode.py [--engine julia] [--quick]
 """
 
 from __future__ import annotations

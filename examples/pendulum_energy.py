@@ -1,6 +1,6 @@
 """Hamiltonian and Lagrangian networks learn a pendulum and keep its energy; a plain one does not.
 
-    python examples/pendulum_energy.py [--engine julia] [--quick]
+python examples/pendulum_energy.py [--engine julia] [--quick]
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         "Hamiltonian": HamiltonianNN(net(1), (0.0, 1.5), saveat=t, **options),
         "Lagrangian": LagrangianNN(Lagrangian(), (0.0, 1.5), saveat=t, **options),
     }
-    steps = 60 if args.quick else 400
+    steps = 30 if args.quick else 400
     for name, model in models.items():
         optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, 1e-4)

@@ -40,20 +40,21 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     truth = ps.ODEProblem(lambda u, p, t: (u**3) @ p, u0, (0.0, 25.0), A)
     data = ps.solve(truth, engine=args.engine, saveat=t, reltol=1e-8, abstol=1e-8).u
 
-    piece = 20
+    piece = 40
     window = t[:piece] - t[0]
     model = NeuralODE(
-        Cubed(), (0.0, float(window[-1])), saveat=window, engine=args.engine, reltol=1e-5, abstol=1e-6
+        Cubed(), (0.0, float(window[-1])), saveat=window, engine=args.engine, reltol=1e-5,
+        abstol=1e-6,
     )  # fmt: skip
-    steps = 150 if args.quick else 1500
-    optimiser = torch.optim.Adam(model.parameters(), lr=5e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, 1e-4)
+    steps = 150 if args.quick else 2000
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, 1e-5)
     losses = []
     for step in range(steps):
         start = torch.randint(len(t) - piece, (32,))
         want = data[start[None, :] + torch.arange(piece)[:, None]]
         optimiser.zero_grad()
-        loss = (model(want[0]) - want).abs().mean()
+        loss = (model(want[0]) - want).square().mean()
         loss.backward()
         optimiser.step()
         schedule.step()
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     left.set(xlabel="$u_1$", ylabel="$u_2$", title="learned field and trajectory", aspect="equal")
     left.legend(loc="upper right")
     right.semilogy(losses, lw=0.8)
-    right.set(xlabel="step", ylabel="mean absolute error", title="training")
+    right.set(xlabel="step", ylabel="mean square error", title="training")
     save(figure, args, "spiral_neural_ode.png")
     return {"error": error}
 

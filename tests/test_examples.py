@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -11,8 +12,24 @@ import torch
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples"
 
+#: What each script's ``main`` must reach in its short run, and would not reach untrained.
+REACHED: dict[str, Callable[[dict[str, float]], bool]] = {
+    "spiral_neural_ode": lambda r: r["error"] < 1.5,
+    "concentric_circles": lambda r: r["augmented"] < 0.1 < r["plain"],
+    "latent_ode": lambda r: r["inside"] < 0.25,
+    "cde_classification": lambda r: r["right"] > 0.9,
+    "ffjord_density": lambda r: r["log_density"] > -2.6 and abs(r["integral"] - 1.0) < 0.01,
+    "pendulum_energy": lambda r: max(r["Hamiltonian"], r["Lagrangian"]) < r["plain"],
+    "graph_ode": lambda r: r["error"] < 0.1,
+    "stiff_rober": lambda r: r["error"] < 0.2,
+    "second_order": lambda r: r["inside"] < 0.25,
+    "bouncing_ball": lambda r: abs(r["gravity"] - 9.8) < 1 and abs(r["restitution"] - 0.85) < 0.1,
+}  # fmt: skip
+RATES = {"lotka_volterra_fit": 0.05, "stiff_rates": 1e-4}
 
-def load(name: str) -> ModuleType:
+
+def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(FOLDER))  # as when it is run as a script
     spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -20,13 +37,26 @@ def load(name: str) -> ModuleType:
     return module
 
 
-def test_every_script_is_tested() -> None:
-    assert {p.stem for p in FOLDER.glob("*.py")} == {"lotka_volterra_fit", "stiff_rates"}
+def test_every_script_is_tested_and_in_the_gallery() -> None:
+    scripts = {p.stem for p in FOLDER.glob("[!_]*.py")}
+    assert scripts == {*RATES, *REACHED}
+    gallery = (FOLDER / "README.md").read_text()
+    for name in scripts:
+        assert f"python examples/{name}.py" in gallery
+    for name in REACHED:
+        assert f"(figures/{name}.png)" in gallery and (FOLDER / f"figures/{name}.png").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "tolerance"), [("lotka_volterra_fit", 0.05), ("stiff_rates", 1e-4)]
-)
-def test_rates_are_recovered(name: str, tolerance: float) -> None:
-    module = load(name)
+@pytest.mark.parametrize(("name", "tolerance"), RATES.items())
+def test_rates_are_recovered(name: str, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = load(name, monkeypatch)
     torch.testing.assert_close(module.main(), module.TRUE, rtol=tolerance, atol=0.0)
+
+
+@pytest.mark.parametrize("name", REACHED)
+def test_gallery(name: str, engine: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = load(name, monkeypatch)
+    figure = tmp_path / "figure.png"
+    result = module.main(["--quick", "--engine", engine, "--figure", str(figure)])
+    assert REACHED[name](result), result
+    assert figure.stat().st_size > 10_000
