@@ -19,6 +19,7 @@ from pysciml.errors import InputError
 
 __all__ = ["ParameterSpec", "StateSpec", "state_spec", "to_numpy"]
 
+_set_grad_enabled: Any = torch._C._set_grad_enabled
 FLOATS = (torch.float64, torch.float32)
 
 
@@ -40,12 +41,16 @@ def joined(leaves: Sequence[Tensor], dtype: torch.dtype, device: torch.device) -
     """The leaves' values as one vector of its own, each row-major, without gradients."""
     if not leaves:
         return torch.empty(0, dtype=dtype, device=device)
-    with torch.no_grad():
+    before = torch.is_grad_enabled()
+    _set_grad_enabled(False)  # torch.no_grad() costs as much as the rest
+    try:
         if any(x.dtype is not dtype or x.device != device for x in leaves):
             leaves = [x.to(device, dtype) for x in leaves]
         if len(leaves) == 1:
             return leaves[0].reshape(-1).clone()
         return torch.cat([x.reshape(-1) for x in leaves])
+    finally:
+        _set_grad_enabled(before)
 
 
 def parted(

@@ -16,15 +16,23 @@ __all__ = ["leave_compiler", "plain_mode", "refuse_transforms", "resume_compiler
 
 _eval_frame = torch._C._dynamo.eval_frame
 _autograd: Any = torch._C._autograd
+_PLAIN = contextlib.nullcontext()
 
 
-@contextlib.contextmanager
-def plain_mode() -> Iterator[None]:
+def plain_mode() -> contextlib.AbstractContextManager[None]:
     """Neither autocast nor hooks on saved tensors.
 
     A solver's error control cannot live with a function in half precision, and torch.func, which
     derives the kernels, does not work under the hooks that activation checkpointing sets.
     """
+    modes = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    if not modes and _autograd._top_saved_tensors_default_hooks(True) is None:
+        return _PLAIN
+    return _without_modes()
+
+
+@contextlib.contextmanager
+def _without_modes() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):

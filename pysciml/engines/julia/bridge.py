@@ -8,9 +8,9 @@ from __future__ import annotations
 import ctypes as ct
 import signal
 import struct
+import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -124,6 +124,9 @@ def array(pointer: int, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
     return out
 
 
+# What stands behind the signal module, which makes enumerations of it in 15 microseconds.
+_signal: Any = sys.modules.get("_signal", signal)
+_SIGINT = int(signal.SIGINT)
 _MAIN = threading.main_thread().ident
 _P, _I = ct.c_void_p, ct.c_int64
 _WATCH = ct.CFUNCTYPE(ct.c_int, ct.c_double)
@@ -180,34 +183,33 @@ class Bridge:
         if report is not None:
             report(t)
 
-    @contextmanager
-    def interruptible(self, progress: Callable[[float], None] | None = None) -> Iterator[None]:
-        """Ctrl-C stops the Julia code inside; ``progress`` is told the time reached.
+    def _interruptibly(
+        self, call: Callable[[], int], progress: Callable[[float], None] | None
+    ) -> int:
+        """``call()``, which Ctrl-C stops in Julia; ``progress`` is told the time reached.
 
         A Python signal handler cannot run while Julia does, and one that raised inside a call
         from Julia would lose its exception: so it only leaves word, and ``_look`` raises.
         """
         local = self._local
         local.progress = progress
-        handler = None
-        if threading.get_ident() == _MAIN:
-            handler = signal.getsignal(signal.SIGINT)
+        handler = _signal.getsignal(_SIGINT) if threading.get_ident() == _MAIN else None
         if not callable(handler):
             try:
-                yield
+                return call()
             finally:
                 local.progress = None
-            return
         local.on_interrupt, self._interrupted = handler, False
-        signal.signal(signal.SIGINT, self._leave_word)
+        _signal.signal(_SIGINT, self._leave_word)
         try:
-            yield
+            status = call()
         finally:
-            signal.signal(signal.SIGINT, handler)
+            _signal.signal(_SIGINT, handler)
             local.progress = None
         if self._interrupted:
             self._interrupted = False
-            handler(signal.SIGINT, None)
+            handler(_SIGINT, None)
+        return status
 
     def _leave_word(self, number: int, frame: Any) -> None:
         self._interrupted = True
@@ -243,8 +245,8 @@ class Bridge:
     def solve(self, request: bytes, progress: Callable[[float], None] | None = None) -> Response:
         """Solve; ``request`` is a packed ``REQUEST`` whose arrays the caller keeps alive."""
         memory = ct.create_string_buffer(RESPONSE.size)
-        with self.interruptible(progress):
-            status = self._solve(request, memory)  # type: ignore[attr-defined]
+        solve = self._solve  # type: ignore[attr-defined]
+        status = self._interruptibly(lambda: solve(request, memory), progress)
         fields = RESPONSE.unpack(memory.raw)
         if status != OK:
             self.fail(status, fields[-1])
