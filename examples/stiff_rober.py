@@ -10,6 +10,8 @@ logarithm. An implicit solver and an adjoint that stiffness does not harm do the
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -19,7 +21,6 @@ from torch import Tensor, nn
 
 import pysciml as ps
 from pysciml.engines.choice import engine as chosen_engine
-from pysciml.fit import two_stage
 from pysciml.nn import NeuralODE
 
 
@@ -75,18 +76,28 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         field, (0.0, end), stiff, saveat=t, engine=args.engine, reltol=1e-5, abstol=1e-9
     )
 
-    def loss() -> Tensor:
-        return ((model(u0) - data) / scale).abs().mean()
-
-    # a step of training may make an equation that has no solution: two_stage then goes back
-    steps, polish = (150, 0) if args.quick else (2500, 60)
-    fit = two_stage(
-        loss, model.parameters(), adam_steps=steps, lr=1e-2, lbfgs_steps=polish,
-        progress=not args.quick, description="ROBER",
-    )  # fmt: skip
-    assert model.stats is not None
-    print(f"mean error of the scaled species {fit.loss:.2e}; {model.stats.nf} evaluations a solve, "
-          f"{fit.failed_solves} solves failed on the way")  # fmt: skip
+    steps = 150 if args.quick else 2000
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, 5e-4)
+    best, error, losses = copy.deepcopy(model.state_dict()), math.inf, []
+    for step in range(steps):
+        optimiser.zero_grad()
+        try:
+            loss = ((model(u0) - data) / scale).abs().mean()
+            loss.backward()
+        except ps.SolveError:  # this step made an equation without a solution: go back
+            model.load_state_dict(best)
+            continue
+        losses.append(float(loss.detach()))
+        if losses[-1] < error:
+            best, error = copy.deepcopy(model.state_dict()), losses[-1]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        if (step + 1) % max(1, steps // 5) == 0:
+            assert model.stats is not None
+            print(f"step {step + 1:5d}  error {losses[-1]:.2e}, {model.stats.nf} evaluations")
+    model.load_state_dict(best)
 
     with torch.no_grad():
         fitted = model(u0)
@@ -96,10 +107,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         axis.semilogx(t, fitted[:, i], "C0", label="stiff neural ODE")
         axis.set(xlabel="t", title=f"species {i + 1}")
     axes[0].legend()
-    axes[3].loglog(range(1, len(fit.history) + 1), fit.history, lw=0.7)
+    axes[3].loglog(range(1, len(losses) + 1), losses, lw=0.7)
     axes[3].set(xlabel="step", title="mean error, species scaled")
     save(figure, args, "stiff_rober.png")
-    return {"error": fit.loss}
+    return {"error": error}
 
 
 if __name__ == "__main__":
