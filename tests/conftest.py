@@ -36,25 +36,8 @@ def why_no_julia() -> str | None:
 
 #: What the julia engine does not do yet, by test: run all the same, and reported as xfailed.
 KNOWN_GAPS = {
-    "test_nan_on_the_way": "the partial solution may end at the last output, not the last step",
-    "test_nan_at_the_start": "retcode DtNaN where the embedded engine says Unstable",
-    "test_solution_interpolates_its_derivatives": "second derivatives of dense output at its ends",
-    "test_mass_matrix_against_differences": "gradients from inconsistent initial values",
-    "test_invertible_mass_matrix_against_closed_form": "gradients for general mass matrices",
-    "test_dae_problem_against_differences": "gradients of residuals",
-    "test_daes_with_functions_that_cannot_be_captured": "gradients of residuals",
-    "test_bouncing_ball_event_times": "events close after each other, explicit algorithm",
-    "test_dose_at_the_very_start_and_the_very_end": "a preset event at t0 does not act",
-    "test_an_event_right_after_another_is_not_stepped_over": "events close after each other",
     "test_every_algorithm_by_name[Alshina2]": "ends in MaxIters",
     "test_every_algorithm_by_name[ARS222]": "ends in MaxIters",
-    "test_functions_made_anew_do_not_pile_up": "Julia's models of dropped functions live longer",
-}
-
-#: Gaps that hang: not run.
-HANGS = {
-    "test_the_first_solve_of_a_function_may_come_from_several_threads": "the first solve of a "
-    "function by several threads at once can wait for ever; solve once before starting threads",
 }
 
 
@@ -62,9 +45,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("julia") is None:
             continue
-        name = getattr(item, "originalname", item.name)
-        if name in HANGS:
-            item.add_marker(pytest.mark.skip(reason=f"julia engine: {HANGS[name]}"))
         for name in (item.name, getattr(item, "originalname", item.name)):
             if name in KNOWN_GAPS:
                 item.add_marker(pytest.mark.xfail(reason=f"julia engine: {KNOWN_GAPS[name]}"))

@@ -7,8 +7,8 @@ using ADTypes: AutoFiniteDiff
 using OrdinaryDiffEqCore:
     OrdinaryDiffEqNewtonAdaptiveAlgorithm, OrdinaryDiffEqNewtonAlgorithm
 using OrdinaryDiffEqRosenbrock: Rodas5P
-using PySciML: DEFAULT, PySciML, QUIET, readable
-using SciMLBase: SciMLBase
+using PySciML: DEFAULT, PySciML, QUIET, readable, watching
+using SciMLBase: CallbackSet, SciMLBase
 using SciMLSensitivity: adjoint_sensitivities
 
 # The jumps of the cotangent at the outputs: SciMLSensitivity asks for them by number.
@@ -43,8 +43,11 @@ end
 struct Checked{A} <: SciMLBase.AbstractODEAlgorithm
     alg::A
 end
-function SciMLBase.__solve(prob::SciMLBase.AbstractODEProblem, c::Checked, args...; kwargs...)
-    sol = SciMLBase.__solve(prob, c.alg, args...; kwargs...)
+function SciMLBase.__solve(
+        prob::SciMLBase.AbstractODEProblem, c::Checked, args...; callback = nothing, kwargs...
+    )
+    watched = CallbackSet(callback, watching())
+    sol = SciMLBase.__solve(prob, c.alg, args...; callback = watched, kwargs...)
     if !SciMLBase.successful_retcode(sol)
         error(
             "the adjoint equation, solved by $(nameof(typeof(c.alg))), stopped at t = " *

@@ -85,8 +85,8 @@ end
 
 # u' at a state
 slope(h::Handle, u, t) = rate(Equation(h.model), u, h.prob.p, t, guess(h, t))
-guess(h::Handle{T, <:Model{T, <:Functions}}, t) where {T} = nothing
-guess(h::Handle, t) = h.sol(t, Val{1})
+guess(h::Handle{T, <:Model{T, <:Functions}}, t, continuity = :left) where {T} = nothing
+guess(h::Handle, t, continuity = :left) = h.sol(t, Val{1}; continuity)
 
 # How the loss changes with each output time through the state there; events move by themselves.
 function time_gradients(h::Handle{T}, ts, source, cotangents) where {T}
@@ -106,6 +106,9 @@ state!(u, h::Handle, t) = copyto!(u, h.sol(t))
 
 # -- events ----------------------------------------------------------------------------------------
 
+rates_of(prob::ODEProblem) = (nothing, nothing)
+rates_of(prob::DAEProblem) = (prob.du0, prob.differential_vars)
+
 """
     piece(handle, range) -> solution
 
@@ -118,100 +121,144 @@ function piece(h::Handle, range)
     interp = OrdinaryDiffEqCore.InterpolationData(
         id.f, us, ts, ks, choice, id.dense, id.cache, id.differential_vars, id.sensitivitymode
     )
-    prob = problem(h.model, us[1], h.prob.p, (ts[1], ts[end]), nothing, nothing)
+    prob = problem(h.model, us[1], h.prob.p, (ts[1], ts[end]), rates_of(h.prob)...)
     return SciMLBase.build_solution(
         prob, sol.alg, ts, us; dense = true, k = ks, interp, alg_choice = choice,
         calculate_error = false, sol.stats, retcode = ReturnCode.Success
     )
 end
 
-# The segment that an output lies in: the one before an event at its time, or, for times that
-# were asked for later (FIXED), the one after it.
-function segment_of(h::Handle, ranges, t, source)
+# What the gradients of a solution with events go over: the events that happened at one time, the
+# ranges of points between these, and the outputs of each range and of both sides of the events.
+struct Outputs{T}
+    groups::Vector{UnitRange{Int}}
+    ranges::Vector{UnitRange{Int}}
+    inside::Vector{Vector{Int}}
+    before::Matrix{T}
+    after::Matrix{T}
+    of_time::Vector{Float64}
+end
+
+function Outputs(h::Handle{T}, ts, source, cotangents, of_events) where {T}
+    groups, pieces, n = moments(h.log), segments(h), h.model.n
+    ranges = [[pieces[first(g)] for g in groups]; [last(pieces)]]
+    inside = [Int[] for _ in ranges]
+    before, after = zeros(T, n, length(groups)), zeros(T, n, length(groups))
+    group_of = Dict(first(g) => k for (k, g) in enumerate(groups))
+    for i in eachindex(ts)
+        if source[i] <= FIRST_EVENT
+            to = h.side[i] == 1 ? before : after
+            view(to, :, group_of[FIRST_EVENT - source[i] + 1]) .+= view(cotangents, :, i)
+        else
+            push!(inside[range_of(h, ranges, ts[i], source[i])], i)
+        end
+    end
+    return Outputs{T}(groups, ranges, inside, before, after, [sum(of_events[g]) for g in groups])
+end
+
+# The range that an output lies in: the one before an event at its time, or, for times that were
+# asked for later (FIXED), the one after it.
+function range_of(h::Handle, ranges, t, source)
     sign = h.prob.tspan[2] >= h.prob.tspan[1] ? 1 : -1
     for (s, range) in enumerate(ranges)
-        finish = sol_end(h, range)
+        isempty(range) && continue
+        finish = finish_of(h, range)
         (sign * t < sign * finish || (source != FIXED && t == finish)) && return s
     end
     return length(ranges)
 end
-sol_end(h, range) = h.sol.t[last(range)]
+finish_of(h, range) = h.sol.t[last(range)]
+nothing_between(h, range) = length(range) < 2 || h.sol.t[first(range)] == finish_of(h, range)
+
+# The event that moves a group of events: the first of them that is a root.
+function moving_event(h::Handle, group)
+    k = findfirst(i -> h.events[h.log[i].index].kind === :continuous, group)
+    return k === nothing ? nothing : h.log[group[k]]
+end
+
+# u' on both sides of the k-th group.
+function slopes(h::Handle, o::Outputs, k)
+    first_, last_ = h.log[first(o.groups[k])], h.log[last(o.groups[k])]
+    after = state_after(h, last_, o.ranges[k + 1])
+    return slope(h, first_.before, first_.t),
+        rate(Equation(h.model), after, h.prob.p, last_.t, guess(h, last_.t, :right))
+end
 
 function with_events(
         h::Handle{T}, ts, source, cotangents, of_events, sensealg, abstol, reltol
     ) where {T}
-    isforward(sensealg) && error(
-        "forward sensitivities through events are not available; use GaussAdjoint, " *
-            "InterpolatingAdjoint or QuadratureAdjoint"
-    )
-    n, ranges = h.model.n, segments(h)
-    inside = [Int[] for _ in ranges]
-    before, after = zeros(T, n, length(h.log)), zeros(T, n, length(h.log))
-    group_of = Dict(first(g) => last(g) for g in moments(h.log))
-    for i in eachindex(ts)
-        if source[i] <= FIRST_EVENT
-            k = FIRST_EVENT - source[i] + 1
-            if h.side[i] == 1
-                before[:, k] .+= view(cotangents, :, i)
-            else
-                after[:, group_of[k]] .+= view(cotangents, :, i)
-            end
-        else
-            push!(inside[segment_of(h, ranges, ts[i], source[i])], i)
-        end
-    end
+    o = Outputs(h, ts, source, cotangents, of_events)
+    du0, dp, events = isforward(sensealg) ?
+        forward_through_events(sensealg, h, ts, cotangents, o, abstol, reltol) :
+        back_through_events(sensealg, h, ts, cotangents, o, abstol, reltol)
+    dtimes = time_gradients(h, ts, source, cotangents)
+    dt0 = -dot(du0, slope(h, h.prob.u0, h.prob.tspan[1]))
+    return Gradient{T}(du0, dp, dt0, dtimes, events)
+end
+
+function back_through_events(sensealg, h::Handle{T}, ts, cotangents, o, abstol, reltol) where {T}
+    n = h.model.n
     mu, dp, extra = zeros(T, n), zeros(T, length(h.prob.p)), no_events(h)
-    for s in length(ranges):-1:1
-        if s <= length(h.log)
-            mu = through_event!(
-                extra, h, h.log[s], mu, view(before, :, s), view(after, :, s), of_events[s]
-            )
+    for s in length(o.ranges):-1:1
+        range = o.ranges[s]
+        columns = cotangents[:, o.inside[s]]
+        after = s == 1 ? zeros(T, n) : o.after[:, s - 1]
+        if s <= length(o.groups)
+            mu = through_events!(extra, h, o, s, mu)
         end
-        range = ranges[s]
-        columns = cotangents[:, inside[s]]
-        if length(range) < 2 || h.sol.t[first(range)] == h.sol.t[last(range)]
-            mu = mu .+ vec(sum(columns; dims = 2))
+        if nothing_between(h, range)
+            mu = mu .+ vec(sum(columns; dims = 2)) .+ after
             continue
         end
-        times, joined = join_equal([ts[inside[s]]; sol_end(h, range)], [columns mu])
+        start, finish = h.sol.t[first(range)], finish_of(h, range)
+        times, joined = join_equal([start; ts[o.inside[s]]; finish], [after columns mu])
         all(iszero, joined) && (mu = zeros(T, n); continue)
         mu, part = segment_adjoint(
             sensealg, piece(h, range), h.alg, times, joined, abstol, reltol, h.model.functions
         )
         dp .+= part
     end
-    dtimes = time_gradients(h, ts, source, cotangents)
-    dt0 = -dot(mu, slope(h, h.prob.u0, h.prob.tspan[1]))
-    return Gradient{T}(mu, dp, dt0, dtimes, extra)
+    return mu, dp, extra
 end
 
-# The cotangent before an event from `mu` after it, by implicit differentiation of the event's
-# time (Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", section II.6).
-# `before` and `after` are the cotangents of the outputs on its two sides, `of_time` of its time.
-function through_event!(extra, h::Handle{T}, record, mu, before, after, of_time) where {T}
-    event = h.events[record.index]
-    u, t = record.before, record.t
-    right = mu .+ after
-    pulled, moved = copy(right), zero(T)
-    if event.affect !== nothing
-        affect, p = event.affect, event.affect_p
-        affect.vjp(pulled, right, u, p, t)
+# The cotangent before the k-th group of events from `mu` after it, by implicit differentiation of
+# the event's time (Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", section
+# II.6). `mu` holds the outputs after the events already.
+function through_events!(extra, h::Handle{T}, o::Outputs, k, mu) where {T}
+    group = o.groups[k]
+    moving = moving_event(h, group)
+    pulled, motion = mu, zero(T)
+    for i in reverse(group)
+        record = h.log[i]
+        event = h.events[record.index]
+        event.affect === nothing && continue
+        affect, p, u, right = event.affect, event.affect_p, record.before, pulled
+        pulled = similar(right)
+        affect.vjp(pulled, right, u, p, record.t)
         part = zeros(T, length(p))
-        affect.vjp_p(part, right, u, p, t)
+        affect.vjp_p(part, right, u, p, record.t)
         extra[record.index][2] .+= part
-        moved = along_time(affect, right, u, p, t)
+        moving === nothing || (motion += along_time(affect, right, u, p, record.t))
     end
-    left = pulled .+ before
-    event.kind === :continuous || return left
-    f_before, f_after = slope(h, u, t), slope(h, record.after, t)
-    motion = dot(left, f_before) + moved - dot(mu, f_after) + of_time
-    condition, p, one_ = event.condition, event.condition_p, ones(T, 1)
+    left = pulled .+ view(o.before, :, k)
+    moving === nothing && return left
+    f_before, f_after = slopes(h, o, k)
+    motion += dot(left, f_before) - dot(mu, f_after) + dot(view(o.after, :, k), f_after)
+    motion += o.of_time[k]
+    c_u, c_p, speed = condition_slopes(h, moving, f_before)
+    factor = motion / speed
+    extra[moving.index][1] .-= factor .* c_p
+    return left .- factor .* c_u
+end
+
+# Of an event's condition: its derivatives by the state and its parameters, and along the solution.
+function condition_slopes(h::Handle{T}, record, f_before) where {T}
+    event = h.events[record.index]
+    condition, p, u, t, one_ = event.condition, event.condition_p, record.before, record.t, ones(T, 1)
     c_u, c_p = zeros(T, h.model.n), zeros(T, length(p))
     condition.vjp(c_u, one_, u, p, t)
     condition.vjp_p(c_p, one_, u, p, t)
-    factor = motion / (dot(c_u, f_before) + along_time(condition, one_, u, p, t))
-    extra[record.index][1] .-= factor .* c_p
-    return left .- factor .* c_u
+    return c_u, c_p, dot(c_u, f_before) + along_time(condition, one_, u, p, t)
 end
 
 function along_time(f::Functions{T}, w, u, p, t) where {T}

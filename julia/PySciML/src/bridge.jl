@@ -117,7 +117,7 @@ function respond(h::Handle)
         register!(HANDLES, h), Int(h.sol.retcode), length(h.t), length(h.log),
         (s.nf, s.njacs, s.naccept, s.nreject, s.nsolve, s.nnonliniter),
         pointer(h.t), pointer(h.u), pointer(h.source), pointer(h.event_times),
-        pointer(h.event_indices), Float64(last(h.sol.t)), C_NULL
+        pointer(h.event_indices), Float64(h.reached), C_NULL
     )
 end
 

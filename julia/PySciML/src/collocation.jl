@@ -77,7 +77,7 @@ function collocate(
     ) where {T}
     w = Collocation(e, interp, p, reltol)
     mesh = joined_mesh(steps, ts)
-    mu, j = zeros(T, e.n), length(ts)
+    mu, j, watch = zeros(T, e.n), length(ts), Watch()
     function jump!(t)
         while j >= 1 && ts[j] == t
             mu .+= acting(w, view(cotangents, :, j), t)
@@ -86,6 +86,7 @@ function collocate(
         return
     end
     for k in (length(mesh) - 1):-1:1
+        watch(nothing, mesh[k], nothing)
         jump!(mesh[k + 1])
         all(iszero, mu) || interval!(mu, w, mesh[k], mesh[k + 1], 3)
     end

@@ -78,8 +78,9 @@ function backwards(
         end
         return
     end
-    j = length(ts)
+    j, watch = length(ts), Watch()
     for i in (length(times) - 1):-1:1
+        watch(nothing, times[i], nothing)
         t, dt, u, k = times[i], times[i + 1] - times[i], us[i], stages[i + 1]
         dt == 0 && continue
         # the last stage is the first one of the step after this

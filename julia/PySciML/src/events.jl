@@ -45,9 +45,22 @@ struct Condition{T} <: Function
     out::Vector{T}
 end
 function (c::Condition)(u, t, integrator)
+    value = c(u, t)
+    iszero(value) && t == integrator.tprev && t != integrator.t || return value
+    # SciML takes no sign from a zero at the beginning of a step, and would find no event in it
+    later = nudged(integrator)
+    return c(integrator(later), later)
+end
+function (c::Condition)(u, t)
     c.f.value(c.out, u, c.p, t)
     return @inbounds c.out[1]
 end
+
+# A little after the beginning of a step: far enough for a condition that starts from zero to have
+# a sign beyond rounding, also where it starts without a slope.
+nudge(::Type{T}) where {T} = cbrt(eps(T))
+nudged(integrator) =
+    integrator.tprev + nudge(typeof(integrator.t)) * (integrator.t - integrator.tprev)
 
 struct Holds{T} <: Function
     condition::Condition{T}
@@ -58,6 +71,17 @@ struct AtTimes{T} <: Function
     times::Vector{T}
 end
 (a::AtTimes)(u, t, integrator) = insorted(t, a.times)
+
+# What happens before the first step: SciML asks discrete callbacks only after steps.
+struct AtStart{T} <: Function
+    times::Vector{T}
+end
+function (a::AtStart)(callback, u, t, integrator)
+    acts = insorted(t, a.times)
+    acts && callback.affect!(integrator)
+    SciMLBase.derivative_discontinuity!(integrator, acts)
+    return nothing
+end
 
 struct Affect{T} <: Function
     index::Int
@@ -116,12 +140,20 @@ function callback(e::Event{T}, index, log) where {T}
         condition = Condition{T}(e.condition, e.condition_p, zeros(T, 1))
         return ContinuousCallback(
             condition, e.direction < 0 ? nothing : affect, e.direction > 0 ? nothing : affect;
-            save_positions = (true, true)
+            save_positions = (true, true),
+            # After an event its condition is looked at again from a little later on, wherever the
+            # affect has left it. SciML does so near the root only, judged by an absolute
+            # tolerance, and a hundredth of a step later, which steps over a second event.
+            abstol = T(Inf), repeat_nudge = nudge(T)
         )
     elseif e.kind === :discrete
         condition = Condition{T}(e.condition, e.condition_p, zeros(T, 1))
         return DiscreteCallback(Holds{T}(condition), affect; save_positions = (true, true))
     else
-        return DiscreteCallback(AtTimes{T}(sort(e.times)), affect; save_positions = (true, true))
+        times = sort(e.times)
+        return DiscreteCallback(
+            AtTimes{T}(times), affect;
+            initialize = AtStart{T}(times), save_positions = (true, true)
+        )
     end
 end

@@ -17,7 +17,7 @@ struct ForwardDiffSensitivity end
 
 isforward(::Union{ForwardSensitivity, ForwardDiffSensitivity}) = true
 
-# u, then one column of n for each initial value and each parameter.
+# u, then one column of n for each initial value, each parameter, and what moves events besides.
 struct SensitivityEquations{T} <: Function
     f::Functions{T}
     n::Int
@@ -37,39 +37,132 @@ function (e::SensitivityEquations)(dx, x, p, t)
     S = reshape(view(x, (n + 1):length(x)), n, :)
     dS = reshape(view(dx, (n + 1):length(x)), n, :)
     mul!(dS, e.J, S)
-    view(dS, :, (n + 1):size(dS, 2)) .+= e.P
+    view(dS, :, (n + 1):(n + size(e.P, 2))) .+= e.P
     return nothing
 end
 
 function forward_gradient(
-        ::ForwardSensitivity, h::Handle{T}, ts, cotangents, abstol, reltol
+        s::ForwardSensitivity, h::Handle{T}, ts, cotangents, abstol, reltol
     ) where {T}
-    h.model.mass_matrix === nothing || error(
-        "ForwardSensitivity does not take a mass matrix; use GaussAdjoint or QuadratureAdjoint"
+    n, m = h.model.n, length(h.prob.p)
+    S = identity_columns(h, n + m)
+    gradient = zeros(T, n + m)
+    sensitivities!(gradient, S, h, h.prob.u0, h.prob.tspan, ts, cotangents, abstol, reltol)
+    return gradient[1:n], gradient[(n + 1):end]
+end
+
+forward_through_events(sensealg, h, ts, cotangents, o, abstol, reltol) = error(
+    "$(nameof(typeof(sensealg))) does not go through events; use ForwardSensitivity, " *
+        "GaussAdjoint, InterpolatingAdjoint or QuadratureAdjoint"
+)
+
+# At an event the columns, of the initial values, the parameters and then the events' own, change
+# as in `through_events!`: with D the change of the state at the moving time of the event,
+# `D- = S + f- dtau`, `D+ = a_u D- + a_p + a_t dtau`, `S = D+ - f+ dtau`.
+function forward_through_events(
+        ::ForwardSensitivity, h::Handle{T}, ts, cotangents, o, abstol, reltol
+    ) where {T}
+    n, m = h.model.n, length(h.prob.p)
+    own, count = columns_of(h)
+    S, gradient = identity_columns(h, count), zeros(T, count)
+    for (s, range) in enumerate(o.ranges)
+        columns = cotangents[:, o.inside[s]]
+        if nothing_between(h, range)
+            mul!(gradient, S', vec(sum(columns; dims = 2)), true, true)
+        else
+            span = (h.sol.t[first(range)], finish_of(h, range))
+            sensitivities!(
+                gradient, S, h, h.sol.u[first(range)], span,
+                join_equal([ts[o.inside[s]]; span[2]], [columns zeros(T, n)])..., abstol, reltol
+            )
+        end
+        s <= length(o.groups) && across!(gradient, S, h, o, s, own)
+    end
+    parts = [(gradient[a], gradient[b]) for (a, b) in own]
+    return gradient[1:n], gradient[(n + 1):(n + m)], parts
+end
+
+function across!(gradient, S::Matrix{T}, h::Handle{T}, o, k, own) where {T}
+    group = o.groups[k]
+    moving = moving_event(h, group)
+    dtau, f_before, f_after = zeros(T, size(S, 2)), zeros(T, size(S, 1)), zeros(T, size(S, 1))
+    if moving !== nothing
+        f_before, f_after = slopes(h, o, k)
+        c_u, c_p, speed = condition_slopes(h, moving, f_before)
+        mul!(dtau, S', c_u)
+        dtau[own[moving.index][1]] .+= c_p
+        dtau ./= -speed
+    end
+    D = S .+ f_before .* dtau'
+    mul!(gradient, D', view(o.before, :, k), true, true)
+    for i in group
+        record = h.log[i]
+        event = h.events[record.index]
+        event.affect === nothing && continue
+        u, p, t = record.before, event.affect_p, record.t
+        J, slope_, P = zeros(T, length(u), length(u)), zero(u), zeros(T, length(u), length(p))
+        event.affect.jac(J, u, p, t)
+        event.affect.tgrad(slope_, u, p, t)
+        D = J * D .+ slope_ .* dtau'
+        isempty(p) && continue
+        event.affect.paramjac(P, u, p, t)
+        view(D, :, own[record.index][2]) .+= P
+    end
+    mul!(gradient, D', view(o.after, :, k), true, true)
+    gradient .+= o.of_time[k] .* dtau
+    S .= D .- f_after .* dtau'
+    return
+end
+
+# The columns of the events' own parameters, as pairs (condition, affect), and how many there are.
+function columns_of(h::Handle)
+    count = h.model.n + length(h.prob.p)
+    own = map(h.events) do e
+        middle = count + length(e.condition_p)
+        pair = ((count + 1):middle, (middle + 1):(middle + length(e.affect_p)))
+        count = last(pair[2])
+        pair
+    end
+    return own, count
+end
+
+function identity_columns(h::Handle{T}, count) where {T}
+    h.model.mass_matrix === nothing && h.prob isa ODEProblem || error(
+        "ForwardSensitivity takes neither a mass matrix nor a residual; use CollocationAdjoint"
     )
+    S = zeros(T, h.model.n, count)
+    for i in 1:h.model.n
+        S[i, i] = 1
+    end
+    return S
+end
+
+# S from the beginning of `span`, where the state is u0, to the last of `ts`; to `gradient` is added
+# what the cotangents of the states at `ts` make of it.
+function sensitivities!(
+        gradient, S::Matrix{T}, h::Handle{T}, u0, span, ts, cotangents, abstol, reltol
+    ) where {T}
     n, m = h.model.n, length(h.prob.p)
     equations = SensitivityEquations{T}(
         h.model.functions, n, zeros(T, n, n), zeros(T, n, m), zeros(T, n), zeros(T, n)
     )
-    x0 = zeros(T, n * (1 + n + m))
-    copyto!(x0, h.prob.u0)
-    for i in 1:n
-        x0[i * n + i] = 1
-    end
     prob = ODEProblem(
-        ODEFunction{true, FullSpecialize}(equations), x0, h.prob.tspan, h.prob.p
+        ODEFunction{true, FullSpecialize}(equations), [u0; vec(S)], span, h.prob.p
     )
+    o = h.options
     options = Options{T}(;
-        abstol, reltol, saveat = ts, h.options.tstops, h.options.dt, h.options.dtmax,
-        h.options.dtmin, h.options.maxiters, h.options.adaptive
+        abstol, reltol, saveat = ts, o.tstops, o.dt, o.dtmax, o.dtmin, o.maxiters, o.adaptive
     )
-    sol = integrate(prob, h.alg, options, false, Event{T}[], EventRecord{T}[])
-    gradient = zeros(T, n + m)
+    sol, reached = integrate(prob, h.alg, options, false, Event{T}[], EventRecord{T}[])
+    SciMLBase.successful_retcode(sol) || error(
+        "the sensitivity equations stopped at t = $reached with retcode $(sol.retcode); tighten " *
+            "the tolerances, or use another sensealg"
+    )
     for (j, x) in enumerate(sol.u)
-        S = reshape(view(x, (n + 1):length(x)), n, :)
-        mul!(gradient, S', view(cotangents, :, j), true, true)
+        mul!(gradient, reshape(view(x, (n + 1):length(x)), n, :)', view(cotangents, :, j), true, true)
     end
-    return gradient[1:n], gradient[(n + 1):end]
+    copyto!(S, 1, last(sol.u), n + 1, length(S))
+    return
 end
 
 const CHUNK = 8

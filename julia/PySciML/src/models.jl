@@ -8,6 +8,7 @@ function, so that building the same model again compiles nothing.
 """
 function compile(text::AbstractString, sizes, constants, ::Type{T}) where {T}
     f = lock(SOURCES_LOCK) do
+        length(SOURCES) < MOST_SOURCES || haskey(SOURCES, text) || empty!(SOURCES)
         get!(SOURCES, String(text)) do
             Core.eval(kernel_space(), Meta.parse(String(text)))
         end
@@ -20,6 +21,7 @@ function compile(text::AbstractString, sizes, constants, ::Type{T}) where {T}
 end
 
 const SOURCES = Dict{String, Any}()
+const MOST_SOURCES = 2048  # texts that are kept; compiled code itself Julia never frees
 const SOURCES_LOCK = ReentrantLock()
 const SPACE = Ref{Module}()
 

@@ -80,6 +80,7 @@ mutable struct Handle{T, M}
     c::Vector{T}
     prob::Any
     sol::Any
+    reached::T                       # the end of the last step
     dense::Bool
     t::Vector{Float64}
     u::Matrix{T}
@@ -106,9 +107,9 @@ function run(
         prob = problem(m, u0, p, tspan, du0, differential_vars)
         log = EventRecord{T}[]
         dense = options.dense || !isempty(events) || isempty(options.saveat)
-        sol = integrate(prob, alg, options, dense, events, log)
+        sol, reached = integrate(prob, alg, options, dense, events, log)
         handle = Handle{T, typeof(m)}(
-            m, alg, events, log, options, c, prob, sol, dense,
+            m, alg, events, log, options, c, prob, sol, reached, dense,
             Float64[], Matrix{T}(undef, 0, 0), Int[], Int8[], Float64[], Int[]
         )
         collect_outputs!(handle, sol)
@@ -141,9 +142,10 @@ function integrate(prob, alg, o::Options{T}, dense::Bool, events, log) where {T}
     # not `solve`: all types are concrete already, and its checks cost more than a small solve
     integrator = isnan(o.dt) ? SciMLBase.__init(prob, alg; common...) :
         SciMLBase.__init(prob, alg; common..., dt = o.dt)
-    isempty(tstops) || cap_first_step!(integrator)
+    # no stop is left where an event at the very start has ended the solve
+    isempty(tstops) || !SciMLBase.has_tstop(integrator) || cap_first_step!(integrator)
     SciMLBase.solve!(integrator)
-    return integrator.sol
+    return integrator.sol, integrator.t
 end
 
 # On a DAE the algebraic variables (and the derivatives of the others) are computed from the rest
@@ -247,6 +249,10 @@ function moments(log)
     return groups
 end
 
+# The state after an event, `range` being the points that follow. SciML makes that of a DAE fit the
+# equation, which the record has not seen.
+state_after(h::Handle, record, range) = isempty(range) ? record.after : h.sol.u[first(range)]
+
 # saveat (or every step), piece by piece between the events, and the states around these.
 function collect_pieces!(h::Handle{T}, sol) where {T}
     saveat, ranges, groups = h.options.saveat, segments(h), moments(h.log)
@@ -286,9 +292,8 @@ function collect_pieces!(h::Handle{T}, sol) where {T}
         if (every || save[1] || terminal) && (every || isempty(ts) || last(ts) != before.t)
             put!(before.t, before.before, label, 1)
         end
-        changed = after.after != before.before
-        if (every || save[2]) && !(terminal && !changed) && !terminal
-            put!(after.t, after.after, label, 2)
+        if (every || save[2]) && !terminal
+            put!(after.t, state_after(h, after, ranges[piece]), label, 2)
         end
         terminal && break
     end
@@ -313,7 +318,7 @@ function densify!(h::Handle{T}) where {T}
     lock(h.model.lock) do
         copyto!(data(h.model.functions), h.c)
         empty!(h.log)
-        h.sol = integrate(h.prob, h.alg, h.options, true, h.events, h.log)
+        h.sol, h.reached = integrate(h.prob, h.alg, h.options, true, h.events, h.log)
         h.dense = true
     end
     return h
@@ -337,7 +342,10 @@ end
 
 function interpolate!(out, sol, ts, ::Type{D}) where {D}
     for (j, t) in enumerate(ts)
-        out[:, j] = sol(convert(eltype(sol.t), t), D; continuity = :right)
+        time = convert(eltype(sol.t), t)
+        # no step goes on from the end, to which a derivative could belong
+        continuity = D !== Val{0} && time == last(sol.t) ? :left : :right
+        out[:, j] = sol(time, D; continuity)
     end
     return out
 end

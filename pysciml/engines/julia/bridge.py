@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pysciml.engines.julia.startup import Julia
+from pysciml.engines.julia.startup import Julia, require_this_process, was_forked
 from pysciml.errors import EngineError
 
 OK, FAILED, INTERRUPTED, CALLBACK_FAILED = 0, 1, 2, 3
@@ -149,6 +149,9 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "object": (ct.c_int, ct.c_char_p, _I, ct.c_char_p, _I, _P, _P),
 }
 
+#: SciML's return codes that mean, for whoever solves, what another one means.
+_RETCODES = {"DtNaN": "Unstable"}
+
 #: Registries in Julia, for ``drop``.
 FUNCTIONS, MODELS, EVENTS, OBJECTS, HANDLES = range(5)
 
@@ -165,7 +168,7 @@ class Bridge:
             function = ct.CFUNCTYPE(result, *arguments)(int(addresses[name]))
             setattr(self, f"_{name}", function)
         codes = julia.table("PySciML.retcodes()")
-        self.retcodes = {int(k): name for k, name in codes.items()}
+        self.retcodes = {int(k): _RETCODES.get(name, name) for k, name in codes.items()}
         self._local = threading.local()
         self._interrupted = False
         self._watch = _WATCH(self._watched)
@@ -231,6 +234,7 @@ class Bridge:
 
     def call(self, name: str, *arguments: Any) -> None:
         """Call a function that ends in a status and a message; raise what went wrong."""
+        require_this_process()
         message = ct.c_void_p()
         status = getattr(self, f"_{name}")(*arguments, ct.addressof(message))
         if status != OK:
@@ -244,6 +248,7 @@ class Bridge:
 
     def solve(self, request: bytes, progress: Callable[[float], None] | None = None) -> Response:
         """Solve; ``request`` is a packed ``REQUEST`` whose arrays the caller keeps alive."""
+        require_this_process()
         memory = ct.create_string_buffer(RESPONSE.size)
         solve = self._solve  # type: ignore[attr-defined]
         status = self._interruptibly(lambda: solve(request, memory), progress)
@@ -253,13 +258,15 @@ class Bridge:
         return Response._make((*fields[:4], fields[4:10], *fields[10:16]))
 
     def new_functions(self, dae: bool, single: bool, nc: int) -> int:
+        require_this_process()
         return int(self._new_functions(dae, single, nc))  # type: ignore[attr-defined]
 
     def set_loader(self, callback: Any) -> None:
         self._set_loader(ct.cast(callback, ct.c_void_p).value)  # type: ignore[attr-defined]
 
     def drop(self, registry: int, number: int) -> None:
-        self._drop(registry, number)  # type: ignore[attr-defined]
+        if not was_forked():
+            self._drop(registry, number)  # type: ignore[attr-defined]
 
     def fail(self, status: int, error: int | None) -> None:
         """Raise what a call that did not return OK has met."""

@@ -300,7 +300,7 @@ class JuliaEngine(Engine):
         if len(ts) == 0:
             return out
         self._use(handle)
-        with self._first(handle.functions, ("interpolate", deriv)):
+        with self._first(handle.functions, ("interpolate", deriv)), self.bridge.interruptible():
             self.bridge.call(
                 "interpolate", handle.number, ts.ctypes.data, len(ts), deriv, out.ctypes.data
             )
@@ -359,7 +359,8 @@ class JuliaEngine(Engine):
         devents = np.zeros(sum(map(sum, sizes)), problem.dtype)
         r.du0, r.dp, r.dt0 = address(du0), address(dp), address(dt0)
         r.dtimes, r.devents = address(dtimes), address(devents)
-        with self._first(handle.functions, ("adjoint", r.sensealg, handle.events is None)):
+        what = ("adjoint", r.sensealg, handle.events is None)
+        with self._first(handle.functions, what), self.bridge.interruptible():
             self.bridge.call("adjoint", ct.addressof(r))
         if at is not None:
             unsorted = np.empty_like(dtimes)

@@ -75,7 +75,10 @@ class JuliaFunctions:
     """One :class:`~pysciml.engines.base.Functions` in Julia."""
 
     def __init__(self, loader: Loader, functions: Functions, kind: str, dtype: str) -> None:
-        self.loader, self.functions, self.kind, self.dtype = loader, functions, kind, dtype
+        self.loader, self.kind, self.dtype = loader, kind, dtype
+        # The engine finds this by the functions, for as long as they live: held here they would
+        # live for ever. What is solved, and every solution, holds them.
+        self._functions = weakref.ref(functions)
         self.bridge = bridge = loader.bridge
         self.single = dtype == "float32"
         self.id = bridge.new_functions(kind == "dae", self.single, functions.sizes["c"])
@@ -89,6 +92,12 @@ class JuliaFunctions:
         weakref.finalize(
             self, _drop, bridge, self.id, self._models
         ).atexit = False  # Julia has ended by then
+
+    @property
+    def functions(self) -> Functions:
+        found = self._functions()
+        assert found is not None
+        return found
 
     def model(self, n: int, mass_matrix: Array | None) -> int:
         """The number of the model of ``n`` states made of these functions."""

@@ -20,7 +20,10 @@ from typing import Any
 
 from pysciml.errors import EngineError
 
-__all__ = ["Julia", "is_set_up", "julia", "package_folder", "started"]
+__all__ = [
+    "Julia", "is_set_up", "julia", "package_folder", "require_this_process", "started",
+    "was_forked",
+]  # fmt: skip
 
 #: Settings of juliacall made before it starts, unless the user has made them.
 SETTINGS = {
@@ -32,6 +35,7 @@ SETTINGS = {
 
 _lock = threading.Lock()
 _julia: Julia | None = None
+_process: int | None = None  # in which Julia was started
 
 
 @dataclass(frozen=True)
@@ -84,12 +88,29 @@ def _installed_by_juliapkg() -> bool:
         return False
 
 
+def was_forked() -> bool:
+    """Whether this process is a copy of the one that started Julia: a copy without its threads."""
+    return _process is not None and _process != os.getpid()
+
+
+def require_this_process() -> None:
+    """Raise EngineError in a forked copy of the process that started Julia, which would hang."""
+    if was_forked():
+        raise EngineError(
+            "Julia cannot run in a process that was forked after Julia had started; start worker "
+            "processes by 'spawn', e.g. DataLoader(..., multiprocessing_context='spawn'), or solve "
+            "in them with engine='sundials'."
+        )
+
+
 def julia() -> Julia:
     """The running Julia, started now if it was not. Raises EngineError with the mending command."""
-    global _julia
+    global _julia, _process
+    require_this_process()
     with _lock:
         if _julia is None:
             _julia = _start()
+            _process = os.getpid()
         return _julia
 
 
