@@ -91,26 +91,21 @@ function reaction_diffusion_ude(p, u0)
     end
 end
 
-const KEPT = Any[]
-
 """
-    solver(f, alg, u0, tspan, saveat, abstol, reltol, out) -> address
+    solver(f, alg, u0, tspan, saveat, abstol, reltol, out) -> function
 
-The address of a C function that solves and writes the states at `saveat` to `out`.
+A function of no arguments that solves and writes the states at `saveat` to `out`.
 """
 function solver(f, alg, u0, tspan, saveat, abstol, reltol, out)
     prob = ODEProblem{true, FullSpecialize}(f, u0, tspan)
     a = ALGORITHMS[alg]()
-    function run()
+    return function ()
         sol = solve(prob, a; abstol, reltol, saveat, save_everystep = false)
         for (j, u) in enumerate(sol.u)
             copyto!(out, 1 + (j - 1) * length(u), u, 1, length(u))
         end
-        return Cint(0)
+        return nothing
     end
-    pointer = @cfunction($run, Cint, ())
-    push!(KEPT, pointer)
-    return UInt(Base.unsafe_convert(Ptr{Cvoid}, pointer))
 end
 
 end
