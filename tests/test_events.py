@@ -509,3 +509,34 @@ def test_an_event_does_not_repeat_on_the_rounding_that_it_leaves(engine):
     times, _ = bounces(10.0, 9.81, 0.8, 2)
     assert_close(f64([e.t for e in sol.events]), times, 1e-7)
     assert_close(sol.u[-1], ball_at(f64(5.0), f64(10.0), 9.81, 0.8), 1e-6)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_roots_at_exactly_one_time_all_act(engine, order):
+    """A ball meets the corner of two walls, and loses speed in both directions."""
+
+    def wall(i, keep):
+        def rebound(u, p, t):
+            v = u[2:] * torch.tensor([keep if k == i else 1.0 for k in range(2)], dtype=u.dtype)
+            return torch.cat([u[:2], v])
+
+        return ps.ContinuousCallback(lambda u, p, t: u[i] - 1.0, rebound, direction=1)
+
+    walls = [wall(0, -0.5), wall(1, -0.25)]
+    u0 = f64(0.0, 0.0, 1.0, 1.0)
+    prob = ps.ODEProblem(lambda u, p, t: torch.cat([u[2:], 0.0 * u[2:]]), u0, (0.0, 2.0))
+    callbacks = [walls[i] for i in order]
+    sol = ps.solve(prob, nonstiff(engine), callback=callbacks, engine=engine, **TOL)
+    assert sorted(e.callback for e in sol.events) == [0, 1]
+    assert_close(f64([e.t for e in sol.events]), f64(1.0, 1.0), 1e-9)
+    assert_close(sol.u[-1], f64(0.5, 0.75, -0.5, -0.25), 1e-8)
+
+
+def test_a_condition_that_starts_from_zero(engine):
+    """Thrown from the ground, in a step that reaches beyond the landing."""
+    prob = ps.ODEProblem(fall, f64(0.0, 1.0), (0.0, 1.0), f64(9.81, 0.5))
+    sol = ps.solve(
+        prob, nonstiff(engine), callback=ps.ContinuousCallback(height, bounce), engine=engine,
+        dt=0.25 if engine == "julia" else None, **TOL,
+    )  # fmt: skip
+    assert_close(f64([e.t for e in sol.events][:1]), f64([2 / 9.81]), 1e-8)

@@ -1,6 +1,6 @@
-"""Gradients through events of DAEs, and forward sensitivities through events (sundials engine).
+"""Gradients through events of DAEs, and forward sensitivities through events.
 
-Each against a closed form or against differences; both methods on every problem.
+Each against a closed form or against differences; every method that an engine has for them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,18 @@ import pysciml as ps
 from support import F64, assert_close, central_difference, f64
 from test_events import ball, ball_at, bounces, box_problem
 
-TOL = {"abstol": 1e-11, "reltol": 1e-11, "engine": "sundials"}
+TOL = {"abstol": 1e-11, "reltol": 1e-11}
 TIMES = (1.0, 2.0, 4.0, 5.0)
 
 both = pytest.mark.parametrize(
-    "sensealg", [ps.GaussAdjoint(), ps.ForwardSensitivity()], ids=lambda s: s.name
+    ("engine", "sensealg"),
+    [
+        pytest.param("sundials", ps.GaussAdjoint(), id="sundials-GaussAdjoint"),
+        pytest.param("sundials", ps.ForwardSensitivity(), id="sundials-ForwardSensitivity"),
+        pytest.param(
+            "julia", ps.CollocationAdjoint(), id="julia-CollocationAdjoint", marks=pytest.mark.julia
+        ),
+    ],
 )
 
 
@@ -66,9 +73,9 @@ FORMS = ["mass matrix", "residual", "residual without differential_vars"]
 
 @both
 @pytest.mark.parametrize("form", FORMS)
-def test_bouncing_ball_with_its_energy(form, sensealg):
+def test_bouncing_ball_with_its_energy(form, engine, sensealg):
     inputs = (f64(10.0, grad=True), f64(9.81, grad=True), f64(0.8, grad=True))
-    sol = ps.solve(ball_dae(*inputs, form), saveat=TIMES, sensealg=sensealg, **TOL)
+    sol = ps.solve(ball_dae(*inputs, form), saveat=TIMES, sensealg=sensealg, engine=engine, **TOL)
     keep = torch.isin(sol.t, f64(*TIMES))
     weights = f64(1.0, 0.3, 0.1)
     want = f64(0.0)
@@ -80,10 +87,10 @@ def test_bouncing_ball_with_its_energy(form, sensealg):
 
 @both
 @pytest.mark.parametrize("form", FORMS)
-def test_the_events_themselves(form, sensealg):
+def test_the_events_themselves(form, engine, sensealg):
     """Their times, and all three variables before and after; the energy after is consistent."""
     inputs = (f64(10.0, grad=True), f64(9.81, grad=True), f64(0.8, grad=True))
-    sol = ps.solve(ball_dae(*inputs, form), sensealg=sensealg, **TOL)
+    sol = ps.solve(ball_dae(*inputs, form), sensealg=sensealg, engine=engine, **TOL)
     times, speeds = bounces(*inputs, 3)
     assert len(sol.events) == 2
     for k, event in enumerate(sol.events):
@@ -101,20 +108,20 @@ def test_the_events_themselves(form, sensealg):
 
 
 @both
-def test_a_time_between_the_bounces(sensealg):
+def test_a_time_between_the_bounces(engine, sensealg):
     inputs = (f64(10.0, grad=True), f64(9.81, grad=True), f64(0.8, grad=True))
-    sol = ps.solve(ball_dae(*inputs, "mass matrix"), sensealg=sensealg, **TOL)
+    sol = ps.solve(ball_dae(*inputs, "mass matrix"), sensealg=sensealg, engine=engine, **TOL)
     at = f64(3.3, grad=True)
     h, v = ball_at(at, *inputs)
     same(sol(at)[2], inputs[1] * h + 0.5 * v**2, (*inputs, at))
 
 
 @both
-def test_tspan_through_events_of_a_dae(sensealg):
+def test_tspan_through_events_of_a_dae(engine, sensealg):
     t0, t1 = f64(0.5, grad=True), f64(3.5, grad=True)
     inputs = (f64(10.0), f64(9.81), f64(0.8))
     prob = ball_dae(*inputs, "mass matrix", (t0, t1))
-    sol = ps.solve(prob, sensealg=sensealg, **TOL)
+    sol = ps.solve(prob, sensealg=sensealg, engine=engine, **TOL)
     h, v = ball_at(t1 - t0, *inputs)
     same(sol.u[-1, 2], 9.81 * h + 0.5 * v**2, (t0, t1))
     same(sol.u[-1, 0], h, (t0, t1))
@@ -134,12 +141,18 @@ def growth(x0, a, q, r, level, affect=None, tspan=(0.0, 2.0)):
 
 
 @both
-def test_a_condition_on_an_algebraic_variable(sensealg):
+def test_a_condition_on_an_algebraic_variable(engine, sensealg):
     inputs = tuple(f64(x, grad=True) for x in (1.0, 1.3, 2.0, 0.4, 0.9))
     x0, a, q, r, level = inputs
     tau = torch.log(q * x0 / level) / (a - r)
     prob = growth(*inputs, lambda u, p, t: torch.stack([u[0] + 0.5 * u[1], u[1]]))
-    sol = ps.solve(ps.remake(prob, tspan=(0.0, 1.2)), saveat=[0.3, 1.2], sensealg=sensealg, **TOL)
+    sol = ps.solve(
+        ps.remake(prob, tspan=(0.0, 1.2)),
+        saveat=[0.3, 1.2],
+        sensealg=sensealg,
+        engine=engine,
+        **TOL,
+    )
     assert len(sol.events) == 1 and 0.3 < float(tau.detach()) < 1.2
     before, after = (sol.t == sol.events[0].t).nonzero().reshape(-1)
     x = x0 * torch.exp(-a * tau) + 0.5 * level
@@ -151,20 +164,20 @@ def test_a_condition_on_an_algebraic_variable(sensealg):
 
 
 @both
-def test_saveat_counts_the_rate_of_an_algebraic_variable(sensealg):
+def test_saveat_counts_the_rate_of_an_algebraic_variable(engine, sensealg):
     at = f64([0.3, 0.5], grad=True)
     inputs = tuple(f64(x) for x in (1.0, 1.3, 2.0, 0.4, 0.1))
-    sol = ps.solve(growth(*inputs), saveat=at, sensealg=sensealg, **TOL)
+    sol = ps.solve(growth(*inputs), saveat=at, sensealg=sensealg, engine=engine, **TOL)
     want = 2.0 * torch.exp((0.4 - 1.3) * at)
     (got,) = torch.autograd.grad(sol.u[:, 1].sum(), at)
     assert_close(got, torch.autograd.grad(want.sum(), at)[0], 1e-8)
 
 
 @both
-def test_terminate_a_dae(sensealg):
+def test_terminate_a_dae(engine, sensealg):
     inputs = tuple(f64(x, grad=True) for x in (1.0, 1.3, 2.0, 0.4, 0.9))
     x0, a, q, r, level = inputs
-    sol = ps.solve(growth(*inputs, ps.terminate), sensealg=sensealg, **TOL)
+    sol = ps.solve(growth(*inputs, ps.terminate), sensealg=sensealg, engine=engine, **TOL)
     tau = torch.log(q * x0 / level) / (a - r)
     assert sol.retcode == "Terminated"
     same(sol.t[-1], tau, inputs)
@@ -176,7 +189,7 @@ def test_terminate_a_dae(sensealg):
 @pytest.mark.parametrize(
     ("discrete", "when"), [(False, 0.0), (False, 0.8), (False, 2.0), (True, 0.8), (True, 2.0)]
 )
-def test_doses_of_a_dae(discrete, when, sensealg):
+def test_doses_of_a_dae(discrete, when, engine, sensealg):
     """A dose at a fixed time goes into x; y follows through its constraint."""
     inputs = tuple(f64(x, grad=True) for x in (1.0, 1.3, 2.0, 0.4))
     x0, a, q, dose = inputs
@@ -192,7 +205,7 @@ def test_doses_of_a_dae(discrete, when, sensealg):
         torch.stack([x0, f64(2.0)]), (0.0, 2.0), torch.stack([a, q, dose]),
         mass_matrix=torch.diag(f64(1.0, 0.0)), callback=callback,
     )  # fmt: skip
-    sol = ps.solve(prob, sensealg=sensealg, tstops=[0.8], **TOL)
+    sol = ps.solve(prob, sensealg=sensealg, tstops=[0.8], engine=engine, **TOL)
     assert [e.t for e in sol.events] == [when]
     x = x0 * torch.exp(-2.0 * a) + dose * torch.exp(-a * (2.0 - when))
     same(sol.u[-1, 0], x, inputs)
@@ -203,13 +216,13 @@ def test_doses_of_a_dae(discrete, when, sensealg):
     same(sol.u[after, 1], q * (x + dose) ** 2, inputs)
 
 
-def test_two_presets_at_the_start_act_on_one_another():
+def test_two_presets_at_the_start_act_on_one_another(engine):
     add = ps.PresetTimeCallback([0.0], lambda u, p, t: u + p)
     double = ps.PresetTimeCallback([0.0], lambda u, p, t: 2.0 * u)
     p = f64(1.0, grad=True)
     prob = ps.ODEProblem(lambda u, p, t: 0.0 * u, f64([3.0]), (0.0, 1.0), p)
     for callbacks, value, slope in (([add, double], 8.0, 2.0), ([double, add], 7.0, 1.0)):
-        sol = ps.solve(prob, callback=callbacks, **TOL)
+        sol = ps.solve(prob, callback=callbacks, engine=engine, **TOL)
         assert_close(sol.u[-1], f64([value]), 1e-12)
         assert_close(torch.autograd.grad(sol.u[-1].sum(), p)[0], f64(slope), 1e-9)
 
@@ -218,7 +231,7 @@ def test_two_presets_at_the_start_act_on_one_another():
 
 
 @both
-def test_a_residual_that_is_nonlinear_in_its_rates(sensealg):
+def test_a_residual_that_is_nonlinear_in_its_rates(engine, sensealg):
     """x' + x'^3 / 10 = -a x + y, with y bound by a cubic; the event moves with both."""
 
     def residual(du, u, p, t):
@@ -239,7 +252,7 @@ def test_a_residual_that_is_nonlinear_in_its_rates(sensealg):
             residual, torch.zeros(3, dtype=F64), torch.stack([x[0], x[1], f64(0.7)]), (0.0, 2.0),
             x[2:], differential_vars=torch.tensor([True, True, False]), callback=callback,
         )  # fmt: skip
-        sol = ps.solve(prob, saveat=[0.2, 1.1, 2.0], sensealg=sensealg, engine="sundials", **tol)
+        sol = ps.solve(prob, saveat=[0.2, 1.1, 2.0], sensealg=sensealg, engine=engine, **tol)
         assert len(sol.events) == 1
         weights = f64([1.0, 2.0, 3.0])
         return (sol.u * weights).sum() + (sol.t**2).sum()
@@ -251,7 +264,7 @@ def test_a_residual_that_is_nonlinear_in_its_rates(sensealg):
     assert_close(got, want, 1e-6)
 
 
-FINEST = {"abstol": 1e-12, "reltol": 1e-12, "engine": "sundials"}
+FINEST = {"abstol": 1e-12, "reltol": 1e-12}
 
 
 def against_differences(loss, x, sensealg):
@@ -260,7 +273,7 @@ def against_differences(loss, x, sensealg):
 
 
 @both
-def test_backward_time(sensealg):
+def test_backward_time(engine, sensealg):
     def loss(x, sensealg):
         callback = ps.ContinuousCallback(
             lambda u, p, t: u[1] - p[1], lambda u, p, t: torch.stack([p[2] * u[0] + t, u[1]])
@@ -270,7 +283,7 @@ def test_backward_time(sensealg):
             torch.stack([x[0], x[0]]), (1.0, 0.0), x[1:],
             mass_matrix=torch.diag(f64(1.0, 0.0)), callback=callback,
         )  # fmt: skip
-        sol = ps.solve(prob, saveat=[0.9, 0.1], sensealg=sensealg, **FINEST)
+        sol = ps.solve(prob, saveat=[0.9, 0.1], sensealg=sensealg, engine=engine, **FINEST)
         assert len(sol.events) == 3
         return (sol.u * f64(1.0, 2.0)).sum() + sol.t.sum() + sol(0.3)[1]
 
@@ -296,7 +309,7 @@ MASSES = {
 
 @both
 @pytest.mark.parametrize("name", MASSES)
-def test_mass_matrices_of_other_forms(name, sensealg):
+def test_mass_matrices_of_other_forms(name, engine, sensealg):
     mass, f, affect, start = MASSES[name]
 
     def loss(x, sensealg):
@@ -305,7 +318,7 @@ def test_mass_matrices_of_other_forms(name, sensealg):
             lambda u, p, t: f(u, p), start(x), (0.0, 2.0), x[2:], mass_matrix=mass,
             callback=callback,
         )  # fmt: skip
-        sol = ps.solve(prob, sensealg=sensealg, **FINEST)
+        sol = ps.solve(prob, sensealg=sensealg, engine=engine, **FINEST)
         assert len(sol.events) >= 1
         return (sol.u[-1] * f64(1.0, 2.0, 3.0)).sum()
 
@@ -313,7 +326,7 @@ def test_mass_matrices_of_other_forms(name, sensealg):
 
 
 @both
-def test_condition_and_affect_that_are_called_back(sensealg):
+def test_condition_and_affect_that_are_called_back(engine, sensealg):
     def condition(u, p, t):
         return u[0] - p[1] if float(u[0].detach()) > -1.0 else u[0]
 
@@ -323,7 +336,7 @@ def test_condition_and_affect_that_are_called_back(sensealg):
     def loss(x, sensealg):
         callback = ps.ContinuousCallback(condition, affect, direction=-1)
         prob = ps.ODEProblem(lambda u, p, t: -p[0] * u, x[:1], (0.0, 2.0), x[1:], callback=callback)
-        return ps.solve(prob, sensealg=sensealg, **FINEST).u[-1].sum()
+        return ps.solve(prob, sensealg=sensealg, engine=engine, **FINEST).u[-1].sum()
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ps.CaptureWarning)
@@ -345,9 +358,11 @@ def test_a_higher_index_is_named():
 # -- forward sensitivities of ODEs ------------------------------------------------------------
 
 
-def test_forward_sensitivity_through_bounces():
+def test_forward_sensitivity_through_bounces(engine):
     inputs = (f64(10.0, grad=True), f64(9.81, grad=True), f64(0.8, grad=True))
-    sol = ps.solve(ball(*inputs), saveat=TIMES, sensealg=ps.ForwardSensitivity(), **TOL)
+    sol = ps.solve(
+        ball(*inputs), saveat=TIMES, sensealg=ps.ForwardSensitivity(), engine=engine, **TOL
+    )
     keep = torch.isin(sol.t, f64(*TIMES))
     weights = f64(1.0, 0.3)
     want = sum((ball_at(f64(t), *inputs) * weights).sum() for t in TIMES)
@@ -360,7 +375,7 @@ def test_forward_sensitivity_through_bounces():
         same(sol.u[after, 1], speeds[k], inputs)
 
 
-def test_forward_sensitivity_with_two_callbacks_and_closures():
+def test_forward_sensitivity_with_two_callbacks_and_closures(engine):
     """Closures of condition and affect have columns of their own."""
     lift, keep = f64(0.2, grad=True), f64(0.7, grad=True)
 
@@ -373,7 +388,7 @@ def test_forward_sensitivity_with_two_callbacks_and_closures():
         )
         prob = box_problem(x[0], x[1], x[2:])
         prob = ps.remake(prob, callback=ps.CallbackSet(left, right))
-        sol = ps.solve(prob, sensealg=sensealg, **TOL)
+        sol = ps.solve(prob, sensealg=sensealg, engine=engine, **TOL)
         return sol.u[-1, 0] + 2.0 * sol.u[-1, 1] + sol(3.0)[0]
 
     x = f64(0.3, 1.0, 0.0, 1.0, 0.7, grad=True)
@@ -394,13 +409,20 @@ def test_forward_sensitivity_of_an_oscillation_that_only_the_sensitivity_sees():
     prob = ps.ODEProblem(
         lambda u, p, t: torch.stack([u[1], -(p**2) * u[0], -u[2]]), u0, (0.0, 2.0), w
     )
-    sol = ps.solve(prob, ps.CVODE_BDF(), saveat=[2.0], sensealg=ps.ForwardSensitivity(), **TOL)
+    sol = ps.solve(
+        prob,
+        ps.CVODE_BDF(),
+        saveat=[2.0],
+        sensealg=ps.ForwardSensitivity(),
+        engine="sundials",
+        **TOL,
+    )
     (got,) = torch.autograd.grad(sol.u[0].sum(), u0)
     c, s = math.cos(40.0), math.sin(40.0)
     assert_close(got, f64(c - 20.0 * s, c + s / 20.0, math.exp(-2.0)), 1e-6)
 
 
-def test_forward_sensitivity_of_a_function_that_is_called_back():
+def test_forward_sensitivity_of_a_function_that_is_called_back(engine):
     def f(u, p, t):
         return -p * u if float(u.detach().sum()) > -1.0 else u
 
@@ -408,6 +430,6 @@ def test_forward_sensitivity_of_a_function_that_is_called_back():
     with pytest.warns(ps.CaptureWarning):
         sol = ps.solve(
             ps.ODEProblem(f, u0, (0.0, 1.0), p), saveat=[1.0],
-            sensealg=ps.ForwardSensitivity(), **TOL,
+            sensealg=ps.ForwardSensitivity(), engine=engine, **TOL,
         )  # fmt: skip
     same(sol.u[0, 0], u0[0] * torch.exp(-p), (u0, p))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import threading
 import warnings
 
@@ -242,3 +243,67 @@ def test_every_algorithm_by_name(name) -> None:
             raise
         got = ps.solve(prob, alg, dt=1e-3, adaptive=False, **options).u
     assert (got - want).abs().max() < 2e-3
+
+
+@pytest.mark.filterwarnings("ignore::pysciml.CaptureWarning")
+@pytest.mark.parametrize("name", ["GaussAdjoint", "DiscreteAdjoint", "CollocationAdjoint"])
+def test_ctrl_c_in_a_gradient(name) -> None:
+    """It ends there and then, and what comes after it works."""
+    calls, press = 0, -1
+
+    def f(u, p, t):
+        nonlocal calls
+        t.item()  # cannot be captured: called back in Python
+        calls += 1
+        if calls == press:
+            signal.raise_signal(signal.SIGINT)
+        return -p * u
+
+    p = tensor(0.7, grad=True)
+    prob = ps.ODEProblem(f, tensor(1.0), (0.0, 2.0), p)
+    sol = ps.solve(prob, ps.Tsit5(), dtmax=1e-3, sensealg=getattr(ps, name)(), **TIGHT)
+
+    def gradient():
+        return torch.autograd.grad(sol.u[-1].sum(), p, retain_graph=True)[0]
+
+    calls = 0
+    np.testing.assert_allclose(gradient(), [-2.0 * math.exp(-1.4)], rtol=1e-5)
+    full, calls, press = calls, 0, 10
+    with pytest.raises(KeyboardInterrupt):
+        gradient()
+    assert 10 <= calls < full
+    press = -1
+    np.testing.assert_allclose(gradient(), [-2.0 * math.exp(-1.4)], rtol=1e-5)
+
+
+def in_a_worker(index: int) -> float:
+    """What the worker processes of the tests below solve."""
+    p = tensor(0.1 * (index + 1), grad=True)
+    sol = ps.solve(ps.ODEProblem(decay, tensor(1.0), (0.0, 1.0), p), ps.Tsit5(), **TIGHT)
+    sol.u[-1].sum().backward()
+    assert p.grad is not None
+    return float(sol.u[-1].detach()) - float(p.grad)  # each exp(-p), but for the sign
+
+
+class Solves(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> float:
+        return in_a_worker(index)
+
+
+def test_a_forked_worker_is_told_that_julia_cannot_run_there() -> None:
+    in_a_worker(0)
+    loader = torch.utils.data.DataLoader(Solves(), num_workers=1, multiprocessing_context="fork")
+    with pytest.raises(EngineError, match="multiprocessing_context='spawn'"):
+        list(loader)
+    assert in_a_worker(1) == pytest.approx(2.0 * math.exp(-0.2), rel=1e-6)
+
+
+def test_spawned_workers_solve() -> None:
+    want = [2.0 * math.exp(-0.1 * (k + 1)) for k in range(4)]
+    loader = torch.utils.data.DataLoader(
+        Solves(), num_workers=1, multiprocessing_context="spawn", batch_size=None
+    )
+    np.testing.assert_allclose([float(x) for x in loader], want, rtol=1e-6)

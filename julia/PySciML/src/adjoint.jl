@@ -207,7 +207,9 @@ function back_through_events(sensealg, h::Handle{T}, ts, cotangents, o, abstol, 
             mu = through_events!(extra, h, o, s, mu)
         end
         if nothing_between(h, range)
-            mu = mu .+ vec(sum(columns; dims = 2)) .+ after
+            at = isempty(range) ? h.log[o.groups[s - 1][end]].t : h.sol.t[first(range)]
+            state = isempty(range) ? h.log[o.groups[s - 1][end]].after : h.sol.u[first(range)]
+            mu = settled!(dp, h, mu .+ vec(sum(columns; dims = 2)) .+ after, state, at)
             continue
         end
         start, finish = h.sol.t[first(range)], finish_of(h, range)
@@ -219,6 +221,19 @@ function back_through_events(sensealg, h::Handle{T}, ts, cotangents, o, abstol, 
         dp .+= part
     end
     return mu, dp, extra
+end
+
+# Of a cotangent of the state at one point what acts on its differential variables, as `acting`
+# does on a stretch; the rest acts on the parameters.
+function settled!(dp, h::Handle{T}, c, u, t) where {T}
+    e, p = Equation(h.model), h.prob.p
+    isplain(e) && return c
+    du = isresidual(e) ? rate(e, u, p, t, guess(h, t, :right)) : zero(u)
+    l = Linearised(e, du, u, p, t)
+    size(l.null, 2) == 0 && return c
+    mu, null = split_cotangent(l, c)
+    isempty(p) || (dp .-= pull_p!(zeros(T, length(p)), e, null, du, u, p, t))
+    return mu
 end
 
 # The cotangent before the k-th group of events from `mu` after it, by implicit differentiation of

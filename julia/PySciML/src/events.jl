@@ -78,28 +78,55 @@ struct AtStart{T} <: Function
 end
 function (a::AtStart)(callback, u, t, integrator)
     acts = insorted(t, a.times)
-    acts && callback.affect!(integrator)
+    if acts
+        callback.affect!(integrator)
+        # as SciML does after other events: on a DAE the state is made to fit
+        SciMLBase.initialize_dae!(integrator, integrator.initializealg)
+    end
     SciMLBase.derivative_discontinuity!(integrator, acts)
     return nothing
 end
 
+# `events` are all of the problem, of which this is number `index`.
 struct Affect{T} <: Function
     index::Int
-    f::Union{Nothing, Functions{T}}
-    p::Vector{T}
-    terminate::Bool
+    events::Vector{Event{T}}
     log::Vector{EventRecord{T}}
 end
-function (a::Affect{T})(integrator) where {T}
-    before = copy(integrator.u)
+function (a::Affect)(integrator)
+    event = a.events[a.index]
+    if event.kind === :continuous
+        at_once = [i for i in eachindex(a.events) if i != a.index && crosses(a.events[i], integrator)]
+        act!(integrator, a, a.index)
+        foreach(i -> act!(integrator, a, i), at_once)
+    else
+        act!(integrator, a, a.index)
+    end
+    return nothing
+end
+
+function act!(integrator, a::Affect{T}, index) where {T}
+    event, before = a.events[index], copy(integrator.u)
     # SciML saves the state again after this, also where nothing acts: records rely on it
-    a.f === nothing || a.f.value(integrator.u, before, a.p, integrator.t)
+    event.affect === nothing ||
+        event.affect.value(integrator.u, before, event.affect_p, integrator.t)
     record = EventRecord{T}(
-        integrator.t, a.index, before, copy(integrator.u), length(integrator.sol.t)
+        integrator.t, index, before, copy(integrator.u), length(integrator.sol.t)
     )
     push!(a.log, record)
-    a.terminate && terminate!(integrator)
-    return nothing
+    event.terminate && terminate!(integrator)
+    return
+end
+
+# Whether a root of this event too lies exactly where the step has been cut: SciML acts for one
+# event alone, and sees no change of sign from a zero on.
+function crosses(e::Event{T}, integrator) where {T}
+    e.kind === :continuous || return false
+    value = zeros(T, 1)
+    e.condition.value(value, integrator.u, e.condition_p, integrator.t)
+    iszero(value[1]) || return false
+    e.condition.value(value, integrator.uprev, e.condition_p, integrator.tprev)
+    return value[1] != 0 && (e.direction == 0 || (value[1] < 0) == (e.direction > 0))
 end
 
 # Python's function `int watch(double t)`: called now and then during a solve, it shows progress
@@ -131,11 +158,11 @@ SciML's form of the events; what happens is appended to `log`. Every event saves
 both sides, from which the outputs that were asked for are taken later.
 """
 function callback_set(events::Vector{Event{T}}, log::Vector{EventRecord{T}}) where {T}
-    return CallbackSet(ntuple(i -> callback(events[i], i, log), length(events))..., watching())
+    each = ntuple(i -> callback(events[i], Affect{T}(i, events, log)), length(events))
+    return CallbackSet(each..., watching())
 end
 
-function callback(e::Event{T}, index, log) where {T}
-    affect = Affect{T}(index, e.affect, e.affect_p, e.terminate, log)
+function callback(e::Event{T}, affect::Affect{T}) where {T}
     if e.kind === :continuous
         condition = Condition{T}(e.condition, e.condition_p, zeros(T, 1))
         return ContinuousCallback(
