@@ -102,6 +102,8 @@ class ForwardSensitivity(SensitivityAlgorithm):
 
     On the ``sundials`` engine they are collocated on the forward solution's own mesh, which is cut
     where ``reltol`` needs it; ODEs and DAEs, through events. ``abstol`` does not count there.
+    On the ``julia`` engine they are solved by the algorithm of the solve at ``abstol`` and
+    ``reltol``; ODEs without a mass matrix, through events.
     """
 
 

@@ -36,8 +36,18 @@ def why_no_julia() -> str | None:
 
 #: What the julia engine does not do yet, by test: run all the same, and reported as xfailed.
 KNOWN_GAPS = {
-    "test_every_algorithm_by_name[Alshina2]": "ends in MaxIters",
+    "test_every_algorithm_by_name[Alshina2]": "MaxIters: OrdinaryDiffEqLowOrderRK 2 estimates its "
+    "error to the first order only",
     "test_every_algorithm_by_name[ARS222]": "ends in MaxIters",
+    **{
+        f"{test}[{form}-julia-CollocationAdjoint]": reason
+        for test in ("test_bouncing_ball_with_its_energy", "test_the_events_themselves")
+        for form, reason in {
+            "residual": "DFBDF ends in MaxIters at 1e-11",
+            "residual without differential_vars": "an event's state is not made consistent",
+        }.items()
+    },
+    "test_a_residual_that_is_nonlinear_in_its_rates": "no consistent rates are found at the start",
 }
 
 

@@ -458,7 +458,13 @@ def test_a_changed_closure_of_an_affect_is_noticed(engine):
 
 @pytest.mark.parametrize(
     "sensealg",
-    [ps.GaussAdjoint(), ps.InterpolatingAdjoint(abstol=1e-11, reltol=1e-11)],
+    [
+        ps.GaussAdjoint(),
+        ps.InterpolatingAdjoint(abstol=1e-11, reltol=1e-11),
+        ps.QuadratureAdjoint(),
+        ps.CollocationAdjoint(),
+        ps.ForwardSensitivity(),
+    ],
     ids=lambda s: s.name,
 )
 def test_sensitivity_algorithms_agree_through_events(engine, sensealg):

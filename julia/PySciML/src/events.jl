@@ -96,6 +96,7 @@ end
 function (a::Affect)(integrator)
     event = a.events[a.index]
     if event.kind === :continuous
+        integrator.isdae && mend_last_step!(integrator)
         at_once = [i for i in eachindex(a.events) if i != a.index && crosses(a.events[i], integrator)]
         act!(integrator, a, a.index)
         foreach(i -> act!(integrator, a, i), at_once)
@@ -103,6 +104,21 @@ function (a::Affect)(integrator)
         act!(integrator, a, a.index)
     end
     return nothing
+end
+
+# A step of a DAE that was cut at an event has its stages computed anew for the dense output, but
+# from the state at its end in place of its beginning (OrdinaryDiffEqCore 4.5).
+function mend_last_step!(integrator)
+    sol = integrator.sol
+    length(sol.t) > 1 && last(sol.t) == integrator.t || return
+    from = sol.u[end - 1]
+    sol.t[end - 1] == integrator.tprev && integrator.uprev != from || return
+    copyto!(integrator.uprev, from)
+    OrdinaryDiffEqCore.ode_addsteps!(integrator, integrator.f, true, false)
+    for (to, k) in zip(last(sol.k), integrator.k)
+        copyto!(to, k)
+    end
+    return
 end
 
 function act!(integrator, a::Affect{T}, index) where {T}
