@@ -25,6 +25,7 @@ from pysciml.errors import (
     SolveError,
     did_you_mean,
 )
+from pysciml.julia_function import julia_function
 from pysciml.problems import DAEProblem, ODEProblem, remake
 from pysciml.sensitivity import (
     BacksolveAdjoint,
@@ -66,6 +67,7 @@ __all__ = [
     "SolveError",
     "algorithm",
     "algorithm_names",
+    "julia_function",
     "remake",
     "solve",
     "terminate",

@@ -20,6 +20,7 @@ from pysciml.engines.base import Engine, FlatCallback, FlatGradient, FlatProblem
 from pysciml.errors import InputError
 from pysciml.flatten import ParameterSpec, StateSpec, constant, joined, parted, to_numpy
 from pysciml.functions import FlatFunction, FlatFunctions, functions_for
+from pysciml.julia_function import JuliaFunction, JuliaSource
 from pysciml.options import times_within
 
 __all__ = ["Flattened"]
@@ -86,7 +87,14 @@ class Flattened:
         """All tensors that gradients may flow to, the time span first."""
         return (self.t0_t, self.t1_t, *self.leaves)
 
-    def _functions(self, f: Any, role: str, name: str) -> FlatFunctions:
+    def _functions(self, f: Any, role: str, name: str) -> FlatFunctions | JuliaSource:
+        if isinstance(f, JuliaFunction):
+            if role != "rhs":
+                raise InputError(
+                    f"{name} is a julia_function, which an ODEProblem takes as its right-hand "
+                    "side alone; write this one in torch."
+                )
+            return f.source(self.u0.numel(), self.p.numel(), self.engine.name)
         spec = self.state
         flat = FlatFunction(f, role, name, spec, self.params)
         inputs = {"u": self.u0, "p": self.p, "t": constant(self.t0, spec.dtype, spec.device)}
@@ -94,7 +102,7 @@ class Flattened:
             inputs = {"du": spec.flatten(spec.in_order(self.prob.du0)).detach(), **inputs}
         return functions_for(flat, inputs, self.engine.name)
 
-    def _vectors(self, functions: FlatFunctions) -> tuple[np.ndarray, np.ndarray]:
+    def _vectors(self, functions: FlatFunctions | JuliaSource) -> tuple[np.ndarray, np.ndarray]:
         """The function's whole p (the user's, then its closures) and its data, as arrays."""
         spec, closures, total = self.state, functions.closures_p, self.p
         if closures:
@@ -144,7 +152,9 @@ class Flattened:
             **own,
         )
 
-    def _vectors_of_callback(self, functions: FlatFunctions, i: int, which: str) -> dict[str, Any]:
+    def _vectors_of_callback(
+        self, functions: FlatFunctions | JuliaSource, i: int, which: str
+    ) -> dict[str, Any]:
         first = len(self.leaves)
         p, c = self._vectors(functions)
         self._own.append((i, ("condition", "affect").index(which), first, len(self.leaves)))

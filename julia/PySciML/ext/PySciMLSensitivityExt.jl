@@ -7,9 +7,10 @@ using ADTypes: AutoFiniteDiff
 using OrdinaryDiffEqCore:
     OrdinaryDiffEqNewtonAdaptiveAlgorithm, OrdinaryDiffEqNewtonAlgorithm
 using OrdinaryDiffEqRosenbrock: Rodas5P
-using PySciML: DEFAULT, PySciML, QUIET, readable, watching
-using SciMLBase: CallbackSet, SciMLBase
-using SciMLSensitivity: adjoint_sensitivities
+using PySciML: DEFAULT, PySciML, QUIET, WithoutPrototype, dense_function, readable, watching
+using SciMLBase: CallbackSet, SciMLBase, remake
+using SciMLSensitivity: BacksolveAdjoint, InterpolatingAdjoint, adjoint_sensitivities
+using SparseArrays: SparseMatrixCSC
 
 # The jumps of the cotangent at the outputs: SciMLSensitivity asks for them by number.
 struct Jumps{T} <: Function
@@ -21,7 +22,7 @@ function PySciML.segment_adjoint(
         sensealg, sol, alg, ts::Vector{T}, cotangents::Matrix{T}, abstol, reltol, functions
     ) where {T}
     du0, dp = adjoint_sensitivities(
-        readable(sol, alg), Checked(adjoint_algorithm(sol, alg)); t = ts,
+        with_prototype(readable(sol, alg), sensealg), Checked(adjoint_algorithm(sol, alg)); t = ts,
         dgdu_discrete = Jumps(cotangents), sensealg, abstol, reltol,
         verbose = QUIET, dt = first_step(sol, ts)
     )
@@ -72,11 +73,24 @@ SciMLBase.allowscomplex(c::Checked) = SciMLBase.allowscomplex(c.alg)
 adjoint_algorithm(sol, alg) = alg
 adjoint_algorithm(sol, ::OrdinaryDiffEqNewtonAdaptiveAlgorithm) = linear_stiff()
 adjoint_algorithm(sol, ::OrdinaryDiffEqNewtonAlgorithm) = linear_stiff()
+adjoint_algorithm(sol, ::WithoutPrototype) = linear_stiff()
 linear_stiff() = Rodas5P(; autodiff = AutoFiniteDiff())
 function adjoint_algorithm(sol, alg::DEFAULT)
     steps = sol.alg_choice
     counts = [count(==(i), steps) for i in eachindex(alg.algs)]
     return adjoint_algorithm(sol, alg.algs[argmax(counts)])
+end
+
+# The adjoints that carry the parameters' gradient in their state lay out a sparse prototype without
+# the entries that couple it to the cotangent, and would solve with a wrong Jacobian: they get none.
+with_prototype(sol, sensealg) = sol
+function with_prototype(sol, ::Union{InterpolatingAdjoint, BacksolveAdjoint})
+    f = sol.prob.f
+    f.jac_prototype isa SparseMatrixCSC || return sol
+    return SciMLBase.build_solution(
+        remake(sol.prob; f = dense_function(f, nothing)), sol.alg, sol.t, sol.u; dense = true, sol.k, sol.interp,
+        sol.alg_choice, calculate_error = false, sol.stats, sol.retcode
+    )
 end
 
 end

@@ -23,10 +23,14 @@ using OrdinaryDiffEqCore: BrownFullBasicInit
 using SciMLBase: SciMLBase, CallbackSet, ContinuousCallback, DAEFunction, DAEProblem,
     DiscreteCallback, FullSpecialize, ODEFunction, ODEProblem, ReturnCode, remake, terminate!
 using SciMLLogging: SciMLLogging
+using SparseArrays: SparseMatrixCSC, getcolptr, nonzeros, rowvals, sparse
 
 include("runtime.jl")
 include("kernels.jl")
 include("models.jl")
+include("sparse.jl")
+include("switching.jl")
+include("native.jl")
 include("algorithms.jl")
 include("events.jl")
 include("solve.jl")

@@ -26,6 +26,17 @@ function algorithm_space()
 end
 
 """
+    WithoutPrototype(alg)
+
+An algorithm that is to see no `jac_prototype`: the implicit extrapolation methods make an operator
+of it that no longer exists (OrdinaryDiffEqExtrapolation 2).
+"""
+struct WithoutPrototype{A}
+    alg::A
+end
+is_adaptive(w::WithoutPrototype) = is_adaptive(w.alg)
+
+"""
     object(text, packages)
 
 The value of a Julia expression such as `"Rodas5P(; autodiff = AutoFiniteDiff())"` where the names

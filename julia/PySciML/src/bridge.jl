@@ -182,8 +182,13 @@ function entry_points()
         provide_foreign = @cfunction(
             c_provide_foreign, Cint, (Ptr{ForeignSource}, Ptr{Ptr{UInt8}})
         ),
+        provide_native = @cfunction(
+            c_provide_native, Cint,
+            (Int64, Int64, Int64, Ptr{UInt8}, Int64, Ptr{Ptr{UInt8}})
+        ),
         new_model = @cfunction(
-            c_new_model, Cint, (Int64, Int64, Ptr{Cvoid}, Ptr{Int64}, Ptr{Ptr{UInt8}})
+            c_new_model, Cint,
+            (Int64, Int64, Ptr{Cvoid}, Ptr{Int64}, Ptr{Int64}, Ptr{Ptr{UInt8}})
         ),
         new_events = @cfunction(
             c_new_events, Cint, (Int64, Ptr{EventSpec}, Int64, Ptr{Int64}, Ptr{Ptr{UInt8}})

@@ -31,7 +31,8 @@ segment_adjoint(
     readable(sol, alg).interp, sol.t, sol.prob.p, ts, cotangents, T(reltol)
 )
 
-mass_of(prob::ODEProblem) = (M = prob.f.mass_matrix; M isa Matrix ? M : nothing)
+mass_of(prob::ODEProblem) =
+    (M = prob.f.mass_matrix; M isa UniformScaling ? nothing : Matrix(M))
 mass_of(prob::DAEProblem) = nothing
 
 # What one interval needs, made once a segment.

@@ -1,6 +1,8 @@
 # Dense output as adjoints read it.
 
-const DEFAULT = typeof(DefaultODEAlgorithm(; autodiff = AutoFiniteDiff()))
+const DEFAULT = Union{
+    typeof(DefaultODEAlgorithm(; autodiff = AutoFiniteDiff())), typeof(sparse_default()),
+}
 
 # Reads the interpolant by value: for the default algorithm's cache, whose method that writes into
 # an array looks for a field that it does not have (OrdinaryDiffEqCore 4.5).

@@ -25,6 +25,7 @@ const REGISTRIES = (FUNCTIONS, MODELS, EVENTS, OBJECTS, HANDLES)
 const ROLES = (
     value = 0, jac_u = 1, jac_t = 2, jac_p = 3, jvp_u = 4, vjp_u = 5, vjp_p = 6, vjp_t = 7,
     jac_du = 8, vjp_up = 9, vjp_p_batch = 10,
+    jac_c = 11,                      # the compressed Jacobian, see `Pattern`
 )
 
 # Python's function `int load(int64 functions, int64 role)`: it answers by calling `c_provide`, or
@@ -47,7 +48,7 @@ function failure(error)
     error isa InterruptException && return INTERRUPTED, Ptr{UInt8}(0)
     error isa CallbackError && return CALLBACK_FAILED, Ptr{UInt8}(0)
     text = try
-        sprint(showerror, error; context = :limit => true)
+        sprint(showerror, error; context = :limit => true) * user_line()
     catch
         string(typeof(error))
     end
@@ -114,6 +115,19 @@ function c_provide(source::Ptr{Source}, message::Ptr{Ptr{UInt8}})::Cint
     end
 end
 
+# A role of a model whose text is the user's own Julia.
+function c_provide_native(
+        functions::Int64, role::Int64, single::Int64, text::Ptr{UInt8}, n::Int64,
+        message::Ptr{Ptr{UInt8}}
+    )::Cint
+    return guarded(message) do
+        source = unsafe_string(text, n)
+        name = keys(ROLES)[findfirst(==(role), values(ROLES))]
+        PROVIDED[(Int(functions), Int(role))] =
+            native(source, name, single != 0 ? Float32 : Float64)
+    end
+end
+
 "A function of Python's behind a C pointer; the mirror of `ForeignSource` in bridge.py."
 struct ForeignSource
     functions::Int64
@@ -145,18 +159,28 @@ function foreign(::Type{T}, s::ForeignSource) where {T}
         Foreign{T, 2}(s.pointer, inputs, unsafe_wrap(Array, Ptr{T}(s.out), Int.(s.shape)))
 end
 
-# A model of `n` states; `mass` points to a row-major matrix, or is null.
+# A model of `n` states; `mass` points to a row-major matrix, or is null; `pattern` to the numbers
+# of a `Pattern` (entries, ncolors, colptr, rowval, from), or is null.
 function c_new_model(
-        functions::Int64, n::Int64, mass::Ptr{Cvoid}, id::Ptr{Int64}, message::Ptr{Ptr{UInt8}}
+        functions::Int64, n::Int64, mass::Ptr{Cvoid}, pattern::Ptr{Int64}, id::Ptr{Int64},
+        message::Ptr{Ptr{UInt8}}
     )::Cint
     return guarded(message) do
-        unsafe_store!(id, register!(MODELS, new_model(lookup(FUNCTIONS, functions), n, mass)))
+        model = new_model(lookup(FUNCTIONS, functions), n, mass, pattern)
+        unsafe_store!(id, register!(MODELS, model))
     end
 end
-new_model(f::Residual, n, mass) = Model(f, n)
-function new_model(f::Functions{T}, n, mass) where {T}
-    mass == C_NULL && return Model(f, n)
-    return Model(f, n, permutedims(reshape(vector(T, mass, n * n), n, n)))
+new_model(f::Residual, n, mass, pattern) = Model(f, n)
+function new_model(f::Functions{T}, n, mass, pattern) where {T}
+    M = mass == C_NULL ? nothing : permutedims(reshape(vector(T, mass, n * n), n, n))
+    return Model(f, n, M, pattern == C_NULL ? nothing : pattern_at(pattern, n))
+end
+
+function pattern_at(p::Ptr{Int64}, n)
+    entries, ncolors = vector(Int64, p, 2)
+    numbers = vector(Int64, p, 2 + (n + 1) + 2 * entries)
+    colptr, rest = numbers[3:(n + 3)], numbers[(n + 4):end]
+    return Pattern(n, colptr, rest[1:entries], rest[(entries + 1):end], ncolors)
 end
 
 "One event; the mirror of `EventSpec` in bridge.py."

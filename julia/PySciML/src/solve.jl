@@ -12,23 +12,28 @@ struct Model{T, F, O}
     f::O
     n::Int
     mass_matrix::Union{Nothing, Matrix{T}}
+    pattern::Union{Nothing, Pattern}  # of a Jacobian that is kept sparse
     lock::ReentrantLock
     spare::Vector{Model{T, F, O}}
 end
 
-function Model(functions::Functions{T}, n::Integer, mass_matrix = nothing) where {T}
-    f = ode_function(functions, Int(n), mass_matrix)
+function Model(
+        functions::Functions{T}, n::Integer, mass_matrix = nothing, pattern = nothing
+    ) where {T}
+    f = pattern === nothing ? ode_function(functions, Int(n), mass_matrix) :
+        sparse_function(functions, pattern, mass_matrix)
     return Model{T, typeof(functions), typeof(f)}(
-        functions, f, Int(n), mass_matrix, ReentrantLock(), []
+        functions, f, Int(n), mass_matrix, pattern, ReentrantLock(), []
     )
 end
 function Model(functions::Residual{T}, n::Integer) where {T}
     f = dae_function(functions)
     return Model{T, typeof(functions), typeof(f)}(
-        functions, f, Int(n), nothing, ReentrantLock(), []
+        functions, f, Int(n), nothing, nothing, ReentrantLock(), []
     )
 end
-clone(m::Model{T, <:Functions}) where {T} = Model(clone(m.functions), m.n, m.mass_matrix)
+clone(m::Model{T, <:Functions}) where {T} =
+    Model(clone(m.functions), m.n, m.mass_matrix, m.pattern)
 clone(m::Model{T, <:Residual}) where {T} = Model(clone(m.functions), m.n)
 
 # The model, locked, or a locked copy of it where another thread is at it.
@@ -148,12 +153,16 @@ function integrate(prob, alg, o::Options{T}, dense::Bool, events, log) where {T}
     return integrator.sol, integrator.t
 end
 
+function integrate(prob, w::WithoutPrototype, o::Options{T}, dense::Bool, events, log) where {T}
+    return integrate(remake(prob; f = dense_function(prob.f, nothing)), w.alg, o, dense, events, log)
+end
+
 # On a DAE the algebraic variables (and the derivatives of the others) are computed from the rest
 # where they do not fit it; for a residual only where it is said which are which.
 initialization(prob) = (;)
 function initialization(prob::ODEProblem)
     M = prob.f.mass_matrix
-    M isa Matrix || return (;)
+    M isa AbstractMatrix || return (;)
     return any(iszero, eachcol(M)) || any(iszero, eachrow(M)) ?
         (; initializealg = BrownFullBasicInit()) : (;)
 end

@@ -11,13 +11,15 @@ import struct
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from pysciml.engines.julia.startup import Julia, require_this_process, was_forked
 from pysciml.errors import EngineError
+
+Result = TypeVar("Result")
 
 OK, FAILED, INTERRUPTED, CALLBACK_FAILED = 0, 1, 2, 3
 
@@ -143,7 +145,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "new_functions": (_I, _I, _I, _I),
     "provide": (ct.c_int, _P, _P),
     "provide_foreign": (ct.c_int, _P, _P),
-    "new_model": (ct.c_int, _I, _I, _P, _P, _P),
+    "provide_native": (ct.c_int, _I, _I, _I, ct.c_char_p, _I, _P),
+    "new_model": (ct.c_int, _I, _I, _P, _P, _P, _P),
     "new_events": (ct.c_int, _I, _P, _I, _P, _P),
     "set_event": (ct.c_int, _I, _I, _I, _P, _I, _P, _I, _P),
     "object": (ct.c_int, ct.c_char_p, _I, ct.c_char_p, _I, _P, _P),
@@ -186,9 +189,9 @@ class Bridge:
         if report is not None:
             report(t)
 
-    def _interruptibly(
-        self, call: Callable[[], int], progress: Callable[[float], None] | None
-    ) -> int:
+    def interruptibly(
+        self, call: Callable[[], Result], progress: Callable[[float], None] | None = None
+    ) -> Result:
         """``call()``, which Ctrl-C stops in Julia; ``progress`` is told the time reached.
 
         A Python signal handler cannot run while Julia does, and one that raised inside a call
@@ -205,14 +208,14 @@ class Bridge:
         local.on_interrupt, self._interrupted = handler, False
         _signal.signal(_SIGINT, self._leave_word)
         try:
-            status = call()
+            result = call()
         finally:
             _signal.signal(_SIGINT, handler)
             local.progress = None
         if self._interrupted:
             self._interrupted = False
             handler(_SIGINT, None)
-        return status
+        return result
 
     def _leave_word(self, number: int, frame: Any) -> None:
         self._interrupted = True
@@ -251,7 +254,7 @@ class Bridge:
         require_this_process()
         memory = ct.create_string_buffer(RESPONSE.size)
         solve = self._solve  # type: ignore[attr-defined]
-        status = self._interruptibly(lambda: solve(request, memory), progress)
+        status = self.interruptibly(lambda: solve(request, memory), progress)
         fields = RESPONSE.unpack(memory.raw)
         if status != OK:
             self.fail(status, fields[-1])

@@ -44,6 +44,7 @@ from pysciml.engines.julia.names import (
     require_sensealg,
     sensealg_expression,
 )
+from pysciml.engines.julia.sparse import Pattern, keeps_jacobian, pattern
 from pysciml.engines.julia.startup import Julia, julia
 from pysciml.errors import EngineError
 from pysciml.ordinarydiffeq import NEEDS, PARTS
@@ -81,6 +82,12 @@ def _refuse_adjoint(problem: FlatProblem, sensealg: SensitivityAlgorithm) -> Non
         f"{sensealg.name} has no gradients for {what}; use sensealg=pysciml.CollocationAdjoint(), "
         "the default there."
     )
+
+
+def _sparse_pattern(problem: FlatProblem, alg: Algorithm | None) -> Pattern | None:
+    if problem.kind != "ode" or problem.dtype != "float64" or not keeps_jacobian(alg):
+        return None
+    return pattern(problem.functions)
 
 
 def _keeps_or_drops(mass: Array) -> bool:
@@ -217,8 +224,9 @@ class JuliaEngine(Engine):
         dtype = problem.dtype
         functions = self.functions(problem.functions, problem.kind, dtype)
         functions.use(problem.p, problem.c)
-        model = functions.model(len(problem.u0), problem.mass_matrix)
-        number = self.object(*algorithm_expression(alg, problem.kind))
+        sparse = _sparse_pattern(problem, alg)
+        model = functions.model(len(problem.u0), problem.mass_matrix, sparse)
+        number = self.object(*algorithm_expression(alg, problem.kind, sparse is not None))
         events = self.events(problem)
         request, keep = self._request(
             model, number, events.number if events else 0, problem, options
@@ -300,10 +308,9 @@ class JuliaEngine(Engine):
         if len(ts) == 0:
             return out
         self._use(handle)
-        with self._first(handle.functions, ("interpolate", deriv)), self.bridge.interruptible():
-            self.bridge.call(
-                "interpolate", handle.number, ts.ctypes.data, len(ts), deriv, out.ctypes.data
-            )
+        what = (handle.number, ts.ctypes.data, len(ts), deriv, out.ctypes.data)
+        with self._first(handle.functions, ("interpolate", deriv)):
+            self.bridge.interruptibly(lambda: self.bridge.call("interpolate", *what))
         return out
 
     def _use(self, handle: Handle) -> None:
@@ -360,8 +367,8 @@ class JuliaEngine(Engine):
         r.du0, r.dp, r.dt0 = address(du0), address(dp), address(dt0)
         r.dtimes, r.devents = address(dtimes), address(devents)
         what = ("adjoint", r.sensealg, handle.events is None)
-        with self._first(handle.functions, what), self.bridge.interruptible():
-            self.bridge.call("adjoint", ct.addressof(r))
+        with self._first(handle.functions, what):
+            self.bridge.interruptibly(lambda: self.bridge.call("adjoint", ct.addressof(r)))
         if at is not None:
             unsorted = np.empty_like(dtimes)
             unsorted[order] = dtimes

@@ -19,6 +19,8 @@ from pysciml.engines.julia.bridge import (
     Source,
     address,
 )
+from pysciml.engines.julia.sparse import Pattern, pattern
+from pysciml.julia_function import JuliaSource
 from pysciml.kernels.emit_julia import emit
 from pysciml.kernels.graph import Graph, make
 from pysciml.kernels.reasons import CaptureError
@@ -30,9 +32,8 @@ Array = npt.NDArray[Any]
 BATCH = 32
 #: Roles by the numbers that ``bridge.jl`` gives them.
 ROLES = (
-    "value", "jac:u", "jac:t", "jac:p", "jvp:u", "vjp:u", "vjp:p", "vjp:t", "jac:du",
-    "vjp:up",
-    f"vjp:p*{BATCH}",
+    "value", "jac:u", "jac:t", "jac:p", "jvp:u", "vjp:u", "vjp:p", "vjp:t", "jac:du", "vjp:up",
+    f"vjp:p*{BATCH}", "compressed:u",
 )  # fmt: skip
 
 #: Values of at most this many elements become scalar code.
@@ -99,14 +100,20 @@ class JuliaFunctions:
         assert found is not None
         return found
 
-    def model(self, n: int, mass_matrix: Array | None) -> int:
-        """The number of the model of ``n`` states made of these functions."""
-        key = None if mass_matrix is None else mass_matrix.tobytes()
+    def model(self, n: int, mass_matrix: Array | None, pattern: Pattern | None = None) -> int:
+        """The number of the model of ``n`` states made of these functions.
+
+        With ``pattern`` its Jacobian is kept sparse.
+        """
+        key = (None if mass_matrix is None else mass_matrix.tobytes(), pattern is not None)
         if key not in self._models:
             mass = None
             if mass_matrix is not None:
                 mass = np.ascontiguousarray(mass_matrix, self.dtype)
-            self._models[key] = self.bridge.number("new_model", self.id, n, address(mass))
+            numbers = None if pattern is None else pattern.numbers
+            self._models[key] = self.bridge.number(
+                "new_model", self.id, n, address(mass), address(numbers)
+            )
         return self._models[key]
 
     def use(self, p: Array, c: Array) -> None:
@@ -116,10 +123,14 @@ class JuliaFunctions:
             self._bound.clear()
 
     def provide(self, role: str, number: int) -> None:
+        if isinstance(self.functions, JuliaSource):
+            text = self.functions.text.encode()
+            self.bridge.call("provide_native", self.id, number, int(self.single), text, len(text))
+            return
         if self.functions.kernels is None:
             self._provide_callback(role, number)
             return
-        source = emit(kernel_graph(self.functions.kernels.graph(role)), self.dtype)
+        source = emit(kernel_graph(self._graph(role)), self.dtype)
         text = source.text.encode()
         kf, ki, kb = source.constants
         self.bridge.call(
@@ -131,6 +142,17 @@ class JuliaFunctions:
                 )
             ),
         )  # fmt: skip
+
+    def _graph(self, role: str) -> Graph:
+        kernels = self.functions.kernels
+        assert kernels is not None
+        if role == "compressed:u":
+            made = pattern(self.functions)
+            assert made is not None
+            graph: Graph = kernels.compressed_jacobian(made.seed)
+            return graph
+        graph = kernels.graph(role)
+        return graph
 
     def _provide_callback(self, role: str, number: int) -> None:
         extra = {"jvp": ["v"], "vjp": ["w"]}.get(role.split(":")[0], [])

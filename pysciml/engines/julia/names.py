@@ -29,20 +29,31 @@ __all__ = [
 _AUTODIFF = "autodiff = AutoFiniteDiff()"
 #: Options that Julia wants as a type.
 _AS_VAL = {("OrdinaryDiffEqBDF", "max_order")}
+#: The implicit extrapolation methods, see ``WithoutPrototype`` in Julia.
+_WITHOUT_PROTOTYPE = (
+    "ImplicitDeuflhardExtrapolation", "ImplicitEulerBarycentricExtrapolation",
+    "ImplicitEulerExtrapolation", "ImplicitHairerWannerExtrapolation",
+)  # fmt: skip
 _DEFAULTS = {
     "ode": f"DefaultODEAlgorithm(; {_AUTODIFF})",
     "dae": f"OrdinaryDiffEqBDF.DFBDF(; {_AUTODIFF})",
 }
 
 
-def algorithm_expression(alg: Algorithm | None, kind: str) -> tuple[str, tuple[str, ...]]:
+def algorithm_expression(
+    alg: Algorithm | None, kind: str, sparse: bool = False
+) -> tuple[str, tuple[str, ...]]:
     """Julia source of an algorithm, and the packages whose names it uses."""
+    if alg is None and sparse:
+        return "PySciML.sparse_default()", ()
     if alg is None:
         return _DEFAULTS[kind], ("OrdinaryDiffEqBDF",) if kind == "dae" else ()
     known: tuple[str, tuple[str, ...]] | None = alg.__dict__.get("_expression")
     if known is None:
         packages: list[str] = []
         text = _call(alg, packages)
+        if alg.name in _WITHOUT_PROTOTYPE:
+            text = f"PySciML.WithoutPrototype({text})"
         known = text, tuple(dict.fromkeys(packages))
         object.__setattr__(alg, "_expression", known)
     return known
