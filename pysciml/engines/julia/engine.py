@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -39,6 +39,7 @@ from pysciml.engines.julia.bridge import (
 from pysciml.engines.julia.events import JuliaEvents
 from pysciml.engines.julia.models import JuliaFunctions, Loader
 from pysciml.engines.julia.names import (
+    STEPS_ONTO_OUTPUTS,
     algorithm_expression,
     default_sensealg,
     require_sensealg,
@@ -93,6 +94,14 @@ def _sparse_pattern(problem: FlatProblem, alg: Algorithm | None) -> Pattern | No
 def _keeps_or_drops(mass: Array) -> bool:
     diagonal = np.diagonal(mass)
     return bool(np.isin(diagonal, (0.0, 1.0)).all() and not (mass - np.diag(diagonal)).any())
+
+
+def _stepping_onto_outputs(options: SolveOptions, problem: FlatProblem) -> SolveOptions:
+    sign = 1.0 if problem.t1 > problem.t0 else -1.0
+    parts = [x for x in (options.saveat, options.tstops) if x is not None]
+    inner = sign * np.unique(sign * np.concatenate(parts))
+    inner = inner[(inner != problem.t0) & (inner != problem.t1)]
+    return replace(options, tstops=inner)
 
 
 def _flat(x: Any, dtype: str) -> Array | None:
@@ -221,6 +230,8 @@ class JuliaEngine(Engine):
         self, problem: FlatProblem, alg: Algorithm | None, options: SolveOptions
     ) -> FlatSolution:
         require_sensealg(options.sensealg, alg)
+        if alg is not None and alg.name in STEPS_ONTO_OUTPUTS and options.saveat is not None:
+            options = _stepping_onto_outputs(options, problem)
         dtype = problem.dtype
         functions = self.functions(problem.functions, problem.kind, dtype)
         functions.use(problem.p, problem.c)

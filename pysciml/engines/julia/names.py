@@ -81,6 +81,11 @@ _NO_PACKAGE = (
 )  # fmt: skip
 
 
+#: Algorithms whose dense output is far from their tolerance (OrdinaryDiffEqFIRK 2.3: 1.4e-3 between
+#: steps that are right to 8e-6): they step onto the output times.
+STEPS_ONTO_OUTPUTS = frozenset({"RadauIIA3", "RadauIIA5", "RadauIIA9", "AdaptiveRadau"})
+
+
 def default_sensealg(problem: FlatProblem, alg: Algorithm | None) -> SensitivityAlgorithm:
     """The sensitivity algorithm where none is named."""
     if problem.kind == "dae" or problem.mass_matrix is not None:
