@@ -59,8 +59,8 @@ def test_pytrees_come_as_vectors() -> None:
     ("text", "message"),
     [
         (
-            "(du, u, p, t) ->\n    du[1] = u[7]",
-            r"BoundsError.*line 2 of the julia_function: du\[1\]",
+            "function (du, u, p, t)\n    du[1] = u[7]\nend",
+            r"BoundsError.*\(line 2 of the julia_function: du\[1\] = u\[7\]\)",
         ),
         ("(du, u, p, t) -> missing_name(u)", "missing_name.*line 1 of the julia_function"),
         ("(du, u, p, t) -> (", "incomplete|Expected|premature"),

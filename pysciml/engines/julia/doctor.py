@@ -15,7 +15,12 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pysciml.engines.julia.startup import chosen_by_user, is_set_up, package_folder
+from pysciml.engines.julia.startup import (
+    SETTINGS,
+    chosen_by_user,
+    is_set_up,
+    package_folder,
+)
 from pysciml.errors import EngineError
 
 __all__ = ["Diagnosis", "Finding", "diagnose", "setup"]
@@ -149,6 +154,9 @@ def _julia() -> list[Finding]:
     else:
         executable, project = _where()
         findings.append(_executable(executable))
+        findings.append(Finding("Julia's project", str(project)))
+        findings.append(Finding("Julia's threads", _threads()))
+        findings += _sysimage()
         findings += _packages(project)
     variables = {k: v for k, v in os.environ.items() if k.startswith(("PYTHON_JULIA", "JULIA_"))}
     for key in sorted(variables):
@@ -174,6 +182,24 @@ def _where() -> tuple[str | None, Path | None]:
 
     state = juliapkg.state.STATE
     return state.get("executable"), Path(state["project"])
+
+
+def _threads() -> str:
+    key = "PYTHON_JULIACALL_THREADS"
+    if key in os.environ:
+        return f"{os.environ[key]}, as {key} says"
+    return f"{SETTINGS[key]} ({os.cpu_count()} processors here); {key} sets another number"
+
+
+def _sysimage() -> list[Finding]:
+    """The system image that juliacall is told to start from, where it is told any."""
+    key = "PYTHON_JULIACALL_SYSIMAGE"
+    path = os.environ.get(key)
+    if not path:
+        return [Finding("system image", f"Julia's own ({key} is not set)")]
+    if Path(path).is_file():
+        return [Finding("system image", path)]
+    return [Finding("system image", f"{path} is no file", False, f"correct or unset {key}")]
 
 
 def _executable(path: str | None) -> Finding:

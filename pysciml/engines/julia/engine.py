@@ -48,7 +48,7 @@ from pysciml.engines.julia.names import (
 from pysciml.engines.julia.sparse import Pattern, keeps_jacobian, pattern
 from pysciml.engines.julia.startup import Julia, julia
 from pysciml.errors import EngineError
-from pysciml.ordinarydiffeq import NEEDS, PARTS
+from pysciml.ordinarydiffeq import NEEDS, NO_ERROR_CONTROL, PARTS
 from pysciml.sensitivity import CollocationAdjoint, SensitivityAlgorithm
 
 Array = npt.NDArray[np.float64]
@@ -83,6 +83,16 @@ def _refuse_adjoint(problem: FlatProblem, sensealg: SensitivityAlgorithm) -> Non
         f"{sensealg.name} has no gradients for {what}; use sensealg=pysciml.CollocationAdjoint(), "
         "the default there."
     )
+
+
+def _refuse_error_control(alg: Algorithm | None, options: SolveOptions) -> None:
+    """Raise EngineError where a method's choice of its own steps is known to fail."""
+    if alg is not None and options.adaptive and alg.name in NO_ERROR_CONTROL:
+        raise EngineError(
+            f"{alg.name} does not choose its own steps rightly (its error estimate in Julia is "
+            "faulty); give dt= and adaptive=False, or use "
+            f"pysciml.{NO_ERROR_CONTROL[alg.name]}()."
+        )
 
 
 def _sparse_pattern(problem: FlatProblem, alg: Algorithm | None) -> Pattern | None:
@@ -229,6 +239,7 @@ class JuliaEngine(Engine):
     def solve(
         self, problem: FlatProblem, alg: Algorithm | None, options: SolveOptions
     ) -> FlatSolution:
+        _refuse_error_control(alg, options)
         require_sensealg(options.sensealg, alg)
         if alg is not None and alg.name in STEPS_ONTO_OUTPUTS and options.saveat is not None:
             options = _stepping_onto_outputs(options, problem)
