@@ -37,7 +37,7 @@ function native(text::AbstractString, role::Symbol, ::Type{T}) where {T}
 end
 
 function evaluate(text::String)
-    file = Symbol(USER_FILE, ' ', length(USER_LINES) + 1)
+    file = Symbol(USER_FILE, length(USER_LINES) + 1)
     USER_LINES[file] = split(text, '\n')
     f = Core.eval(user_space(), Meta.parseall(text; filename = String(file)))
     f isa Function || error(
@@ -54,8 +54,9 @@ end
 # Where in the user's code an error came from, as a text; empty where it did not.
 function user_line()
     for frame in stacktrace(catch_backtrace())
-        haskey(USER_LINES, frame.file) || continue
-        lines = USER_LINES[frame.file]
+        file = Symbol(basename(String(frame.file)))  # Julia puts "./" before a name without a folder
+        haskey(USER_LINES, file) || continue
+        lines = USER_LINES[file]
         1 <= frame.line <= length(lines) || continue
         return " (line $(frame.line) of the julia_function: $(strip(lines[frame.line])))"
     end
