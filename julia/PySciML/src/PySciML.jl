@@ -13,7 +13,7 @@ using ForwardDiff: ForwardDiff
 using FunctionWrappers: FunctionWrapper
 using LinearAlgebra
 using LinearSolve: LinearSolve
-using OrdinaryDiffEqBDF: OrdinaryDiffEqBDF, DFBDF, FBDF
+using OrdinaryDiffEqBDF: OrdinaryDiffEqBDF, DFBDF, FBDF, QNDF
 using OrdinaryDiffEqCore: OrdinaryDiffEqCore
 using OrdinaryDiffEqDefault: OrdinaryDiffEqDefault, DefaultODEAlgorithm
 using OrdinaryDiffEqRosenbrock: OrdinaryDiffEqRosenbrock, Rodas5P, Rosenbrock23
@@ -44,5 +44,6 @@ include("collocation.jl")
 include("registry.jl")
 include("bridge.jl")
 include("precompile.jl")
+include("precompile_kinds.jl")
 
 end
