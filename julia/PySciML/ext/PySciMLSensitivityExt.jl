@@ -7,8 +7,8 @@ using ADTypes: AutoFiniteDiff
 using OrdinaryDiffEqCore:
     OrdinaryDiffEqNewtonAdaptiveAlgorithm, OrdinaryDiffEqNewtonAlgorithm
 using OrdinaryDiffEqRosenbrock: Rodas5P
-using PySciML: DEFAULT, PySciML, QUIET, WithoutPrototype, dense_function, readable, watching
-using SciMLBase: CallbackSet, SciMLBase, remake
+using PySciML: DEFAULT, PySciML, QUIET, WithoutPrototype, readable, watching, without_prototype
+using SciMLBase: CallbackSet, SciMLBase
 using SciMLSensitivity: BacksolveAdjoint, InterpolatingAdjoint, adjoint_sensitivities
 using SparseArrays: SparseMatrixCSC
 
@@ -85,10 +85,9 @@ end
 # the entries that couple it to the cotangent, and would solve with a wrong Jacobian: they get none.
 with_prototype(sol, sensealg) = sol
 function with_prototype(sol, ::Union{InterpolatingAdjoint, BacksolveAdjoint})
-    f = sol.prob.f
-    f.jac_prototype isa SparseMatrixCSC || return sol
+    sol.prob.f.jac_prototype isa SparseMatrixCSC || return sol
     return SciMLBase.build_solution(
-        remake(sol.prob; f = dense_function(f, nothing)), sol.alg, sol.t, sol.u; dense = true, sol.k, sol.interp,
+        without_prototype(sol.prob), sol.alg, sol.t, sol.u; dense = true, sol.k, sol.interp,
         sol.alg_choice, calculate_error = false, sol.stats, sol.retcode
     )
 end

@@ -154,7 +154,7 @@ function integrate(prob, alg, o::Options{T}, dense::Bool, events, log) where {T}
 end
 
 function integrate(prob, w::WithoutPrototype, o::Options{T}, dense::Bool, events, log) where {T}
-    return integrate(remake(prob; f = dense_function(prob.f, nothing)), w.alg, o, dense, events, log)
+    return integrate(without_prototype(prob), w.alg, o, dense, events, log)
 end
 
 # On a DAE the algebraic variables (and the derivatives of the others) are computed from the rest

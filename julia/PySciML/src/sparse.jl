@@ -84,6 +84,11 @@ dense_function(f, jac_prototype) = ODEFunction{true, FullSpecialize}(
     mass_matrix = f.mass_matrix isa SparseMatrixCSC ? Matrix(f.mass_matrix) : f.mass_matrix
 )
 
+"The problem with the function so; `remake` would keep the old prototype."
+function without_prototype(prob::ODEProblem)
+    return ODEProblem(dense_function(prob.f, nothing), prob.u0, prob.tspan, prob.p)
+end
+
 """
     sparse_default()
 
