@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -26,6 +27,7 @@ REACHED: dict[str, Callable[[dict[str, float]], bool]] = {
     "bouncing_ball": lambda r: abs(r["gravity"] - 9.8) < 1 and abs(r["restitution"] - 0.85) < 0.1,
 }  # fmt: skip
 RATES = {"lotka_volterra_fit": 0.05, "stiff_rates": 1e-4}
+IN_JULIA = {"model_in_julia"}
 
 
 def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
@@ -39,12 +41,19 @@ def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_every_script_is_tested_and_in_the_gallery() -> None:
     scripts = {p.stem for p in FOLDER.glob("[!_]*.py")}
-    assert scripts == {*RATES, *REACHED}
+    assert scripts == {*RATES, *REACHED, *IN_JULIA}
     gallery = (FOLDER / "README.md").read_text()
     for name in scripts:
         assert f"python examples/{name}.py" in gallery
     for name in REACHED:
         assert f"(figures/{name}.png)" in gallery and (FOLDER / f"figures/{name}.png").exists()
+
+
+@pytest.mark.julia
+def test_a_model_in_julia_is_fitted() -> None:
+    result = runpy.run_path(str(FOLDER / "model_in_julia.py"))
+    wanted = torch.tensor([9.81, 0.3], dtype=torch.float64)
+    torch.testing.assert_close(result["p"].detach(), wanted, rtol=1e-2, atol=0.0)
 
 
 @pytest.mark.parametrize(("name", "tolerance"), RATES.items())
