@@ -36,9 +36,6 @@ def why_no_julia() -> str | None:
 
 #: What the julia engine does not do yet, by test: run all the same, and reported as xfailed.
 KNOWN_GAPS = {
-    "test_every_algorithm_by_name[Alshina2]": "MaxIters: OrdinaryDiffEqLowOrderRK 2 estimates its "
-    "error to the first order only",
-    "test_every_algorithm_by_name[ARS222]": "ends in MaxIters",
     **{
         f"{test}[{form}-julia-CollocationAdjoint]": reason
         for test in ("test_bouncing_ball_with_its_energy", "test_the_events_themselves")
