@@ -106,20 +106,31 @@ function (a::Affect)(integrator)
     return nothing
 end
 
-# A step of a DAE that was cut at an event has its stages computed anew for the dense output, but
-# from the state at its end in place of its beginning (OrdinaryDiffEqCore 4.5).
+# A step of a DAE that an event has cut gets its stages computed anew for the dense output, but from
+# the state at its end in place of its beginning, and by Rosenbrock's methods with the rate counted
+# twice where there is a mass matrix (OrdinaryDiffEqCore 4.5, OrdinaryDiffEqRosenbrock). For these
+# the step is taken once more, up to the event.
 function mend_last_step!(integrator)
-    sol = integrator.sol
-    length(sol.t) > 1 && last(sol.t) == integrator.t || return
+    OrdinaryDiffEqCore.unwrap_alg(integrator, false) isa ROSENBROCK || return
+    sol, finish = integrator.sol, integrator.t
+    length(sol.t) > 1 && last(sol.t) == finish || return
     from = sol.u[end - 1]
     sol.t[end - 1] == integrator.tprev && integrator.uprev != from || return
+    reached = copy(integrator.u)
     copyto!(integrator.uprev, from)
-    OrdinaryDiffEqCore.ode_addsteps!(integrator, integrator.f, true, false)
+    integrator.t = integrator.tprev
+    OrdinaryDiffEqCore.perform_step!(integrator, integrator.cache)
+    integrator.t = finish
+    copyto!(integrator.u, reached)
     for (to, k) in zip(last(sol.k), integrator.k)
         copyto!(to, k)
     end
     return
 end
+const ROSENBROCK = Union{
+    OrdinaryDiffEqCore.OrdinaryDiffEqRosenbrockAdaptiveAlgorithm,
+    OrdinaryDiffEqCore.OrdinaryDiffEqRosenbrockAlgorithm,
+}
 
 function act!(integrator, a::Affect{T}, index) where {T}
     event, before = a.events[index], copy(integrator.u)
