@@ -151,17 +151,24 @@ end
 
 blas!(C, oc, c0, c1, A, oa, a0, a1, B, ob, b0, b1, m, n, k) = false
 
+# How BLAS can read a matrix of the strides: 'N' where its rows are contiguous, 'T' where its columns
+# are, with the distance between them; ' ' where neither is, as where rows overlap or are one.
+@inline function blas_layout(s0, s1, rows, cols)
+    (s1 == 1 || cols == 1) && (rows == 1 || s0 >= cols) && return 'N', max(s0, cols)
+    (s0 == 1 || rows == 1) && (cols == 1 || s1 >= rows) && return 'T', max(s1, rows)
+    return ' ', 0
+end
+
 for (T, gemm) in ((Float64, BLAS.@blasfunc(dgemm_)), (Float32, BLAS.@blasfunc(sgemm_)))
     @eval function blas!(
             C::DenseArray{$T}, oc, c0, c1, A::DenseArray{$T}, oa, a0, a1,
             B::DenseArray{$T}, ob, b0, b1, m, n, k
         )
         # BLAS counts by columns: it is asked for C' = B' A', so rows must be contiguous in C
-        c1 == 1 || n == 1 || return false
-        ldc = max(c0, n)
-        transb, ldb = b1 == 1 || n == 1 ? ('N', max(b0, n)) : b0 == 1 ? ('T', max(b1, k)) : (' ', 0)
-        transa, lda = a1 == 1 || k == 1 ? ('N', max(a0, k)) : a0 == 1 ? ('T', max(a1, m)) : (' ', 0)
-        (ldb == 0 || lda == 0 || min(a0, a1, b0, b1, c0) < 0) && return false
+        transc, ldc = blas_layout(c0, c1, m, n)
+        transb, ldb = blas_layout(b0, b1, k, n)
+        transa, lda = blas_layout(a0, a1, m, k)
+        (transc != 'N' || transb == ' ' || transa == ' ') && return false
         GC.@preserve A B C ccall(
             ($(QuoteNode(gemm)), BLAS.libblastrampoline), Cvoid,
             (

@@ -20,6 +20,21 @@ columns(A) = (vec(copy(A)), 1, 1, size(A, 1))
             @test permutedims(reshape(C, n, m)) ≈ A * B
         end
     end
+    # one row or column standing for all, rows that overlap, negative steps: not what BLAS can read
+    x = randn(rng, 400)
+    value(o, s0, s1, rows, cols) = [x[o + s0 * i + s1 * j] for i in 0:(rows - 1), j in 0:(cols - 1)]
+    m, n, k = 9, 8, 11
+    for a in ((1, 0, 1), (1, 1, 0), (1, 2, 1), (1, 1, 3), (300, -11, 1), (1, 0, 0), (1, 11, 1)),
+            b in ((1, 0, 1), (1, 1, 0), (1, 3, 1), (1, 1, 2), (200, 8, -1), (1, 8, 1))
+        C = zeros(m * n)
+        Runtime.product!(C, 1, n, 1, x, a..., x, b..., m, n, k)
+        @test permutedims(reshape(C, n, m)) ≈ value(a..., m, k) * value(b..., k, n)
+        for (p, q) in ((1, n), (m, 1))
+            C = zeros(p * q)
+            Runtime.product!(C, 1, q, 1, x, a..., x, b..., p, q, k)
+            @test permutedims(reshape(C, q, p)) ≈ value(a..., p, k) * value(b..., k, q)
+        end
+    end
     a, b, c = randn(rng, 6), randn(rng, 5), zeros(6 * 5)
     Runtime.product!(c, 1, 5, 1, a, 1, 1, 1, b, 1, 1, 1, 6, 5, 1)
     @test permutedims(reshape(c, 5, 6)) ≈ a * b'
