@@ -288,6 +288,12 @@ def _what_is_wrong(flat: FlatFunction, error: Exception) -> str | None:
                 f"{flat.name} uses p, but the problem has none ({error}); give it as the "
                 "problem's p, e.g. pysciml.remake(prob, p=...)."
             )
+    if isinstance(error, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+        return (
+            f"{flat.name} solves a singular linear system at the initial values "
+            f"({str(error).splitlines()[0]}); check what it inverts there (for a LagrangianNN: the "
+            "second derivative of the Lagrangian in the velocities), or start elsewhere."
+        )
     if isinstance(error, RuntimeError) and _MIXED.search(str(error)):
         return (
             f"{flat.name} mixes dtypes or devices ({str(error).splitlines()[0]}): the state is "

@@ -202,6 +202,9 @@ def odeint_dense(
     options: dict[str, Any] | None = None,
 ) -> Callable[[Any], Any]:
     """The solution as a function of times between ``t0`` and ``t1``, differentiable."""
+    for name, x in (("t0", t0), ("t1", t1)):
+        if not isinstance(x, (int, float)) and (not isinstance(x, Tensor) or x.numel() != 1):
+            raise InputError(f"{name} is {x!r}; give a number or a tensor of one.")
     t = torch.stack([torch.as_tensor(x, dtype=torch.float64).reshape(()) for x in (t0, t1)])
     call = _Call(func, y0, t, rtol, atol, method, options, None)
     if call.fixed is not None:
@@ -247,6 +250,10 @@ class _Call:
             raise InputError(f"func is a {type(func).__name__}; give a function func(t, y).")
         check_method(method)
         check_times(t)
+        if event_fn is not None and not callable(event_fn):
+            raise InputError(
+                f"event_fn is a {type(event_fn).__name__}; give a function event_fn(t, y)."
+            )
         if event_fn is not None and len(t) != 2:
             raise InputError(
                 f"With event_fn, t holds two times, the start and one that gives the direction; "

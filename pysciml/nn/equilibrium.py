@@ -94,6 +94,10 @@ class DeepEquilibrium(nn.Module):
                     f"f gave {given} for z of shape {tuple(z0.shape)}; it must give that shape "
                     "(see size)."
                 )
+            if not bool(torch.isfinite(value).all()):
+                raise InputError(
+                    "f gave inf or NaN at the start of the iteration; check x, z0 and the weights."
+                )
             z = self._steady(z0, x) if self.solver == "ode" else self._iterate(
                 lambda z: self.f(z, x), z0, "The forward iteration"
             )  # fmt: skip

@@ -263,6 +263,11 @@ class Path(nn.Module):
 
     def __init__(self, coeffs: Tensor, t: Tensor | None = None) -> None:
         super().__init__()
+        if not isinstance(coeffs, Tensor):
+            raise InputError(
+                f"The coefficients are a {type(coeffs).__name__}; give the tensor that e.g. "
+                "hermite_coefficients makes of the data."
+            )
         knots = self._knots(coeffs)
         if t is None:
             t = torch.arange(knots, dtype=coeffs.dtype, device=coeffs.device)

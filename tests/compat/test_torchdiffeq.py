@@ -371,6 +371,7 @@ def test_adams_coefficients() -> None:
         ({"method": "rk4", "event_fn": lambda t, y: y.sum() - 3}, "step_size"),
         ({"t": f64(0.0, 1.0, 2.0), "event_fn": lambda t, y: y.sum()}, "two times"),
         ({"event_fn": lambda t, y: 1.0}, "event_fn returned a float"),
+        ({"event_fn": 3}, "event_fn is a int"),
         ({"method": "scipy_solver", "options": {"solver": "RK54"}}, "Did you mean 'RK45'"),
         ({"options": {"jump_t": f64(0.5, 0.5)}}, "must not repeat"),
         ({"y0": (f64(1.0),), "func": lambda t, y: y, "atol": (1e-3, 1e-3)}, "one for each part"),
@@ -383,6 +384,12 @@ def test_bad_input_is_refused(arguments: dict[str, Any], message: str) -> None:
         given.setdefault("options", {})["engine"] = "sundials"
     with pytest.raises(ps.InputError, match=message):
         ours.odeint(given.pop("func"), given.pop("y0"), given.pop("t"), **given)
+
+
+@pytest.mark.parametrize(("t0", "t1"), [("a", 1.0), (0.0, f64(1.0, 2.0)), (None, 1.0)])
+def test_ends_of_a_dense_solve_that_are_no_numbers_are_refused(t0: Any, t1: Any) -> None:
+    with pytest.raises(ps.InputError, match=r"t[01] is .*give a number"):
+        ours.odeint_dense(lambda t, y: -y, f64([1.0]), t0, t1)
 
 
 def test_a_grid_that_misses_the_ends_is_refused() -> None:

@@ -442,6 +442,9 @@ def test_an_equilibrium_that_is_none() -> None:
         (lambda: pn.DeepEquilibrium(lambda z, x: z[:, :1])(f64([[1.0, 2.0]])), "see size"),
         (lambda: pn.DeepEquilibrium(lambda z, x: z, solver="newton"), "solver is"),
         (lambda: pn.DeepEquilibrium(lambda z, x: z, tol=2.0), "tol is"),
+        (lambda: pn.DeepEquilibrium(lambda z, x: z + x)(f64([[math.nan]])), "gave inf or NaN"),
+        (lambda: pn.LagrangianNN(nn.Linear(2, 1).double(), engine="sundials")(f64([[1.0, 2.0]])),
+         "singular linear system"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused(make: Any, message: str) -> None:

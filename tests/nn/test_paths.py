@@ -185,6 +185,7 @@ def test_batches_of_a_size_share_a_kernel() -> None:
         (lambda: pn.linear_coefficients(torch.ones(4, 3), rectilinear=3), "0 to 2"),
         (lambda: pn.linear_coefficients(f64([[0.0], [NAN]]), rectilinear=0), "missing values"),
         (lambda: pn.CubicPath(torch.ones(4, 7)), "4 . channels"),
+        (lambda: pn.NeuralCDE(field(3), 3, 4)([1.0, 2.0]), "coefficients are a list"),
         (lambda: pn.CubicPath(torch.ones(4, 8), T[:3]), "belong to 5 times"),
         (lambda: pn.LinearPath(torch.ones(5, 2), T.flip(0)), "increase strictly"),
         (lambda: pn.NeuralCDE(field(3), 3, 4, path="cubic"), "path is 'cubic'"),
