@@ -94,9 +94,6 @@ class JuliaSource:
     def shared(self) -> JuliaSource:
         return self
 
-    def extend_p(self, p: Tensor) -> Tensor:
-        return p
-
     def data(self) -> Tensor:
         return torch.empty(0, dtype=torch.float64)
 

@@ -79,13 +79,6 @@ class CallbackFunctions:
     def differentiable(self) -> bool:
         return self.reason is None
 
-    def extend_p(self, p: Tensor) -> Tensor:
-        """p (n_p,) with the leaves that fn closes over appended, differentiably."""
-        if not self.closures_p:
-            return p
-        rest = [x.reshape(-1).to(self.dtype).to(self.device) for x in self.closures_p]
-        return torch.cat([p, *rest])
-
     def data(self) -> Tensor:
         return torch.empty(0, dtype=self.dtype, device=self.device)
 

@@ -1,6 +1,6 @@
 """Which outputs depend on which inputs, and what a Jacobian of that pattern looks like.
 
-:func:`sparsity` follows dependencies through a graph element by element; :func:`analyse` finds
+:func:`dependencies` follows dependencies through a graph element by element; :func:`analyse` finds
 blocks, bands and a colouring of the columns, by which a sparse Jacobian is computed from few
 products (Curtis, Powell and Reid, 1974).
 """
@@ -29,28 +29,21 @@ class _TooMuch(Exception):
     """The dependencies do not fit in memory."""
 
 
-def sparsity(graph: Graph, wrt: str) -> Pattern:
+def dependencies(graph: Graph, wrt: str) -> sparse.csr_matrix | None:
     """Which entries of the Jacobian of the first output by an input can be nonzero.
 
     Exact, up to cancellation, through elementwise operations, moves of elements, sums, and products
     with literals; elsewhere an output depends on all that its arguments depend on.
-    Piecewise constant operations depend on nothing. A pattern too large to follow is full.
+    Piecewise constant operations depend on nothing.
 
     Args:
         graph: any kernel graph.
         wrt: name of the input.
 
     Returns:
-        Boolean array (n_out, n_in), axes flattened.
+        Sparse matrix of ones (n_out, n_in), axes flattened; None for a pattern too large to
+        follow, which is taken as full.
     """
-    found = dependencies(graph, wrt)
-    if found is None:
-        return np.ones((graph.outputs[0].size, graph.input(wrt).size), dtype=bool)
-    return found.toarray().astype(bool)
-
-
-def dependencies(graph: Graph, wrt: str) -> sparse.csr_matrix | None:
-    """As :func:`sparsity`, a sparse matrix of ones; None where the pattern is taken as full."""
     try:
         return _Dependencies(graph, wrt).of(graph.outputs[0])
     except _TooMuch:

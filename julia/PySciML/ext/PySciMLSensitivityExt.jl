@@ -19,7 +19,7 @@ end
 (j::Jumps)(out, u, p, t, i) = (copyto!(out, view(j.cotangents, :, i)); nothing)
 
 function PySciML.segment_adjoint(
-        sensealg, sol, alg, ts::Vector{T}, cotangents::Matrix{T}, abstol, reltol, functions
+        sensealg, sol, alg, ts::Vector{T}, cotangents::Matrix{T}, abstol, reltol, model
     ) where {T}
     du0, dp = adjoint_sensitivities(
         with_prototype(readable(sol, alg), sensealg), Checked(adjoint_algorithm(sol, alg)); t = ts,

@@ -18,7 +18,7 @@ struct Gradient{T}
 end
 
 """
-    segment_adjoint(sensealg, sol, alg, ts, cotangents, abstol, reltol, functions) -> (du0, dp)
+    segment_adjoint(sensealg, sol, alg, ts, cotangents, abstol, reltol, model) -> (du0, dp)
 
 One smooth stretch: the cotangent at its start and the parameters', for cotangents (one column a
 time) of the states at `ts`, which are distinct and in the order of integration. SciMLSensitivity
@@ -57,9 +57,7 @@ function smooth(h::Handle{T}, ts, source, cotangents, sensealg, abstol, reltol) 
     elseif isforward(sensealg)
         forward_gradient(sensealg, h, times, joined, abstol, reltol)
     else
-        segment_adjoint(
-            sensealg, h.sol, h.alg, times, joined, abstol, reltol, h.model.functions
-        )
+        segment_adjoint(sensealg, h.sol, h.alg, times, joined, abstol, reltol, h.model)
     end
     dtimes = time_gradients(h, ts, source, cotangents)
     dt0 = -dot(du0, slope(h, h.prob.u0, h.prob.tspan[1]))
@@ -216,24 +214,19 @@ function back_through_events(sensealg, h::Handle{T}, ts, cotangents, o, abstol, 
         times, joined = join_equal([start; ts[o.inside[s]]; finish], [after columns mu])
         all(iszero, joined) && (mu = zeros(T, n); continue)
         mu, part = segment_adjoint(
-            sensealg, piece(h, range), h.alg, times, joined, abstol, reltol, h.model.functions
+            sensealg, piece(h, range), h.alg, times, joined, abstol, reltol, h.model
         )
         dp .+= part
     end
     return mu, dp, extra
 end
 
-# Of a cotangent of the state at one point what acts on its differential variables, as `acting`
-# does on a stretch; the rest acts on the parameters.
-function settled!(dp, h::Handle{T}, c, u, t) where {T}
+# `settle!` at one point of a solution with events
+function settled!(dp, h::Handle, c, u, t)
     e, p = Equation(h.model), h.prob.p
     isplain(e) && return c
     du = isresidual(e) ? rate(e, u, p, t, guess(h, t, :right)) : zero(u)
-    l = Linearised(e, du, u, p, t)
-    size(l.null, 2) == 0 && return c
-    mu, null = split_cotangent(l, c)
-    isempty(p) || (dp .-= pull_p!(zeros(T, length(p)), e, null, du, u, p, t))
-    return mu
+    return settle!(dp, e, c, du, u, p, t)
 end
 
 # The cotangent before the k-th group of events from `mu` after it, by implicit differentiation of

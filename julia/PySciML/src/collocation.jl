@@ -25,15 +25,10 @@ const RADAU_A = (
 const MOST_PARTS, PLAIN_SOLVE = 4096, 24
 
 segment_adjoint(
-    ::CollocationAdjoint, sol, alg, ts::Vector{T}, cotangents::Matrix{T}, abstol, reltol, functions
+    ::CollocationAdjoint, sol, alg, ts::Vector{T}, cotangents::Matrix{T}, abstol, reltol, model
 ) where {T} = collocate(
-    Equation{T, typeof(functions)}(functions, mass_of(sol.prob), size(cotangents, 1)),
-    readable(sol, alg).interp, sol.t, sol.prob.p, ts, cotangents, T(reltol)
+    Equation(model), readable(sol, alg).interp, sol.t, sol.prob.p, ts, cotangents, T(reltol)
 )
-
-mass_of(prob::ODEProblem) =
-    (M = prob.f.mass_matrix; M isa UniformScaling ? nothing : Matrix(M))
-mass_of(prob::DAEProblem) = nothing
 
 # What one interval needs, made once a segment.
 struct Collocation{T, E, I, G}
@@ -119,11 +114,7 @@ function acting(w::Collocation{T}, c, t) where {T}
     u, du = w.u[1], w.du[1]
     w.interp(u, t, nothing, Val{0}, w.p, :left)
     isresidual(e) && copyto!(du, rate(e, u, w.p, t, interpolated_rate(w, t)))
-    l = Linearised(e, du, u, w.p, t)
-    size(l.null, 2) == 0 && return c
-    mu, null = split_cotangent(l, c)
-    isempty(w.p) || (w.dp .-= pull_p!(w.part, e, null, du, u, w.p, t))
-    return mu
+    return settle!(w.dp, e, c, du, u, w.p, t)
 end
 
 function interpolated_rate(w::Collocation{T}, t) where {T}

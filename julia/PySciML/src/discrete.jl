@@ -45,15 +45,14 @@ const TSIT5_WEIGHTS = (
 weight(i, theta) = theta * evalpoly(theta, TSIT5_WEIGHTS[i])
 
 segment_adjoint(
-    ::DiscreteAdjoint, sol, alg, ts::Vector{T}, cotangents::Matrix{T}, abstol, reltol, functions
+    ::DiscreteAdjoint, sol, alg, ts::Vector{T}, cotangents::Matrix{T}, abstol, reltol, model
 ) where {T} = error(
     "DiscreteAdjoint takes solutions by Tsit5, and this one is by $(nameof(typeof(alg))); " *
         "use GaussAdjoint"
 )
 segment_adjoint(
-    ::DiscreteAdjoint, sol, ::Tsit5, ts::Vector{T}, cotangents::Matrix{T}, abstol, reltol,
-    functions
-) where {T} = backwards(functions, sol.t, sol.u, sol.k, sol.prob.p, ts, cotangents)
+    ::DiscreteAdjoint, sol, ::Tsit5, ts::Vector{T}, cotangents::Matrix{T}, abstol, reltol, model
+) where {T} = backwards(model.functions, sol.t, sol.u, sol.k, sol.prob.p, ts, cotangents)
 
 function backwards(
         f::Functions{T}, times::Vector{T}, us::Vector{Vector{T}},

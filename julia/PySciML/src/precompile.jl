@@ -66,28 +66,29 @@ module Workload
 
 end
 
-"""
-    workload_model() -> id
-
-A model of the workload's problem as Python makes one: everything below goes through the C
-functions, so that what is compiled is what Python calls.
-"""
-workload_model() = register!(
-    MODELS, Model(Functions{Float64}(role -> Workload.source(role, Float64)), 2)
-)
+workload_model() = Model(Functions{Float64}(role -> Workload.source(role, Float64)), 2)
 
 """
-    workload_solve(model, alg; dense, saveat, reltol) -> Response
+    workload_solve(model, alg; events, dense, saveat, reltol) -> Response
+
+Solve a model with two parameters as Python does: everything here goes through the C functions, so
+that what is compiled is what Python calls.
 """
-function workload_solve(model, alg; dense = 0, saveat = [0.0, 0.5, 1.0], reltol = 1.0e-3)
-    u0, p, abstol = [2.0, 0.0], [1.0, 1.0], [1.0e-6]
-    response = Ref{Response}()
-    GC.@preserve u0 p abstol saveat begin
+function workload_solve(
+        model::Model{T}, alg; events = Event{T}[], dense = 0, saveat = [0.0, 0.5, 1.0],
+        reltol = 1.0e-3
+    ) where {T}
+    n, dae = model.n, model.functions isa Residual
+    u0, p, abstol = fill(T(2), n), T[0.5, 1], [1.0e-6]
+    du0, flags, response = fill(T(-1), n), ones(UInt8, n), Ref{Response}()
+    GC.@preserve u0 p abstol saveat du0 flags begin
         request = Ref(
             Request(
-                model, register!(OBJECTS, alg), 0, dense, 1, 100_000, 2, 2, 0, length(saveat), 0,
-                1, pointer(u0), pointer(p), C_NULL, pointer(saveat), C_NULL, pointer(abstol),
-                C_NULL, C_NULL, 0.0, 1.0, reltol, NaN, NaN, NaN
+                register!(MODELS, model), register!(OBJECTS, alg),
+                isempty(events) ? 0 : register!(EVENTS, events), dense, 1, 100_000, n, 2, 0,
+                length(saveat), 0, 1, pointer(u0), pointer(p), C_NULL, pointer(saveat), C_NULL,
+                pointer(abstol), dae ? pointer(du0) : C_NULL, dae ? pointer(flags) : C_NULL,
+                0.0, 1.0, reltol, NaN, NaN, NaN
             )
         )
         GC.@preserve request response c_solve(
@@ -95,6 +96,7 @@ function workload_solve(model, alg; dense = 0, saveat = [0.0, 0.5, 1.0], reltol 
             Base.unsafe_convert(Ptr{Response}, response)
         )
     end
+    response[].error == C_NULL || error(unsafe_string(response[].error))
     return response[]
 end
 

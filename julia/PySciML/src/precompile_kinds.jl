@@ -63,34 +63,6 @@ function workload_pattern(n)
     return Pattern(n, colptr, rowval, from, 2)
 end
 
-"""
-    kind_solve(model, alg, T; events, dense) -> Response
-
-Solve a model of `Kinds` through the function that Python calls.
-"""
-function kind_solve(model::Model, alg, ::Type{T}; events = Event{T}[], dense = 0) where {T}
-    n, dae = model.n, model.functions isa Residual
-    u0, p, abstol, saveat = fill(T(2), n), T[0.5, 1], [1.0e-6], [0.0, 0.5, 1.0]
-    du0, flags, response = fill(T(-1), n), ones(UInt8, n), Ref{Response}()
-    GC.@preserve u0 p abstol saveat du0 flags begin
-        request = Ref(
-            Request(
-                register!(MODELS, model), register!(OBJECTS, alg),
-                isempty(events) ? 0 : register!(EVENTS, events), dense, 1, 100_000, n, 2, 0,
-                length(saveat), 0, 1, pointer(u0), pointer(p), C_NULL, pointer(saveat), C_NULL,
-                pointer(abstol), dae ? pointer(du0) : C_NULL, dae ? pointer(flags) : C_NULL,
-                0.0, 1.0, 1.0e-3, NaN, NaN, NaN
-            )
-        )
-        GC.@preserve request response c_solve(
-            Base.unsafe_convert(Ptr{Request}, request),
-            Base.unsafe_convert(Ptr{Response}, response)
-        )
-    end
-    response[].error == C_NULL || error(unsafe_string(response[].error))
-    return response[]
-end
-
 function workload_events(kind, ::Type{T}) where {T}
     functions(f) = Functions{T}(Kinds.loader((; value = f), T))
     condition = kind === :preset ? nothing : functions(Kinds.crossing)
@@ -110,21 +82,21 @@ function workload_kinds()
     quiet = (; autodiff = AutoFiniteDiff())
     plain() = Model(functions_of(Kinds.ODE, Float64), 2)
     for alg in (QNDF(; quiet...), AutoTsit5(Rosenbrock23(; quiet...)))
-        kind_solve(plain(), alg, Float64)
+        workload_solve(plain(), alg)
     end
     for kind in (:continuous, :discrete)
-        kind_solve(plain(), Tsit5(), Float64; events = workload_events(kind, Float64))
+        workload_solve(plain(), Tsit5(); events = workload_events(kind, Float64))
     end
     singular = Model(functions_of(Kinds.ODE, Float64), 2, [1.0 0.0; 0.0 0.0])
-    kind_solve(singular, Rodas5P(; quiet...), Float64)
+    workload_solve(singular, Rodas5P(; quiet...))
     for alg in (Rodas5P(; quiet...), FBDF(; quiet...))
         model = Model(functions_of(Kinds.ODE, Float64), 64, nothing, workload_pattern(64))
-        kind_solve(model, alg, Float64)
+        workload_solve(model, alg)
     end
-    kind_solve(Model(functions_of(Kinds.ODE, Float32), 2), Tsit5(), Float32)
+    workload_solve(Model(functions_of(Kinds.ODE, Float32), 2), Tsit5())
     residual = Residual{Float64}(Kinds.loader(Kinds.DAE, Float64))
-    kind_solve(Model(residual, 2), DFBDF(; quiet...), Float64)
-    response = kind_solve(plain(), Tsit5(), Float64; dense = 1)
+    workload_solve(Model(residual, 2), DFBDF(; quiet...))
+    response = workload_solve(plain(), Tsit5(); dense = 1)
     workload_adjoint(response.handle, ForwardSensitivity())
     return
 end

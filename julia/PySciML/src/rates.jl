@@ -99,6 +99,20 @@ function split_cotangent(l::Linearised, c)
     return columns[:, 1:rank] * x[1:rank], l.null * x[(rank + 1):end]
 end
 
+"""
+    settle!(dp, equation, c, du, u, p, t) -> mu
+
+Of a cotangent `c` of the state at one point what acts on its differential variables; what acts on
+the parameters at once is added to `dp`.
+"""
+function settle!(dp, e::Equation{T}, c, du, u, p, t) where {T}
+    l = Linearised(e, du, u, p, t)
+    size(l.null, 2) == 0 && return c
+    mu, null = split_cotangent(l, c)
+    isempty(p) || (dp .-= pull_p!(zeros(T, length(p)), e, null, du, u, p, t))
+    return mu
+end
+
 # v with `M v = differential` along M's range and `W' J v = W' algebraic`
 stacked(l::Linearised, differential, algebraic) = determined(
     [l.kept' * l.mass; l.null' * l.jac], [l.kept' * differential; l.null' * algebraic], l.t

@@ -106,14 +106,6 @@ def _keeps_or_drops(mass: Array) -> bool:
     return bool(np.isin(diagonal, (0.0, 1.0)).all() and not (mass - np.diag(diagonal)).any())
 
 
-def _stepping_onto_outputs(options: SolveOptions, problem: FlatProblem) -> SolveOptions:
-    sign = 1.0 if problem.t1 > problem.t0 else -1.0
-    parts = [x for x in (options.saveat, options.tstops) if x is not None]
-    inner = sign * np.unique(sign * np.concatenate(parts))
-    inner = inner[(inner != problem.t0) & (inner != problem.t1)]
-    return replace(options, tstops=inner)
-
-
 def _flat(x: Any, dtype: str) -> Array | None:
     return None if x is None else np.ascontiguousarray(x, dtype)
 
@@ -242,7 +234,9 @@ class JuliaEngine(Engine):
         _refuse_error_control(alg, options)
         require_sensealg(options.sensealg, alg)
         if alg is not None and alg.name in STEPS_ONTO_OUTPUTS and options.saveat is not None:
-            options = _stepping_onto_outputs(options, problem)
+            # SciML sorts stops and leaves out the ends and what stands twice
+            stops = [options.saveat] if options.tstops is None else [options.saveat, options.tstops]
+            options = replace(options, tstops=np.concatenate(stops))
         dtype = problem.dtype
         functions = self.functions(problem.functions, problem.kind, dtype)
         functions.use(problem.p, problem.c)
