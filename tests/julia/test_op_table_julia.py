@@ -15,8 +15,15 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))
 
+from large_cases import LARGE
 from op_table import CASES, Case
-from test_op_table import _expected, _points
+from test_op_table import (
+    LARGE_ROLES,
+    _expected,
+    _points,
+    summed_points,
+    summed_products,
+)
 
 from pysciml.engines.julia.models import kernel_graph
 from pysciml.kernels.capture import capture
@@ -59,26 +66,53 @@ def run() -> Any:
     return main.seval(_RUN)
 
 
-@pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])
-def test_against_torch(case: Case, run: Any) -> None:
+def _check(
+    case: Case, role: str, kernels: Kernels, run: Any, wanted: list[tuple[Any, Any]]
+) -> None:
+    """The role's kernel, compiled, against the values wanted of it at points."""
+    graph = kernel_graph(kernels.graph(role))
+    source = emit(graph, "float64")
+    names = [n.attr("name") for n in graph.inputs]
+    shape = graph.outputs[0].shape
+    for point, want in wanted:
+        args = [float(point[k]) if np.ndim(point[k]) == 0 else point[k] for k in names]
+        flat, allocated = run(
+            source.text, source.sizes, *source.constants, tuple(reversed(shape)), args
+        )
+        got = np.asarray(flat).reshape(shape)
+        got = got.T if role == "jac:u" else got
+        size = max(1.0, float(np.abs(want).max(initial=0)))
+        np.testing.assert_allclose(
+            got, want, rtol=case.rtol, atol=1e-11 * size, err_msg=f"{case.name} {role}"
+        )
+        if not any(op in n.op for n in graph.nodes() for op in _ALLOCATING):
+            assert allocated == 0, f"{case.name} {role} allocates {allocated} bytes a call"
+
+
+def _check_roles(case: Case, roles: tuple[str, ...], run: Any) -> None:
     kernels = Kernels(capture(case.fn, case.inputs()))
     points = _points(case, kernels.capture)
-    for role in ROLES if case.derivatives else ("value",):
-        graph = kernel_graph(kernels.graph(role))
-        source = emit(graph, "float64")
-        names = [n.attr("name") for n in graph.inputs]
-        shape = graph.outputs[0].shape
-        for seed, point in enumerate(points):
-            args = [float(point[k]) if np.ndim(point[k]) == 0 else point[k] for k in names]
-            flat, allocated = run(
-                source.text, source.sizes, *source.constants, tuple(reversed(shape)), args
-            )
-            got = np.asarray(flat).reshape(shape)
-            got = got.T if role == "jac:u" else got
-            want = _expected(case, kernels.capture, role, seed, point)
-            size = max(1.0, float(np.abs(want).max(initial=0)))
-            np.testing.assert_allclose(
-                got, want, rtol=case.rtol, atol=1e-11 * size, err_msg=f"{case.name} {role}"
-            )
-            if not any(op in n.op for n in graph.nodes() for op in _ALLOCATING):
-                assert allocated == 0, f"{case.name} {role} allocates {allocated} bytes a call"
+    for role in roles if case.derivatives else ("value",):
+        wanted = [
+            (point, _expected(case, kernels.capture, role, seed, point))
+            for seed, point in enumerate(points)
+        ]
+        _check(case, role, kernels, run, wanted)
+
+
+@pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])
+def test_against_torch(case: Case, run: Any) -> None:
+    _check_roles(case, ROLES, run)
+
+
+@pytest.mark.parametrize("case", LARGE, ids=[c.name for c in LARGE])
+def test_large_models(case: Case, run: Any) -> None:
+    _check_roles(case, LARGE_ROLES, run)
+
+
+@pytest.mark.parametrize("case", LARGE, ids=[c.name for c in LARGE])
+def test_products_summed_over_points(case: Case, run: Any) -> None:
+    kernels = Kernels(capture(case.fn, case.inputs()))
+    points = _points(case, kernels.capture)
+    wanted = [(summed_points(points), summed_products(case, points, kernels))]
+    _check(case, "vjp:p*2", kernels, run, wanted)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from interpreter import evaluate
+from large_cases import LARGE
 from op_table import CASES, Case
 
 from pysciml.kernels.capture import Capture, capture
@@ -20,6 +21,8 @@ Arrays = dict[str, Any]
 Backend = Callable[[Kernels, str, list[Arrays]], list[np.ndarray]]
 
 ROLES = ("value", "jac:u", "vjp:u", "vjp:p", "vjp:up", "jac:t", "jvp:u")
+#: Jacobians of hundreds of states are left out: the cases of the table have shown them.
+LARGE_ROLES = ("value", "vjp:u", "vjp:p", "vjp:up", "jvp:u")
 
 
 def _names(graph: Graph) -> list[str]:
@@ -120,12 +123,9 @@ def _expected(case: Case, found: Capture, role: str, seed: int, point: Arrays) -
     return rows @ point["v"] if kind == "jvp" else rows
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])
-def test_against_torch(case: Case, backend: str, captured: Callable[[Case], Kernels]) -> None:
-    kernels = captured(case)
+def _compare(case: Case, roles: tuple[str, ...], backend: str, kernels: Kernels) -> None:
     points = _points(case, kernels.capture)
-    for role in ROLES if case.derivatives else ("value",):
+    for role in roles if case.derivatives else ("value",):
         results = BACKENDS[backend](kernels, role, points)
         for seed, (got, point) in enumerate(zip(results, points, strict=True)):
             want = _expected(case, kernels.capture, role, seed, point)
@@ -135,8 +135,20 @@ def test_against_torch(case: Case, backend: str, captured: Callable[[Case], Kern
             )
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])
+def test_against_torch(case: Case, backend: str, captured: Callable[[Case], Kernels]) -> None:
+    _compare(case, ROLES, backend, captured(case))
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numpy-batched"])
+@pytest.mark.parametrize("case", LARGE, ids=[c.name for c in LARGE])
+def test_large_models(case: Case, backend: str, captured: Callable[[Case], Kernels]) -> None:
+    _compare(case, LARGE_ROLES, backend, captured(case))
+
+
 def test_names_are_distinct() -> None:
-    names = [c.name for c in CASES]
+    names = [c.name for c in [*CASES, *LARGE]]
     assert len(set(names)) == len(names)
 
 
@@ -152,7 +164,16 @@ def summed_points(points: list[Arrays]) -> Arrays:
     return together | {k: first[k] for k in ("p", "c")}
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.derivatives], ids=lambda c: c.name)
+def summed_products(case: Case, points: list[Arrays], kernels: Kernels) -> np.ndarray:
+    """What ``"vjp:p*K"`` is to give at these points: the products of each, summed."""
+    one = kernels.graph("vjp:p")
+    shared = {k: points[0][k] for k in ("p", "c")}
+    return sum(evaluate(one, **{k: (p | shared)[k] for k in _names(one)})[0] for p in points)
+
+
+@pytest.mark.parametrize(
+    "case", [*(c for c in CASES if c.derivatives), *LARGE], ids=lambda c: c.name
+)
 def test_products_summed_over_points(case: Case, captured: Callable[[Case], Kernels]) -> None:
     kernels = captured(case)
     points = _points(case, kernels.capture)
@@ -164,9 +185,6 @@ def test_products_summed_over_points(case: Case, captured: Callable[[Case], Kern
     assert case.name not in UNSUMMED
     inputs = summed_points(points)
     got = evaluate(graph, **{k: inputs[k] for k in _names(graph)})[0]
-    one = kernels.graph("vjp:p")
-    shared = {k: points[0][k] for k in ("p", "c")}
-    each = [evaluate(one, **{k: (p | shared)[k] for k in _names(one)})[0] for p in points]
-    want = sum(each)
+    want = summed_products(case, points, kernels)
     size = max(1.0, float(np.abs(want).max(initial=0)))
     np.testing.assert_allclose(got, want, rtol=case.rtol, atol=1e-11 * size)
