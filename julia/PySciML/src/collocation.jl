@@ -23,6 +23,8 @@ const RADAU_A = (
 )
 # Most parts that an interval is cut into, and the largest system solved by plain elimination.
 const MOST_PARTS, PLAIN_SOLVE = 4096, 24
+# An interval is cut where its error is SLACK times the tolerance, and then down to it.
+const SLACK = 30
 
 segment_adjoint(
     ::CollocationAdjoint, sol, alg, ts::Vector{T}, cotangents::Matrix{T}, abstol, reltol, model
@@ -45,7 +47,8 @@ struct Collocation{T, E, I, G}
     lambda::Vector{T}
     part::Vector{T}
     dp::Vector{T}
-    near::Matrix{T}                  # a Jacobian, and its eigenvalues
+    near::Matrix{T}                  # a Jacobian with its mass matrix, and their eigenvalues
+    near_mass::Matrix{T}
     eigenvalues::Vector{Complex{T}}
     gathered::G                      # of the parameters' gradient; nothing for a residual
 end
@@ -58,12 +61,13 @@ function Collocation(e::Equation{T}, interp, p, reltol) where {T}
     square() = zeros(T, n, n)
     line() = zeros(T, n)
     # the rule's error on a mode z = h lambda is about |z|^6 / 7200, its error constant
-    reach = (7200 * 30 * max(reltol, eps(T)))^(1 // 6)
+    reach = (7200 * SLACK * max(reltol, eps(T)))^(1 // 6)
     gathered = gathering(e, p)
     return Collocation{T, typeof(e), typeof(interp), typeof(gathered)}(
         e, interp, p, T(reach), (line(), line(), line()), (line(), line(), line()),
         (square(), square(), square()), square(), zeros(T, 3n, 3n), zeros(T, 3n), line(),
-        zeros(T, length(p)), zeros(T, length(p)), fill(T(NaN), n, n), zeros(Complex{T}, n), gathered
+        zeros(T, length(p)), zeros(T, length(p)), fill(T(NaN), n, n), square(),
+        zeros(Complex{T}, n), gathered
     )
 end
 
@@ -133,7 +137,8 @@ function interval!(mu, w::Collocation{T}, a, b, depth) where {T}
         end
         jacobian!(w.J[i], e, w.du[i], w.u[i], p, nodes[i])
     end
-    parts = depth > 0 && isplain(e) ? parts_needed(w, h) : 1
+    isplain(e) || mass!(w.M, e, w.du[2], w.u[2], p, nodes[2])
+    parts = depth > 0 ? parts_needed(w, h) : 1
     if parts > 1
         for k in parts:-1:1
             from = k == 1 ? a : T(a + (k - 1) * h / parts)
@@ -190,22 +195,32 @@ end
 
 # The forward mesh resolves the modes that the solution contains. A cotangent can excite others:
 # those that decay are damped by the rule as they should be, but a mode that oscillates or grows
-# must be followed. Eigenvalues are taken anew where the Jacobian has changed.
+# must be followed. Eigenvalues, with a mass matrix those of the pencil, are taken anew where the
+# matrices have changed.
 function parts_needed(w::Collocation{T}, h) where {T}
-    J = w.J[2]
+    J, plain = w.J[2], isplain(w.equation)
     size = norm(J)
-    abs(h) * size > w.reach && isfinite(size) || return 1
-    if !(distance(J, w.near) <= T(0.2) * size)
+    isfinite(size) && (!plain || abs(h) * size > w.reach) || return 1
+    changed = !(distance(J, w.near) <= T(0.2) * size) ||
+        !plain && !(distance(w.M, w.near_mass) <= T(0.2) * norm(w.M))
+    if changed
         copyto!(w.near, J)
-        copyto!(w.eigenvalues, eigvals!(copy(J)))
+        if plain
+            copyto!(w.eigenvalues, eigvals!(copy(J)))
+        else
+            copyto!(w.near_mass, w.M)
+            copyto!(w.eigenvalues, eigvals!(copy(J), copy(w.M)))
+        end
     end
     need = zero(T)
     for lambda in w.eigenvalues
         z = h * lambda
+        abs(z) < T(1.0e6) || continue    # the algebraic part's are infinite, or large by rounding
         follow = (abs(imag(z)) > T(0.3) * abs(real(z)) || real(z) > 0) && real(z) > -5
         follow && (need = max(need, abs(z)))
     end
-    return clamp(ceil(Int, min(need / w.reach, T(MOST_PARTS))), 1, MOST_PARTS)
+    need > w.reach || return 1
+    return ceil(Int, min(T(SLACK)^(1 // 6) * need / w.reach, T(MOST_PARTS)))
 end
 
 function distance(A, B)

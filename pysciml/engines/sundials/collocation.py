@@ -15,10 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import solve_banded
+from scipy.linalg import eigvals, solve_banded
+
+from pysciml.errors import EngineError
 
 Array = npt.NDArray[np.float64]
 
@@ -34,8 +37,11 @@ A = np.array(
 )
 B = A[2]
 
-#: Largest block whose eigenvalues are looked at, and most intervals of a refined mesh.
-_EIGENVALUES, _LONGEST = 64, 200_000
+#: Largest matrix whose eigenvalues are looked at, and most intervals of a refined mesh.
+EIGENVALUES, _LONGEST = 64, 200_000
+#: An interval is cut where its error is this many times the tolerance, and then down to it.
+SLACK = 30.0
+CUT = SLACK ** (1.0 / 6.0)
 
 
 @dataclass
@@ -68,6 +74,63 @@ class Sweep:
     stages: Array
 
 
+class Follower(Protocol):
+    """Has intervals cut that do not resolve the adjoint: see :mod:`.resolution`."""
+
+    def before(self, k: int, h: float, mu: Array) -> Array | None:
+        """``mu`` taken through an interval that is known to need cutting, else None."""
+
+    def jump(self) -> None:
+        """Something was added to mu."""
+
+    def after(
+        self, k: int, h: float, mu: Array, stages: Array, multiply: Callable[[Array], Array]
+    ) -> Array | None:
+        """``mu`` taken through an interval that must be cut, None where the ``stages`` will do."""
+
+    def failed(self, k: int, h: float, mu: Array) -> Array | None:
+        """``mu`` taken through an interval whose stages were not found, None where it cannot be."""
+
+
+class StagesFailed(EngineError):
+    """The iteration for an interval's stages did not converge."""
+
+
+def follow(
+    nodes: Nodes,
+    jumps: dict[int, Array],
+    stages: Array,
+    step: Callable[[int, Array], Array],
+    multiply: Callable[[int, Array], Array],
+    follower: Follower,
+) -> Sweep:
+    """As :func:`carry`, with intervals cut by ``follower``; their ``stages`` become zero.
+
+    ``multiply(k, v)`` is by the transposed Jacobian in interval k.
+    """
+
+    def followed(k: int, mu: Array) -> Array:
+        if k + 1 in jumps:
+            follower.jump()
+        h = float(nodes.h[k])
+        out = follower.before(k, h, mu)
+        if out is None:
+            try:
+                new = step(k, mu)
+            except StagesFailed:
+                out = follower.failed(k, h, mu)
+                if out is None:
+                    raise
+            else:
+                out = follower.after(k, h, mu, stages[k], lambda v: multiply(k, v))
+                if out is None:
+                    return new
+        stages[k] = 0.0
+        return out
+
+    return Sweep(carry(nodes, jumps, stages.shape[2], followed)[0], stages)
+
+
 def carry(
     nodes: Nodes, jumps: dict[int, Array], n: int, step: Callable[[int, Array], Array]
 ) -> tuple[Array, Array]:
@@ -91,6 +154,7 @@ def sweep_dense(
     jac: Array,
     jumps: dict[int, Array],
     mass: Array | None = None,
+    follower: Follower | None = None,
 ) -> Sweep:
     """Dense Jacobians ``jac`` (K, 3, n, n); ``mass`` None, (n, n) or (K, 3, n, n).
 
@@ -124,8 +188,9 @@ def sweep_dense(
             return last
         return (mass[k, 2] if mass.ndim == 4 else mass).T @ last
 
-    mu, _ = carry(nodes, jumps, n, step)
-    return Sweep(mu, stages)
+    if follower is None or mass is not None:
+        return Sweep(carry(nodes, jumps, n, step)[0], stages)
+    return follow(nodes, jumps, stages, step, lambda k, v: jac[k, 1].T @ v, follower)
 
 
 def _times_mass(mass: Array, last: Array) -> Array:
@@ -170,7 +235,12 @@ def sweep_blocks(
 
 
 def sweep_banded(
-    nodes: Nodes, bands: Array, lband: int, uband: int, jumps: dict[int, Array]
+    nodes: Nodes,
+    bands: Array,
+    lband: int,
+    uband: int,
+    jumps: dict[int, Array],
+    follower: Follower,
 ) -> Sweep:
     """A banded Jacobian, ``bands`` (K, 3, lband + uband + 1, n): J[i, j] at [uband + i - j, j].
 
@@ -200,8 +270,14 @@ def sweep_banded(
         stages[k] = x.reshape(n, 3).T
         return stages[k, 2]
 
-    mu, _ = carry(nodes, jumps, n, step)
-    return Sweep(mu, stages)
+    def multiply(k: int, v: Array) -> Array:
+        out = np.zeros(n)
+        for row, d in enumerate(range(-uband, lband + 1)):  # J[b, a] with b = a + d
+            a = slice(max(0, -d), min(n, n - d))
+            out[a] += bands[k, 1, row, a] * v[a.start + d : a.stop + d]
+        return out
+
+    return follow(nodes, jumps, stages, step, multiply, follower)
 
 
 # -- meshes ------------------------------------------------------------------
@@ -214,12 +290,12 @@ def parts_needed(h: Array, jac: Array, rtol: float) -> npt.NDArray[np.int64] | N
     sensitivity can excite others: those that decay are damped by the rule as they should be, but a
     mode that oscillates or grows must be followed. The rule's error on ``z = h * eigenvalue`` is
     ``|R(z) - exp(z)|``, about ``|z|^6 / 7200`` (its error constant), so ``|z|`` is kept below
-    ``(7200 * 30 * rtol)^(1/6)`` for such modes. ``jac`` (K, ..., m, m): the Jacobian inside each
-    interval, or its diagonal blocks; large ones are not looked at.
+    :func:`resolved` for such modes. ``jac`` (K, ..., m, m): the Jacobian inside each interval, or
+    its diagonal blocks; large ones are not looked at, see :mod:`.resolution`.
     """
-    if jac.shape[-1] > _EIGENVALUES:
+    if jac.shape[-1] > EIGENVALUES:
         return None
-    reach = (7200.0 * 30.0 * rtol) ** (1.0 / 6.0)
+    reach = resolved(rtol)
     size = np.abs(h) * np.sqrt(
         np.einsum("...ij,...ij->...", jac, jac).reshape(len(h), -1).max(axis=1)
     )
@@ -227,15 +303,57 @@ def parts_needed(h: Array, jac: Array, rtol: float) -> npt.NDArray[np.int64] | N
     if not len(suspects):
         return None
     step = h[suspects].reshape((-1,) + (1,) * (jac.ndim - 2))
-    z = (step * np.linalg.eigvals(jac[suspects])).reshape(len(suspects), -1)
-    follow = (np.abs(z.imag) > 0.3 * np.abs(z.real)) | (z.real > 0)
-    follow &= z.real > -5.0
-    need = np.where(follow, np.abs(z), 0.0).max(axis=1) / reach
+    z = (step * np.linalg.eigvals(jac[suspects]).astype(complex)).reshape(len(suspects), -1)
+    return _parts(suspects, z, reach, len(h))
+
+
+def parts_needed_of_dae(
+    h: Array, jac: Array, mass: Array, rtol: float
+) -> npt.NDArray[np.int64] | None:
+    """As :func:`parts_needed`, of ``jac`` (K, n, n) with ``mass`` (n, n) or (K, n, n).
+
+    The pencil's eigenvalues are found anew where the matrices have changed by a fifth.
+    """
+    if jac.shape[-1] > EIGENVALUES:
+        return None
+    both = np.concatenate([jac, np.broadcast_to(mass, jac.shape)], axis=1).reshape(len(h), -1)
+    size = np.linalg.norm(both, axis=1)
+    last, z = -1, np.zeros((len(h), jac.shape[-1]), dtype=complex)
+    values = z[0]
+    for k in range(len(h)):
+        if last < 0 or not np.linalg.norm(both[k] - both[last]) <= 0.2 * size[k]:
+            last = k
+            here = mass[k] if mass.ndim == 3 else mass
+            with np.errstate(all="ignore"):
+                found = eigvals(jac[k], here, check_finite=False)
+            # the algebraic part has none: infinite ones, or large by rounding
+            values = np.where(np.isfinite(found), found, 0.0)
+        z[k] = h[k] * values
+    z[~(np.abs(z) < 1e6)] = 0.0
+    return _parts(np.arange(len(h)), z, resolved(rtol), len(h))
+
+
+def _parts(
+    suspects: npt.NDArray[np.int64], z: npt.NDArray[np.complex128], reach: float, count: int
+) -> npt.NDArray[np.int64] | None:
+    need = np.where(must_be_followed(z), np.abs(z), 0.0).max(axis=1) / reach
     if not (need > 1.0).any():
         return None
-    parts = np.ones(len(h), dtype=np.int64)
-    parts[suspects] = np.ceil(np.clip(need, 1.0, 4096.0)).astype(np.int64)
+    parts = np.ones(count, dtype=np.int64)
+    cut = np.where(need > 1.0, CUT * need, 1.0)
+    parts[suspects] = np.ceil(np.minimum(cut, 4096.0)).astype(np.int64)
     return None if parts.sum() > _LONGEST else parts
+
+
+def resolved(rtol: float) -> float:
+    """The largest ``|h * eigenvalue|`` at which a mode is resolved."""
+    return float((7200.0 * SLACK * rtol) ** (1.0 / 6.0))
+
+
+def must_be_followed(z: npt.NDArray[np.complex128]) -> npt.NDArray[np.bool_]:
+    """Which modes ``h * eigenvalue`` oscillate or grow, and do not decay within the interval."""
+    follow = (np.abs(z.imag) > 0.3 * np.abs(z.real)) | (z.real > 0)
+    return follow & (z.real > -5.0)
 
 
 def join(mesh: Array, more: Array) -> Array:

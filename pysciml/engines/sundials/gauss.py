@@ -8,10 +8,12 @@ import numpy.typing as npt
 from pysciml.engines.base import FlatProblem
 from pysciml.engines.sundials import jacobian
 from pysciml.engines.sundials.collocation import (
+    EIGENVALUES,
     Nodes,
     Sweep,
     join,
     parts_needed,
+    parts_needed_of_dae,
     subdivide,
     sweep_banded,
     sweep_blocks,
@@ -20,6 +22,7 @@ from pysciml.engines.sundials.collocation import (
 from pysciml.engines.sundials.integrate import Segment
 from pysciml.engines.sundials.matrix_free import TooStiff, sweep_matrix_free
 from pysciml.engines.sundials.rates import Rates
+from pysciml.engines.sundials.resolution import DEEPEST, Resolution
 from pysciml.engines.sundials.sparse_sweep import sweep_sparse
 
 Array = npt.NDArray[np.float64]
@@ -58,6 +61,8 @@ class CollocationAdjoint:
         if self._dae:
             self._jac_du = functions.bind_batched("jac:du", p, c)
         self._pull = functions.bind_batched("vjp:p", p, c, reduce=True) if len(p) else None
+        #: nodes, stages, u and du at the nodes, of which the parameters' gradient is made
+        self._pieces: list[tuple[Nodes, Array, Array, Array | None]] = []
 
     def __call__(
         self, segment: Segment, mu_end: Array, times: Array, cotangents: Array, grad_p: Array
@@ -66,29 +71,48 @@ class CollocationAdjoint:
         jumps = self._jumps(segment, mu_end, times, cotangents, grad_p)
         if len(segment.t) == 1:
             return sum((c for _, c in jumps), np.zeros_like(mu_end))
-        mesh = join(segment.t, times)
+        self._pieces.clear()
+        mu, _ = self._through(segment, join(segment.t, times), jumps, 0)
+        if self._pull is not None:
+            for nodes, stages, u, du in self._pieces:
+                weighted = (nodes.weights[:, :, None] * stages).reshape(-1, u.shape[-1])
+                grad_p += self._vjp(weighted, u, du, nodes)
+        return mu
+
+    def _through(
+        self, segment: Segment, mesh: Array, jumps: list[tuple[float, Array]], depth: int
+    ) -> tuple[Array, float]:
+        """mu at the beginning of a mesh, and what its :class:`Resolution` has seen.
+
+        The stages go into the pieces.
+        """
         nodes = Nodes.of(mesh)
         u, du = self._states(segment, nodes)
+
+        def refine(k: int, parts: int, mu: Array) -> tuple[Array, float]:
+            inner = np.linspace(nodes.mesh[k], nodes.mesh[k + 1], parts + 1)
+            return self._through(segment, inner, [(float(inner[-1]), mu)], depth + 1)
+
+        follower = Resolution(self.rtol, refine if depth < DEEPEST else None, depth > 0)
         sweep = None
         if self._iterate:
-            sweep = self._by_iteration(nodes, u, _place(mesh, jumps))
+            sweep = self._by_iteration(nodes, u, _place(mesh, jumps), follower, depth)
         elif self._sparse:
-            sweep = self._by_sparse(nodes, u, _place(mesh, jumps))
+            sweep = self._by_sparse(nodes, u, _place(mesh, jumps), follower)
         if sweep is None:
             jac, mass = self._matrices(nodes, u, du)
-            for _ in range(3):
-                parts = self._parts_needed(nodes, jac)
+            for _ in range(3 if depth == 0 else 0):
+                parts = self._parts_needed(nodes, jac, mass)
                 if parts is None:
                     break
                 mesh = subdivide(mesh, parts)
                 nodes = Nodes.of(mesh)
                 u, du = self._states(segment, nodes)
                 jac, mass = self._matrices(nodes, u, du)
-            sweep = self._sweep(nodes, jac, mass, _place(mesh, jumps))
+            sweep = self._sweep(nodes, jac, mass, _place(mesh, jumps), follower)
         if self._pull is not None:
-            weighted = (nodes.weights[:, :, None] * sweep.stages).reshape(-1, u.shape[-1])
-            grad_p += self._vjp(weighted, u, du, nodes)
-        return sweep.mu_start
+            self._pieces.append((nodes, sweep.stages, u, du))
+        return sweep.mu_start, follower.fastest
 
     # -- parts -----------------------------------------------------------------
 
@@ -109,33 +133,49 @@ class CollocationAdjoint:
         return jac.reshape(count, 3, *jac.shape[1:]), self._mass
 
     def _sweep(
-        self, nodes: Nodes, jac: Array, mass: Array | None, jumps: dict[int, Array]
+        self,
+        nodes: Nodes,
+        jac: Array,
+        mass: Array | None,
+        jumps: dict[int, Array],
+        follower: Resolution,
     ) -> Sweep:
         made = self._plan
         if mass is None and made.kind == "blocks" and made.blocks is not None:
             return sweep_blocks(nodes, jac, made.blocks, jumps)
         if mass is None and made.kind == "banded" and made.structure is not None:
-            return sweep_banded(nodes, jac, made.structure.lband, made.structure.uband, jumps)
-        return sweep_dense(nodes, jac, jumps, mass)
+            return sweep_banded(
+                nodes, jac, made.structure.lband, made.structure.uband, jumps, follower
+            )
+        return sweep_dense(nodes, jac, jumps, mass, None if made.n <= EIGENVALUES else follower)
 
-    def _by_iteration(self, nodes: Nodes, u: Array, jumps: dict[int, Array]) -> Sweep | None:
+    def _by_iteration(
+        self, nodes: Nodes, u: Array, jumps: dict[int, Array], follower: Resolution, depth: int
+    ) -> Sweep | None:
         """The sweep without Jacobians; None where the problem is stiff and they can be formed."""
         formable = self._plan.kind != "none"
         states = u.reshape(len(nodes.h), 3, -1)
         try:
-            return sweep_matrix_free(nodes, self._pull_u, states, jumps, self.rtol, formable)
+            return sweep_matrix_free(
+                nodes, self._pull_u, states, jumps, self.rtol, follower, formable
+            )
         except TooStiff:
+            if depth > 0:
+                raise
             self._iterate = False
+            self._pieces.clear()
             return None
 
-    def _by_sparse(self, nodes: Nodes, u: Array, jumps: dict[int, Array]) -> Sweep:
+    def _by_sparse(
+        self, nodes: Nodes, u: Array, jumps: dict[int, Array], follower: Resolution
+    ) -> Sweep:
         made, states = self._plan, u.reshape(len(nodes.h), 3, -1)
         assert made.rows is not None and made.cols is not None
 
         def values(k: int) -> Array:
             return self._jac(states[k], nodes.t[k])
 
-        return sweep_sparse(nodes, values, made.rows, made.cols, made.n, jumps, self.rtol)
+        return sweep_sparse(nodes, values, made.rows, made.cols, made.n, jumps, self.rtol, follower)
 
     def _vjp(self, w: Array, u: Array, du: Array | None, nodes: Nodes) -> Array:
         assert self._pull is not None
@@ -147,11 +187,16 @@ class CollocationAdjoint:
             total += self._pull(w[k], u[k], t[k])
         return total
 
-    def _parts_needed(self, nodes: Nodes, jac: Array) -> npt.NDArray[np.int64] | None:
-        """See :func:`parts_needed`. Not looked at for DAEs and banded Jacobians."""
-        if self._dae or self._mass is not None or self._plan.kind == "banded":
+    def _parts_needed(
+        self, nodes: Nodes, jac: Array, mass: Array | None
+    ) -> npt.NDArray[np.int64] | None:
+        """See :func:`parts_needed`. Banded Jacobians are seen to by :class:`Resolution`."""
+        if self._plan.kind == "banded" and mass is None:
             return None
-        return parts_needed(nodes.h, jac[:, 1], self.rtol)
+        if mass is None:
+            return parts_needed(nodes.h, jac[:, 1], self.rtol)
+        here = mass if mass.ndim == 2 else mass[:, 1]
+        return parts_needed_of_dae(nodes.h, jac[:, 1], here, self.rtol)
 
     def _jumps(
         self, segment: Segment, mu_end: Array, times: Array, cotangents: Array, grad_p: Array

@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse.linalg import LinearOperator, gmres
 
-from pysciml.engines.sundials.collocation import A, C, Nodes, Sweep, carry
-from pysciml.errors import EngineError
+from pysciml.engines.sundials.collocation import A, C, Follower, Nodes, StagesFailed, Sweep, follow
 
 Array = npt.NDArray[np.float64]
 
@@ -26,22 +25,19 @@ class TooStiff(Exception):
     """Most intervals need GMRES: a formed Jacobian, where it fits, is the better way."""
 
 
-class StagesFailed(EngineError):
-    """GMRES did not converge on an interval's stages."""
-
-
 def sweep_matrix_free(
     nodes: Nodes,
     pull: Callable[[Array, Array, Array], Array],
     u: Array,
     jumps: dict[int, Array],
     rtol: float,
+    follower: Follower,
     give_up: bool = False,
 ) -> Sweep:
     """As :func:`sweep_dense`; ``pull(w, u, t)`` gives ``J(u, t)^T w`` for a batch of three.
 
     ``u`` (K, 3, n) is the state at the nodes. With ``give_up`` raises TooStiff once a quarter of
-    the intervals (at least 8) needed GMRES.
+    the intervals (at least 8) needed GMRES, or that fails.
     """
     count, _, n = u.shape
     stages = np.empty((count, 3, n))
@@ -76,6 +72,8 @@ def sweep_matrix_free(
         operator = LinearOperator((3 * n, 3 * n), matvec=system, dtype=np.float64)
         x, info = gmres(operator, np.tile(mu, 3), rtol=tol, atol=0.0, restart=60, maxiter=20)
         if info != 0:
+            if give_up:
+                raise TooStiff
             raise StagesFailed(
                 f"The adjoint equation is too stiff for iteration near t = {nodes.mesh[k]:g} "
                 f"with {n} states: use engine='julia', or sensealg=pysciml.QuadratureAdjoint()."
@@ -83,8 +81,10 @@ def sweep_matrix_free(
         stages[k] = x.reshape(3, n)
         return stages[k, 2]
 
-    mu, _ = carry(nodes, jumps, n, step)
-    return Sweep(mu, stages)
+    def multiply(k: int, v: Array) -> Array:
+        return pull(v[None], u[k, 1:2], nodes.t[k, 1:2])[0]
+
+    return follow(nodes, jumps, stages, step, multiply, follower)
 
 
 def fixed_point(

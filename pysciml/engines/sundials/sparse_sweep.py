@@ -17,8 +17,8 @@ import numpy.typing as npt
 from scipy import sparse
 from scipy.sparse.linalg import LinearOperator, gmres, splu
 
-from pysciml.engines.sundials.collocation import A, Nodes, Sweep, carry
-from pysciml.engines.sundials.matrix_free import StagesFailed, extrapolation, fixed_point
+from pysciml.engines.sundials.collocation import A, Follower, Nodes, StagesFailed, Sweep, follow
+from pysciml.engines.sundials.matrix_free import extrapolation, fixed_point
 
 Array = npt.NDArray[np.float64]
 
@@ -57,6 +57,7 @@ def sweep_sparse(
     n: int,
     jumps: dict[int, Array],
     rtol: float,
+    follower: Follower,
 ) -> Sweep:
     """As :func:`sweep_dense`; ``values(k)`` gives the entries (3, nnz) of interval k's Jacobians.
 
@@ -67,6 +68,7 @@ def sweep_sparse(
     stages = np.empty((count, 3, n))
     ahead = extrapolation()
     made: _Preconditioner | None = None
+    known: tuple[int, sparse.csr_matrix] | None = None
     tol = 0.01 * rtol
 
     def transposed(entries: Array) -> sparse.csr_matrix:
@@ -128,5 +130,11 @@ def sweep_sparse(
         stages[k] = x.reshape(3, n)
         return stages[k, 2]
 
-    mu, _ = carry(nodes, jumps, n, step)
-    return Sweep(mu, stages)
+    def multiply(k: int, v: Array) -> Array:
+        nonlocal known
+        if known is None or known[0] != k:
+            known = k, transposed(values(k)[1])
+        product: Array = known[1] @ v
+        return product
+
+    return follow(nodes, jumps, stages, step, multiply, follower)
