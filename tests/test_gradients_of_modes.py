@@ -93,7 +93,14 @@ PROBLEMS = {
 }  # fmt: skip
 
 
-def _check(name: str, alg: ps.Algorithm | None, engine: str, tol: float, most: float) -> None:
+def _check(
+    name: str,
+    alg: ps.Algorithm | None,
+    engine: str,
+    tol: float,
+    most: float,
+    sensealg: ps.SensitivityAlgorithm | None = None,
+) -> None:
     make, n = PROBLEMS[name]
     f, start = make(n)
     one = torch.ones((), dtype=torch.float64)
@@ -102,7 +109,9 @@ def _check(name: str, alg: ps.Algorithm | None, engine: str, tol: float, most: f
     want = torch.matrix_exp(END * matrix)[which]
     u0, p = start.clone().requires_grad_(), one.clone().requires_grad_()
     prob = ps.ODEProblem(f, u0, (0.0, END), p)
-    sol = ps.solve(prob, alg, saveat=[0.5 * END, END], abstol=tol, reltol=tol, engine=engine)
+    sol = ps.solve(
+        prob, alg, engine=engine, saveat=[0.5 * END, END], abstol=tol, reltol=tol, sensealg=sensealg
+    )
     by_u0, _ = torch.autograd.grad(sol.u[-1, which], (u0, p))
     error = float((by_u0 - want).norm() / want.norm())
     assert error < most, f"the gradient is off by {error:.1e}"
@@ -120,8 +129,47 @@ def test_follows_the_tolerance(name: str, tol: float) -> None:
     _check(name, None, "sundials", tol, 400 * tol + 2e-5)
 
 
+@pytest.mark.parametrize("name", ["wave-20", "wave-140", "heat-30"])
+def test_forward_sensitivities(name: str, engine: str) -> None:
+    alg = ps.CVODE_BDF() if engine == "sundials" else ps.Rodas5P()
+    _check(name, alg, engine, 1e-6, 2e-3, ps.ForwardSensitivity())
+
+
 @pytest.mark.julia
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.parametrize("alg", [None, ps.Tsit5(), ps.Rodas5P()], ids=repr)
 def test_julia(name: str, alg: ps.Algorithm | None) -> None:
     _check(name, alg, "julia", 1e-6, 2e-3)
+
+
+@pytest.mark.parametrize("form", ["mass matrix", "residual"])
+def test_wave_with_a_constraint(form: str, engine: str) -> None:
+    """As wave-20, the velocities found from ``0 = w - v`` at every time."""
+    n = 10
+    matrix = _wave(n)[0]
+    one = torch.ones((), dtype=torch.float64)
+    eye = torch.eye(2 * n, dtype=torch.float64)
+    want = torch.matrix_exp(END * torch.stack([matrix(e, one, one) for e in eye], 1))[n // 3]
+    u0 = _wave(n)[1].requires_grad_()
+
+    def f(s: Tensor, p: Tensor, t: Tensor) -> Tensor:
+        u, v, w = s.reshape(3, n)
+        return torch.cat([w, _laplacian(u), w - v])
+
+    def residual(ds: Tensor, s: Tensor, p: Tensor, t: Tensor) -> Tensor:
+        return torch.cat([ds[: 2 * n], s.new_zeros(n)]) - f(s, p, t)
+
+    start = torch.cat([u0, u0[n:]])
+    flags = torch.arange(3 * n) < 2 * n
+    prob: ps.ODEProblem | ps.DAEProblem
+    if form == "residual":
+        rate = torch.cat([f(start.detach(), one, one)[: 2 * n], torch.zeros(n).double()])
+        prob = ps.DAEProblem(residual, rate, start, (0.0, END), None, differential_vars=flags)
+    else:
+        prob = ps.ODEProblem(f, start, (0.0, END), mass_matrix=torch.diag(flags.double()))
+    alg: ps.Algorithm = ps.IDA()
+    if engine == "julia":
+        alg = ps.DFBDF() if form == "residual" else ps.Rodas5P()
+    sol = ps.solve(prob, alg, engine=engine, saveat=[END], abstol=1e-6, reltol=1e-6)
+    (by_u0,) = torch.autograd.grad(sol.u[-1, n // 3], (u0,))
+    assert float((by_u0 - want).norm() / want.norm()) < 2e-3

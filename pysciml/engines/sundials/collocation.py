@@ -307,30 +307,34 @@ def parts_needed(h: Array, jac: Array, rtol: float) -> npt.NDArray[np.int64] | N
     return _parts(suspects, z, reach, len(h))
 
 
-def parts_needed_of_dae(
-    h: Array, jac: Array, mass: Array, rtol: float
+def parts_needed_in_turn(
+    h: Array, jac: Array, mass: Array | None, rtol: float
 ) -> npt.NDArray[np.int64] | None:
-    """As :func:`parts_needed`, of ``jac`` (K, n, n) with ``mass`` (n, n) or (K, n, n).
+    """As :func:`parts_needed`, for ``jac`` (K, n, n) of any size; ``mass`` (n, n), (K, n, n), None.
 
-    The pencil's eigenvalues are found anew where the matrices have changed by a fifth.
+    The eigenvalues, with a mass matrix the pencil's, are found anew where the matrices have changed
+    by a fifth.
     """
-    if jac.shape[-1] > EIGENVALUES:
-        return None
-    both = np.concatenate([jac, np.broadcast_to(mass, jac.shape)], axis=1).reshape(len(h), -1)
+    count, n, _ = jac.shape
+    both = jac
+    if mass is not None:
+        both = np.concatenate([jac, np.broadcast_to(mass, jac.shape)], axis=1)
+    both = both.reshape(count, -1)
     size = np.linalg.norm(both, axis=1)
-    last, z = -1, np.zeros((len(h), jac.shape[-1]), dtype=complex)
+    last, z = -1, np.zeros((count, n), dtype=complex)
     values = z[0]
-    for k in range(len(h)):
+    for k in range(count):
         if last < 0 or not np.linalg.norm(both[k] - both[last]) <= 0.2 * size[k]:
             last = k
-            here = mass[k] if mass.ndim == 3 else mass
+            here = mass[k] if mass is not None and mass.ndim == 3 else mass
             with np.errstate(all="ignore"):
                 found = eigvals(jac[k], here, check_finite=False)
-            # the algebraic part has none: infinite ones, or large by rounding
+            # an algebraic part has none: infinite ones, or large by rounding
             values = np.where(np.isfinite(found), found, 0.0)
         z[k] = h[k] * values
-    z[~(np.abs(z) < 1e6)] = 0.0
-    return _parts(np.arange(len(h)), z, resolved(rtol), len(h))
+    if mass is not None:
+        z[~(np.abs(z) < 1e6)] = 0.0
+    return _parts(np.arange(count), z, resolved(rtol), count)
 
 
 def _parts(

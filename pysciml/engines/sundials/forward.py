@@ -22,7 +22,16 @@ import numpy.typing as npt
 
 from pysciml.engines.base import FlatCallback, FlatProblem
 from pysciml.engines.sundials.adjoint import Outputs, rate_at, speed_of
-from pysciml.engines.sundials.collocation import A, B, C, join, parts_needed, subdivide
+from pysciml.engines.sundials.collocation import (
+    EIGENVALUES,
+    A,
+    B,
+    C,
+    join,
+    parts_needed,
+    parts_needed_in_turn,
+    subdivide,
+)
 from pysciml.engines.sundials.integrate import EventRecord, Segment, Trajectory
 from pysciml.engines.sundials.rates import Rates
 
@@ -140,12 +149,19 @@ class _Sensitivity:
         return at, s
 
     def _refined(self, segment: Segment, mesh: Array) -> Array:
-        if self.residual or self.problem.mass_matrix is not None:
-            return mesh
+        mass = self.problem.mass_matrix
         for _ in range(3):
             middle = 0.5 * (mesh[1:] + mesh[:-1])
-            jac = self.jac_u(segment.interpolant(middle), middle)
-            parts = parts_needed(np.diff(mesh), jac, self.rtol)
+            u, h = segment.interpolant(middle), np.diff(mesh)
+            if self.residual:
+                du = segment.interpolant(middle, 1)
+                jac, mass = -self.jac_u(du, u, middle), self.jac_du(du, u, middle)
+            else:
+                jac = self.jac_u(u, middle)
+            if mass is None and u.shape[1] <= EIGENVALUES:
+                parts = parts_needed(h, jac, self.rtol)
+            else:
+                parts = parts_needed_in_turn(h, jac, mass, self.rtol)
             if parts is None:
                 break
             mesh = subdivide(mesh, parts)

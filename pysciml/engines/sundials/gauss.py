@@ -13,7 +13,7 @@ from pysciml.engines.sundials.collocation import (
     Sweep,
     join,
     parts_needed,
-    parts_needed_of_dae,
+    parts_needed_in_turn,
     subdivide,
     sweep_banded,
     sweep_blocks,
@@ -196,7 +196,7 @@ class CollocationAdjoint:
         if mass is None:
             return parts_needed(nodes.h, jac[:, 1], self.rtol)
         here = mass if mass.ndim == 2 else mass[:, 1]
-        return parts_needed_of_dae(nodes.h, jac[:, 1], here, self.rtol)
+        return parts_needed_in_turn(nodes.h, jac[:, 1], here, self.rtol)
 
     def _jumps(
         self, segment: Segment, mu_end: Array, times: Array, cotangents: Array, grad_p: Array
