@@ -36,7 +36,6 @@ def why_no_julia() -> str | None:
 
 #: What the julia engine does not do yet, by test: run all the same, and reported as xfailed.
 KNOWN_GAPS = {
-    "test_engines_agree[BEAM]": "gradients of 80 oscillating states agree to 1 or 2 digits only",
     **{
         f"{test}[{form}-julia-CollocationAdjoint]": reason
         for test in ("test_bouncing_ball_with_its_energy", "test_the_events_themselves")
