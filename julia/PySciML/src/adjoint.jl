@@ -55,9 +55,11 @@ function smooth(h::Handle{T}, ts, source, cotangents, sensealg, abstol, reltol) 
     du0, dp = if isempty(times)
         zeros(T, h.model.n), zeros(T, length(h.prob.p))
     elseif isforward(sensealg)
-        forward_gradient(sensealg, h, times, joined, abstol, reltol)
+        forward_gradient(sensealg, h, times, joined, abstol, reltol)::Tuple{Vector{T}, Vector{T}}
     else
-        segment_adjoint(sensealg, h.sol, h.alg, times, joined, abstol, reltol, h.model)
+        Base.inferencebarrier(segment_adjoint)(
+            sensealg, h.sol, h.alg, times, joined, abstol, reltol, h.model
+        )::Tuple{Vector{T}, Vector{T}}
     end
     dtimes = time_gradients(h, ts, source, cotangents)
     dt0 = -dot(du0, slope(h, h.prob.u0, h.prob.tspan[1]))
@@ -213,9 +215,9 @@ function back_through_events(sensealg, h::Handle{T}, ts, cotangents, o, abstol, 
         start, finish = h.sol.t[first(range)], finish_of(h, range)
         times, joined = join_equal([start; ts[o.inside[s]]; finish], [after columns mu])
         all(iszero, joined) && (mu = zeros(T, n); continue)
-        mu, part = segment_adjoint(
+        mu, part = Base.inferencebarrier(segment_adjoint)(
             sensealg, piece(h, range), h.alg, times, joined, abstol, reltol, h.model
-        )
+        )::Tuple{Vector{T}, Vector{T}}
         dp .+= part
     end
     return mu, dp, extra

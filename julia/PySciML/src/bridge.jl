@@ -87,10 +87,12 @@ function solve_request(r::Request)
     model = lookup(MODELS, r.model)
     alg = lookup(OBJECTS, r.alg)
     events = r.events == 0 ? nothing : lookup(EVENTS, r.events)
-    return solve_request(r, model, alg, events)
+    return Base.inferencebarrier(solve_request)(r, model, alg, events)::Response
 end
 
-function solve_request(r::Request, model::Model{T}, alg, events) where {T}
+function solve_request(
+        r::Request, model::Model{T}, @nospecialize(alg), @nospecialize(events)
+    ) where {T}
     abstol = times_of(T, r.abstol, r.nabstol)
     options = Options{T}(
         r.nabstol == 1 ? abstol[1] : abstol, r.reltol, times_of(T, r.saveat, r.nsaveat),
@@ -126,7 +128,9 @@ function c_interpolate(
         message::Ptr{Ptr{UInt8}}
     )::Cint
     return guarded(message) do
-        values = interpolate(lookup(HANDLES, handle), vector(Float64, ts, m), deriv)
+        values = Base.inferencebarrier(interpolate)(
+            lookup(HANDLES, handle), vector(Float64, ts, m), deriv
+        )
         GC.@preserve values unsafe_copyto!(
             Ptr{eltype(values)}(out), pointer(values), length(values)
         )
@@ -136,17 +140,19 @@ end
 function c_adjoint(request::Ptr{AdjointRequest}, message::Ptr{Ptr{UInt8}})::Cint
     return guarded(message) do
         r = unsafe_load(request)
-        adjoint_request(r, lookup(HANDLES, r.handle), lookup(OBJECTS, r.sensealg))
+        Base.inferencebarrier(adjoint_request)(
+            r, lookup(HANDLES, r.handle), lookup(OBJECTS, r.sensealg)
+        )
     end
 end
 
-function adjoint_request(r::AdjointRequest, h::Handle{T}, sensealg) where {T}
+function adjoint_request(r::AdjointRequest, h::Handle{T}, @nospecialize(sensealg)) where {T}
     n = h.model.n
     cotangents = reshape(vector(T, r.cotangents, r.m * n), n, Int(r.m))
-    g = adjoint(
+    g = Base.inferencebarrier(adjoint)(
         h, times_of(T, r.times, r.m), vector(Int64, r.source, r.m), cotangents,
         vector(Float64, r.event_times, length(h.log)), sensealg, T(r.abstol), T(r.reltol)
-    )
+    )::Gradient{T}
     write_out(to, x) = GC.@preserve x unsafe_copyto!(Ptr{eltype(x)}(to), pointer(x), length(x))
     write_out(r.du0, g.u0)
     write_out(r.dp, g.p)

@@ -31,15 +31,85 @@ function (e::SensitivityEquations)(dx, x, p, t)
     n = e.n
     copyto!(e.u, 1, x, 1, n)
     e.f.value(e.du, e.u, p, t)
-    copyto!(dx, 1, e.du, 1, n)
     e.f.jac(e.J, e.u, p, t)
     e.f.paramjac(e.P, e.u, p, t)
-    S = reshape(view(x, (n + 1):length(x)), n, :)
-    dS = reshape(view(dx, (n + 1):length(x)), n, :)
-    mul!(dS, e.J, S)
-    view(dS, :, (n + 1):(n + size(e.P, 2))) .+= e.P
+    dX = reshape(dx, n, :)
+    mul!(dX, e.J, reshape(x, n, :))
+    copyto!(dX, 1, e.du, 1, n)
+    for k in axes(e.P, 2), i in 1:n
+        dX[i, 1 + n + k] += e.P[i, k]
+    end
     return nothing
 end
+
+# What implicit algorithms ask of these equations: every column has the model's Jacobian; how the
+# columns change with the state and with time is taken by differences.
+struct SensitivityJacobian{T} <: Function
+    equations::SensitivityEquations{T}
+    here::Vector{T}
+    there::Vector{T}
+end
+struct SensitivitySlope{T} <: Function
+    equations::SensitivityEquations{T}
+    there::Vector{T}
+end
+struct SensitivityProduct{T} <: Function
+    equations::SensitivityEquations{T}
+    moved::Vector{T}
+    here::Vector{T}
+end
+difference_step(x::T) where {T} = sqrt(eps(T)) * max(abs(x), one(T))
+
+function (s::SensitivityJacobian)(J, x, p, t)
+    e, n = s.equations, s.equations.n
+    here, there = resize!(s.here, length(x)), resize!(s.there, length(x))
+    e(here, x, p, t)
+    fill!(J, 0)
+    for k in 0:n:(length(x) - n), j in 1:n, i in 1:n
+        J[k + i, k + j] = e.J[i, j]
+    end
+    for j in 1:n
+        xj, step = x[j], difference_step(x[j])
+        x[j] = xj + step
+        e(there, x, p, t)
+        x[j] = xj
+        for i in (n + 1):length(x)
+            J[i, j] = (there[i] - here[i]) / step
+        end
+    end
+    return nothing
+end
+function (s::SensitivitySlope)(out, x, p, t)
+    step, there = difference_step(t), resize!(s.there, length(x))
+    s.equations(out, x, p, t)
+    s.equations(there, x, p, t + step)
+    out .= (there .- out) ./ step
+    return nothing
+end
+function (s::SensitivityProduct)(out, v, x, p, t)
+    moved, here = resize!(s.moved, length(x)), resize!(s.here, length(x))
+    size_ = norm(v)
+    size_ == 0 && (fill!(out, 0); return nothing)
+    step = difference_step(norm(x)) / size_
+    moved .= x .+ step .* v
+    s.equations(here, x, p, t)
+    s.equations(out, moved, p, t)
+    out .= (out .- here) ./ step
+    return nothing
+end
+
+# The equations as `Functions`, like any model's: solvers are compiled for these types already.
+function sensitivity_function(e::SensitivityEquations{T}, count, alg) where {T}
+    made = (;
+        value = e, jac_u = SensitivityJacobian{T}(e, T[], T[]),
+        jac_t = SensitivitySlope{T}(e, T[]), jvp_u = SensitivityProduct{T}(e, T[], T[]),
+    )
+    load(role) = haskey(made, role) ? made[role] : throw(Unavailable())
+    return ode_function(Functions{T}(load), needs_jacobian(alg) ? count : 0, nothing)
+end
+needs_jacobian(alg) =
+    OrdinaryDiffEqCore.isimplicit(alg) || alg isa OrdinaryDiffEqCore.ExponentialAlgorithm
+needs_jacobian(::WithoutPrototype) = false
 
 function forward_gradient(
         s::ForwardSensitivity, h::Handle{T}, ts, cotangents, abstol, reltol
@@ -146,22 +216,29 @@ function sensitivities!(
     equations = SensitivityEquations{T}(
         h.model.functions, n, zeros(T, n, n), zeros(T, n, m), zeros(T, n), zeros(T, n)
     )
+    x0 = Vector{T}(undef, n + length(S))
+    copyto!(x0, 1, u0, 1, n)
+    copyto!(x0, n + 1, S, 1, length(S))
     prob = ODEProblem(
-        ODEFunction{true, FullSpecialize}(equations), [u0; vec(S)], span, h.prob.p
+        sensitivity_function(equations, length(x0), h.alg), x0, span, h.prob.p::Vector{T}
     )
     o = h.options
     options = Options{T}(;
         abstol, reltol, saveat = ts, o.tstops, o.dt, o.dtmax, o.dtmin, o.maxiters, o.adaptive
     )
-    sol, reached = integrate(prob, h.alg, options, false, Event{T}[], EventRecord{T}[])
+    sol, reached = Base.inferencebarrier(integrate)(
+        prob, h.alg, options, false, Event{T}[], EventRecord{T}[]
+    )
     SciMLBase.successful_retcode(sol) || error(
         "the sensitivity equations stopped at t = $reached with retcode $(sol.retcode); tighten " *
             "the tolerances, or use another sensealg"
     )
-    for (j, x) in enumerate(sol.u)
-        mul!(gradient, reshape(view(x, (n + 1):length(x)), n, :)', view(cotangents, :, j), true, true)
+    us = sol.u::Vector{Vector{T}}
+    for (j, x) in enumerate(us)
+        copyto!(S, 1, x, n + 1, length(S))
+        mul!(gradient, S', cotangents[:, j], true, true)
     end
-    copyto!(S, 1, last(sol.u), n + 1, length(S))
+    copyto!(S, 1, last(us), n + 1, length(S))
     return
 end
 

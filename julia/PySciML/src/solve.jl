@@ -100,9 +100,12 @@ end
 
 Solve. With `options.dense`, or with events, every step is kept and the outputs are read from the
 interpolant; else the solver saves the outputs itself and keeps nothing more.
+
+What depends on the algorithm is `integrate` and what follows from it. Inference is kept from looking
+through calls whose arguments' types are known at run time only: it would compile for all types.
 """
 function run(
-        model::Model{T}, alg, u0::Vector{T}, p::Vector{T}, c::Vector{T}, tspan::Tuple{T, T},
+        model::Model{T}, @nospecialize(alg), u0::Vector{T}, p::Vector{T}, c::Vector{T}, tspan::Tuple{T, T},
         options::Options{T}; du0 = nothing, differential_vars = nothing,
         events::Vector{Event{T}} = Event{T}[]
     ) where {T}
@@ -112,12 +115,12 @@ function run(
         prob = problem(m, u0, p, tspan, du0, differential_vars)
         log = EventRecord{T}[]
         dense = options.dense || !isempty(events) || isempty(options.saveat)
-        sol, reached = integrate(prob, alg, options, dense, events, log)
+        sol, reached = Base.inferencebarrier(integrate)(prob, alg, options, dense, events, log)
         handle = Handle{T, typeof(m)}(
             m, alg, events, log, options, c, prob, sol, reached, dense,
             Float64[], Matrix{T}(undef, 0, 0), Int[], Int8[], Float64[], Int[]
         )
-        collect_outputs!(handle, sol)
+        Base.inferencebarrier(collect_outputs!)(handle, sol)
         return handle
     finally
         release(m)
@@ -327,7 +330,8 @@ function densify!(h::Handle{T}) where {T}
     lock(h.model.lock) do
         copyto!(data(h.model.functions), h.c)
         empty!(h.log)
-        h.sol, h.reached = integrate(h.prob, h.alg, h.options, true, h.events, h.log)
+        h.sol, h.reached =
+            Base.inferencebarrier(integrate)(h.prob, h.alg, h.options, true, h.events, h.log)
         h.dense = true
     end
     return h
