@@ -71,6 +71,15 @@ def _parser() -> argparse.ArgumentParser:
         description="Installs Julia, where none is found, and the Julia packages that the julia "
         "engine needs, and compiles them. Needed once; takes minutes and a network connection.",
     )
+    setup.add_argument(
+        "--sysimage", action="store_true",
+        help="also make a system image, from which Julia starts faster (takes 10 minutes or more, "
+        "a C compiler, and some 8 GB of memory)",
+    )  # fmt: skip
+    setup.add_argument(
+        "--gpu", action="store_true",
+        help="also install CUDA.jl, for states on an NVIDIA card",
+    )  # fmt: skip
     setup.set_defaults(command=_setup)
 
     doctor = commands.add_parser(
@@ -101,7 +110,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _setup(options: argparse.Namespace) -> int:
-    _doctor_module().setup()
+    _doctor_module().setup(image=options.sysimage, gpu=options.gpu)
     return 0
 
 

@@ -69,14 +69,14 @@ end
 workload_model() = Model(Functions{Float64}(role -> Workload.source(role, Float64)), 2)
 
 """
-    workload_solve(model, alg; events, dense, saveat, reltol) -> Response
+    workload_solve(model, alg; events, dense, saveat, reltol, differential_vars) -> Response
 
 Solve a model with two parameters as Python does: everything here goes through the C functions, so
 that what is compiled is what Python calls.
 """
 function workload_solve(
         model::Model{T}, alg; events = Event{T}[], dense = 0, saveat = [0.0, 0.5, 1.0],
-        reltol = 1.0e-3
+        reltol = 1.0e-3, differential_vars = true
     ) where {T}
     n, dae = model.n, model.functions isa Residual
     u0, p, abstol = fill(T(2), n), T[0.5, 1], [1.0e-6]
@@ -87,7 +87,8 @@ function workload_solve(
                 register!(MODELS, model), register!(OBJECTS, alg),
                 isempty(events) ? 0 : register!(EVENTS, events), dense, 1, 100_000, n, 2, 0,
                 length(saveat), 0, 1, pointer(u0), pointer(p), C_NULL, pointer(saveat), C_NULL,
-                pointer(abstol), dae ? pointer(du0) : C_NULL, dae ? pointer(flags) : C_NULL,
+                pointer(abstol), dae ? pointer(du0) : C_NULL,
+                dae && differential_vars ? pointer(flags) : C_NULL,
                 0.0, 1.0, reltol, NaN, NaN, NaN
             )
         )
@@ -154,7 +155,11 @@ function workload_solves()
         alg = DefaultODEAlgorithm(; stiffalgfirst, quiet...)
         workload_solve(workload_model(), alg; reltol, dense)
     end
-    drop!(FUNCTIONS, c_new_functions(0, 0, 0))
+    made, message = Ref(0), Ref(Ptr{UInt8}(0))
+    GC.@preserve made message c_new_model(
+        c_new_functions(0, 0, 0), 2, C_NULL, C_NULL, Base.unsafe_convert(Ptr{Int}, made),
+        Base.unsafe_convert(Ptr{Ptr{UInt8}}, message)
+    )
     entry_points()
     retcodes()
     return

@@ -94,8 +94,10 @@ function workload_kinds()
         workload_solve(model, alg)
     end
     workload_solve(Model(functions_of(Kinds.ODE, Float32), 2), Tsit5())
-    residual = Residual{Float64}(Kinds.loader(Kinds.DAE, Float64))
-    workload_solve(Model(residual, 2), DFBDF(; quiet...))
+    for said in (true, false)
+        residual = Residual{Float64}(Kinds.loader(Kinds.DAE, Float64))
+        workload_solve(Model(residual, 2), DFBDF(; quiet...); differential_vars = said)
+    end
     response = workload_solve(plain(), Tsit5(); dense = 1)
     workload_adjoint(response.handle, ForwardSensitivity())
     return

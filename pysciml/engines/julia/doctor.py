@@ -15,9 +15,12 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pysciml.engines.julia import sysimage
 from pysciml.engines.julia.startup import (
     SETTINGS,
     chosen_by_user,
+    image_in_use,
+    installed_at,
     is_set_up,
     package_folder,
 )
@@ -32,25 +35,31 @@ _PACKAGES = (
 )  # fmt: skip
 _SETUP = "python -m pysciml setup"
 
-#: Solved twice in a fresh process: what a first solve, a first gradient and the next ones cost.
+#: Solved in a fresh process, which was begun at the time that it is given: what a first solve, a
+#: first gradient and the next ones cost.
 _FIRST_SOLVE = """
-import time
-start = time.perf_counter()
+import sys, time
+begun = float(sys.argv[1])
 import torch, pysciml as ps
-imported = time.perf_counter()
+imported = time.time() - begun
 p = torch.tensor([1.5, 1.0, 3.0, 1.0], dtype=torch.float64, requires_grad=True)
 f = lambda u, p, t: torch.stack([p[0]*u[0] - p[1]*u[0]*u[1], p[3]*u[0]*u[1] - p[2]*u[1]])
 prob = ps.ODEProblem(f, torch.ones(2, dtype=torch.float64), (0.0, 5.0), p)
-def timed(act):
-    begun = time.perf_counter()
-    value = act()
-    return value, time.perf_counter() - begun
-sol, first = timed(lambda: ps.solve(prob, ps.Tsit5(), engine="julia", saveat=1.0))
-_, gradient = timed(lambda: sol.u.sum().backward())
-_, again = timed(lambda: ps.solve(prob, ps.Tsit5(), engine="julia", saveat=1.0))
-print(f"import {imported - start:.1f} s, first solve (with the start of Julia) {first:.1f} s, "
-      f"first gradient {gradient:.1f} s, a later solve {1e3 * again:.1f} ms")
+sol = ps.solve(prob, ps.Tsit5(), engine="julia", saveat=1.0)
+first = time.time() - begun
+sol.u.sum().backward()
+gradient = time.time() - begun
+start = time.perf_counter()
+ps.solve(prob, ps.Tsit5(), engine="julia", saveat=1.0)
+again = time.perf_counter() - start
+print(f"torch and pysciml imported after {imported:.1f} s, first solution after {first:.1f} s, "
+      f"first gradient after {gradient:.1f} s; a later solve takes {1e3 * again:.1f} ms")
 """
+
+#: The optional packages of ``setup --gpu``, as juliapkg.add takes them.
+GPU_PACKAGES = {
+    "CUDA": {"uuid": "052768ef-5323-5732-b1bb-66c8b64840ba", "version": "5, 6"},
+}
 
 
 @dataclass(frozen=True)
@@ -152,7 +161,7 @@ def _julia() -> list[Finding]:
     if not is_set_up():
         findings.append(Finding("julia engine", "not set up", True, f"to have it: {_SETUP}"))
     else:
-        executable, project = _where()
+        executable, project = installed_at()
         findings.append(_executable(executable))
         findings.append(Finding("Julia's project", str(project)))
         findings.append(Finding("Julia's threads", _threads()))
@@ -174,16 +183,6 @@ def _version_rule() -> str:
     return f"1.10 to {newest}, because this Python has {ssl.OPENSSL_VERSION} (3.5 allows 1.12)"
 
 
-def _where() -> tuple[str | None, Path | None]:
-    """Julia's executable and project, without installing any."""
-    if chosen_by_user():
-        return os.environ["PYTHON_JULIACALL_EXE"], Path(os.environ["PYTHON_JULIACALL_PROJECT"])
-    import juliapkg
-
-    state = juliapkg.state.STATE
-    return state.get("executable"), Path(state["project"])
-
-
 def _threads() -> str:
     key = "PYTHON_JULIACALL_THREADS"
     if key in os.environ:
@@ -192,14 +191,24 @@ def _threads() -> str:
 
 
 def _sysimage() -> list[Finding]:
-    """The system image that juliacall is told to start from, where it is told any."""
-    key = "PYTHON_JULIACALL_SYSIMAGE"
-    path = os.environ.get(key)
-    if not path:
-        return [Finding("system image", f"Julia's own ({key} is not set)")]
-    if Path(path).is_file():
-        return [Finding("system image", path)]
-    return [Finding("system image", f"{path} is no file", False, f"correct or unset {key}")]
+    """The system image that Julia will start from."""
+    what, path = "system image", sysimage.chosen_by_user()
+    if path:
+        if Path(path).is_file():
+            return [Finding(what, f"{path}, as {sysimage.VARIABLE} says")]
+        mend = f"correct or unset {sysimage.VARIABLE}"
+        return [Finding(what, f"{path} is no file", False, mend)]
+    try:
+        found = image_in_use()
+    except EngineError:  # Julia does not run: that is a finding of its own
+        return []
+    make = f"{_SETUP} --sysimage"
+    if found is None:
+        return [Finding(what, f"none; {make} makes one, for faster starts")]
+    image, stale = found
+    if stale is not None:
+        return [Finding(what, f"{image} is not used: {stale}", False, f"run {make}, or delete it")]
+    return [Finding(what, str(image))]
 
 
 def _executable(path: str | None) -> Finding:
@@ -236,17 +245,32 @@ def _packages(project: Path | None) -> list[Finding]:
     return findings
 
 
-def setup() -> None:
+def setup(*, image: bool = False, gpu: bool = False) -> None:
     """Install Julia and the packages of the julia engine, compile them, and time a first solve.
 
     Where juliacall's own variables name a Julia and a project, nothing is installed: they are used
     as they are. Raises EngineError where a step fails; what it printed stays on the screen.
+
+    Parameters
+    ----------
+    image : bool
+        Make a system image, and time a first solve with it too.
+    gpu : bool
+        Add the packages for states on an NVIDIA card (``GPU_PACKAGES``).
     """
-    if package_folder() is None:
+    folder = package_folder()
+    if folder is None:
         raise EngineError("The Julia package PySciML is missing; install pysciml again.")
     if importlib.util.find_spec("juliapkg") is None:
         raise EngineError("juliapkg is missing; install it with: pip install juliacall juliapkg.")
+    if image and sysimage.chosen_by_user():
+        raise EngineError(
+            f"{sysimage.VARIABLE} names a system image of your own, which Julia starts from; unset "
+            "it to have one made."
+        )
     begun = time.perf_counter()
+    if gpu:
+        _add_gpu_packages()
     if chosen_by_user():
         print(f"Using {os.environ['PYTHON_JULIACALL_EXE']}, as PYTHON_JULIACALL_EXE says.")
     else:
@@ -261,17 +285,86 @@ def setup() -> None:
                 "check the network connection and run this again."
             ) from error
     print("Compiling, and solving a first problem (minutes the first time) ...", flush=True)
+    said = _time_first_solves(image=not image)
+    print(f"Ready after {time.perf_counter() - begun:.0f} s. In a new process: {said}.", flush=True)
+    if image:
+        _make_image(folder / "PySciML")
+
+
+def _time_first_solves(*, image: bool) -> str:
+    """What a session costs from now on, with the system image or without."""
     environment = {**os.environ, "PYSCIML_SETUP": "1"}
-    for _ in range(2):  # the first run compiles, the second shows what a session costs from now on
+    if not image:
+        environment["PYSCIML_SYSIMAGE"] = "no"
+    for _ in range(2):  # the first run compiles, the second shows what a session costs
         ran = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", _FIRST_SOLVE], env=environment, text=True,
-            stdout=subprocess.PIPE,
+            [sys.executable, "-W", "ignore", "-c", _FIRST_SOLVE, str(time.time())],
+            env=environment, text=True, stdout=subprocess.PIPE,
         )  # fmt: skip
         if ran.returncode != 0:
             raise EngineError(
                 "Julia is there, but a first problem could not be solved (see above); "
                 "'python -m pysciml doctor' says what is wrong."
             )
+    return ran.stdout.strip()
+
+
+def _make_image(package: Path) -> None:
+    begun = time.perf_counter()
+    executable, project = installed_at()
+    if executable is None:
+        raise EngineError("Julia was not found; run 'python -m pysciml setup' first.")
+    print("Making a system image (10 minutes or more) ...", flush=True)
+    image = sysimage.build(executable, project, package)
+    try:
+        said = _time_first_solves(image=True)
+    except EngineError as error:
+        image.unlink(missing_ok=True)
+        raise EngineError(
+            "Julia does not run from the system image that was made (see above); it was deleted, "
+            "and Julia starts without it as before."
+        ) from error
+    size = image.stat().st_size / 2**20
     print(
-        f"Ready after {time.perf_counter() - begun:.0f} s. In a new process: {ran.stdout.strip()}."
+        f"Made {image} ({size:.0f} MB) in {time.perf_counter() - begun:.0f} s. In a new process, "
+        f"started from it: {said}."
     )
+
+
+def _add_gpu_packages() -> None:
+    """Have juliapkg install the packages for states on a GPU."""
+    if chosen_by_user():
+        raise EngineError(
+            "PYTHON_JULIACALL_PROJECT names a Julia project of your own, which is left as it is; "
+            f"add {', '.join(GPU_PACKAGES)} to it yourself: julia --project="
+            f"{os.environ['PYTHON_JULIACALL_PROJECT']} -e 'import Pkg; Pkg.add(\"CUDA\")'."
+        )
+    import juliapkg
+
+    for name, required in GPU_PACKAGES.items():
+        juliapkg.add(name, **required)
+    print(f"Adding {', '.join(GPU_PACKAGES)}.")
+    card = nvidia_card()
+    if card is None:
+        print(
+            "No NVIDIA card is found on this machine: CUDA.jl is installed all the same, and "
+            "serves where nvidia-smi lists a card and torch.cuda.is_available() is true."
+        )
+    else:
+        print(f"NVIDIA card: {card}.")
+
+
+def nvidia_card() -> str | None:
+    """The name of this machine's first NVIDIA card, by torch or by nvidia-smi; None without one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return None
+    ran = subprocess.run(
+        [command, "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True
+    )
+    names = ran.stdout.strip().splitlines()
+    return names[0] if ran.returncode == 0 and names else None

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pysciml.engines.julia import sysimage
 from pysciml.errors import EngineError
 
 __all__ = [
-    "Julia", "is_set_up", "julia", "package_folder", "require_this_process", "started",
-    "was_forked",
+    "Julia", "image_in_use", "installed_at", "is_set_up", "julia", "package_folder",
+    "require_this_process", "started", "was_forked",
 ]  # fmt: skip
 
 #: Settings of juliacall made before it starts, unless the user has made them.
@@ -88,6 +89,55 @@ def _installed_by_juliapkg() -> bool:
         return False
 
 
+def installed_at() -> tuple[str | None, Path]:
+    """Julia's executable, where one is known, and its project; installs nothing."""
+    if chosen_by_user():
+        return os.environ["PYTHON_JULIACALL_EXE"], Path(os.environ["PYTHON_JULIACALL_PROJECT"])
+    import juliapkg
+
+    state = juliapkg.state.STATE
+    meta = juliapkg.deps.load_meta() or {}
+    return state.get("executable") or meta.get("executable"), Path(state["project"])
+
+
+def image_in_use() -> tuple[Path, str | None] | None:
+    """The system image of this project, and why it is stale (None where it is not).
+
+    None where there is none, or ``PYSCIML_SYSIMAGE=no`` says to leave it.
+    """
+    executable, project = installed_at()
+    folder, image = package_folder(), sysimage.image_of(project)
+    if executable is None or folder is None or not image.is_file():
+        return None
+    if os.environ.get("PYSCIML_SYSIMAGE") == "no":
+        return None
+    return image, sysimage.why_stale(image, sysimage.stamp(executable, project, folder / "PySciML"))
+
+
+def _take_image() -> bool:
+    """Tell juliacall of the system image, where there is one to use and the user named none."""
+    if sysimage.chosen_by_user():
+        return False
+    if not chosen_by_user():
+        import juliapkg
+
+        juliapkg.resolve()  # as juliacall would do next: the packages' versions may change by it
+    found = image_in_use()
+    if found is None:
+        return False
+    image, stale = found
+    if stale is not None:
+        warnings.warn(
+            f"Julia starts without its system image: {stale}. Make it anew with "
+            f"'python -m pysciml setup --sysimage', or delete {image}.",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+        return False
+    os.environ[sysimage.VARIABLE] = str(image)
+    return True
+
+
 def was_forked() -> bool:
     """Whether this process is a copy of the one that started Julia: a copy without its threads."""
     return _process is not None and _process != os.getpid()
@@ -127,10 +177,12 @@ def _start() -> Julia:
             "Julia has not been set up here; install it with 'python -m pysciml setup' (once, some "
             "minutes), or solve with engine='sundials'."
         )
-    if not running:
-        for key, value in SETTINGS.items():
-            os.environ.setdefault(key, value)
+    taken = False
     try:
+        if not running:
+            for key, value in SETTINGS.items():
+                os.environ.setdefault(key, value)
+            taken = _take_image()
         with warnings.catch_warnings():
             # either order of import works with the settings above; juliacall warns of old versions
             warnings.filterwarnings("ignore", message="torch was imported before juliacall")
@@ -145,6 +197,9 @@ def _start() -> Julia:
             f"Julia could not be started ({type(error).__name__}: {error}); "
             "'python -m pysciml doctor' says what is wrong, engine='sundials' needs no Julia."
         ) from error
+    finally:
+        if taken:  # it is this process's own: another one looks for itself
+            os.environ.pop(sysimage.VARIABLE, None)
     if running:
         _warn_of_settings(juliacall)
     _keep_ctrl_c()
