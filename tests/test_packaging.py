@@ -98,11 +98,16 @@ def test_juliapkg_json_is_what_juliapkg_reads() -> None:
 
 
 def test_juliapkg_json_agrees_with_the_julia_package() -> None:
-    """Every package that PySciML depends on is installed, in versions that it allows."""
+    """Every package that PySciML depends on is installed, in versions that it allows; and Julia."""
     from juliapkg.compat import Compat
 
-    wanted = json.loads((ROOT / "juliapkg.json").read_text(encoding="utf-8"))["packages"]
+    from pysciml.engines.julia.doctor import GPU_PACKAGES
+
+    stated = json.loads((ROOT / "juliapkg.json").read_text(encoding="utf-8"))
+    wanted = {**stated["packages"], **GPU_PACKAGES}  # those come with setup --gpu
     project = toml(ROOT / "julia" / "PySciML" / "Project.toml")
+    tested, allowed = Compat.parse(stated["julia"]), Compat.parse(project["compat"]["julia"])
+    assert str(tested & allowed) == str(tested)
     needed = {**project["deps"], **project.get("weakdeps", {})}
     for name, uuid in needed.items():
         if name in STANDARD_LIBRARY or name == "PythonCall":  # juliacall brings PythonCall
