@@ -53,6 +53,16 @@ def test_every_step_and_dense_output() -> None:
     np.testing.assert_allclose(thin(tensor(0.3))[:, 0], math.exp(-0.21), rtol=1e-7)
 
 
+@pytest.mark.parametrize("alg", ["Vern6", "Vern7", "Vern8", "Vern9"])
+def test_the_state_at_the_end_leaves_the_last_step_as_it_was(alg: str) -> None:
+    prob = ps.ODEProblem(lambda u, p, t: torch.cos(3 * t) - u, tensor(1.0), (0.0, 1.95), None)
+    sol = ps.solve(prob, getattr(ps, alg)(), abstol=1e-10, reltol=1e-10)
+    sol(1.95)
+    t = np.linspace(float(sol.t[-2]), 1.95, 9)
+    exact = 0.9 * np.exp(-t) + (np.cos(3 * t) + 3 * np.sin(3 * t)) / 10
+    np.testing.assert_allclose(sol(torch.as_tensor(t))[:, 0], exact, rtol=0, atol=1e-8)
+
+
 @pytest.mark.parametrize(
     "sensealg",
     [

@@ -26,6 +26,7 @@ using SciMLLogging: SciMLLogging
 using SparseArrays: SparseMatrixCSC, getcolptr, nonzeros, rowvals, sparse
 
 include("runtime.jl")
+include("device_runtime.jl")
 include("kernels.jl")
 include("models.jl")
 include("sparse.jl")
@@ -41,6 +42,8 @@ include("adjoint.jl")
 include("forward.jl")
 include("discrete.jl")
 include("collocation.jl")
+include("device.jl")
+include("device_adjoint.jl")
 include("registry.jl")
 include("bridge.jl")
 include("precompile.jl")

@@ -29,7 +29,7 @@ const SPACE = Ref{Module}()
 function kernel_space()
     if !isassigned(SPACE)
         SPACE[] = Module(:PySciMLKernels)
-        Core.eval(SPACE[], :(using PySciML.Runtime))
+        Core.eval(SPACE[], :(using PySciML.Runtime, PySciML.DeviceRuntime))
     end
     return SPACE[]
 end

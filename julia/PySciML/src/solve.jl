@@ -355,10 +355,15 @@ end
 
 function interpolate!(out, sol, ts, ::Type{D}) where {D}
     for (j, t) in enumerate(ts)
-        time = convert(eltype(sol.t), t)
-        # no step goes on from the end, to which a derivative could belong
-        continuity = D !== Val{0} && time == last(sol.t) ? :left : :right
-        out[:, j] = sol(time, D; continuity)
+        out[:, j] = state_at(sol, convert(eltype(sol.t), t), D)
     end
     return out
+end
+
+# The solution or a derivative of it, right of t where it jumps. No step goes on from the end, to
+# which a derivative could belong; and a state read there from the right would leave Verner methods
+# with wrong stages of the last step (OrdinaryDiffEqCore 4.5), and all that is read of it later.
+function state_at(sol, t, ::Type{D}) where {D}
+    t == last(sol.t) || return sol(t, D; continuity = :right)
+    return D === Val{0} ? last(sol.u) : sol(t, D; continuity = :left)
 end

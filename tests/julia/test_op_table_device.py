@@ -1,0 +1,74 @@
+"""The op table through the emitter over whole arrays, on JLArrays with scalar indexing forbidden.
+
+What runs there reads and writes no single element from the host, which is what CuArrays ask for.
+Every broadcast is compiled anew, which takes its time: so the value and one product with all
+derivatives stand for the roles.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))
+
+from op_table import CASES, Case
+from test_op_table import _expected, _points
+
+from pysciml.engines.julia.device import device_graph
+from pysciml.kernels.capture import capture
+from pysciml.kernels.emit_julia_device import emit
+from pysciml.kernels.kernels import Kernels
+
+pytestmark = pytest.mark.julia
+
+ROLES = ("value", "vjp:up")
+
+_RUN = """
+function (text, kf, ki, kb, shape, args)
+    s = PySciML.compile(pyconvert(String, text), (0, 0, 0),
+        (pyconvert(Vector{Float64}, kf), pyconvert(Vector{Int}, ki), pyconvert(Vector{Bool}, kb)),
+        Float64)
+    ws = (kf = JLArray(s.kf), ki = JLArray(s.ki), kb = JLArray(s.kb))
+    out = JLArray(fill(NaN, pyconvert(Tuple, shape)...))
+    inputs = Any[pyconvert(Any, a) isa Number ? pyconvert(Float64, a) :
+        JLArray(pyconvert(Vector{Float64}, a)) for a in args]
+    Base.invokelatest(s.f, ws, out, inputs...)
+    return vec(Array(out))
+end
+"""
+
+
+@pytest.fixture(scope="module")
+def run(jlarrays: Any) -> Any:
+    return jlarrays.seval(_RUN)
+
+
+def test_scalar_indexing_is_forbidden(jlarrays: Any) -> None:
+    with pytest.raises(Exception, match="Scalar indexing is disallowed"):
+        jlarrays.seval("JLArray([1.0, 2.0])[1]")
+
+
+@pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])
+def test_against_torch(case: Case, run: Any) -> None:
+    kernels = Kernels(capture(case.fn, case.inputs()))
+    points = _points(case, kernels.capture)
+    for role in ROLES if case.derivatives else ("value",):
+        graph = device_graph(kernels.graph(role))
+        source = emit(graph, "float64")
+        names = [n.attr("name") for n in graph.inputs]
+        shape = graph.outputs[0].shape
+        for seed, point in enumerate(points):
+            args = [float(point[k]) if np.ndim(point[k]) == 0 else point[k] for k in names]
+            flat = run(source.text, *source.constants, tuple(reversed(shape or (1,))), args)
+            got = np.asarray(flat).reshape(shape)
+            got = got.T if got.ndim == 2 else got
+            want = _expected(case, kernels.capture, role, seed, point)
+            size = max(1.0, float(np.abs(want).max(initial=0)))
+            np.testing.assert_allclose(
+                got, want, rtol=case.rtol, atol=1e-11 * size, err_msg=f"{case.name} {role}"
+            )
