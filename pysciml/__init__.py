@@ -17,6 +17,14 @@ from pysciml.callbacks import (
     PresetTimeCallback,
     terminate,
 )
+from pysciml.ensemble import (
+    EnsembleExecutor,
+    EnsembleProblem,
+    EnsembleSerial,
+    EnsembleSolution,
+    EnsembleThreads,
+)
+from pysciml.ensemble_solve import solve_ensemble as _  # noqa: F401  (registers itself)
 from pysciml.errors import (
     CaptureWarning,
     EngineError,
@@ -53,6 +61,11 @@ __all__ = [
     "DiscreteAdjoint",
     "DiscreteCallback",
     "EngineError",
+    "EnsembleExecutor",
+    "EnsembleProblem",
+    "EnsembleSerial",
+    "EnsembleSolution",
+    "EnsembleThreads",
     "Event",
     "ForwardDiffSensitivity",
     "ForwardSensitivity",

@@ -23,7 +23,7 @@ from pysciml.transforms import refuse_transforms
 __all__ = ["DAEProblem", "ODEProblem", "remake"]
 
 
-def _require_finite(tree: Any, name: str) -> None:
+def require_finite(tree: Any, name: str) -> None:
     for path, leaf in pytree.tree_flatten_with_path(tree)[0]:
         where = name + pytree.keystr(path)
         if isinstance(leaf, np.ndarray):
@@ -41,7 +41,7 @@ def _require_finite(tree: Any, name: str) -> None:
                     "replace it by a finite number."
                 )
         elif isinstance(leaf, torch.nn.Module):
-            _require_finite(dict(leaf.named_parameters()), where)
+            require_finite(dict(leaf.named_parameters()), where)
         elif isinstance(leaf, float) and not math.isfinite(leaf):
             raise InputError(f"{where} is {leaf}; give a finite number.")
 
@@ -127,8 +127,8 @@ class ODEProblem:
     def __post_init__(self) -> None:
         _require_callable(self.f, "f(u, p, t)")
         refuse_transforms(self.u0, self.p)
-        _require_finite(self.u0, "u0")
-        _require_finite(self.p, "p")
+        require_finite(self.u0, "u0")
+        require_finite(self.p, "p")
         spec = state_spec(self.u0)
         object.__setattr__(self, "state_spec", spec)
         object.__setattr__(self, "tspan", _check_tspan(self.tspan))
@@ -147,7 +147,7 @@ class ODEProblem:
                     f"mass_matrix has shape {tuple(mass.shape)}, but the state has {spec.size} "
                     f"entries; give a matrix of shape ({spec.size}, {spec.size})."
                 )
-            _require_finite(mass, "mass_matrix")
+            require_finite(mass, "mass_matrix")
 
     state_spec: StateSpec = dataclasses.field(init=False)
     params_spec: ParameterSpec = dataclasses.field(init=False)
@@ -196,9 +196,9 @@ class DAEProblem:
     def __post_init__(self) -> None:
         _require_callable(self.f, "f(du, u, p, t)")
         refuse_transforms(self.u0, self.p)
-        _require_finite(self.u0, "u0")
-        _require_finite(self.du0, "du0")
-        _require_finite(self.p, "p")
+        require_finite(self.u0, "u0")
+        require_finite(self.du0, "du0")
+        require_finite(self.p, "p")
         spec = state_spec(self.u0)
         object.__setattr__(self, "state_spec", spec)
         spec.flatten_like(self.du0, "du0", verb="has")

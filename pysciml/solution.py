@@ -38,6 +38,17 @@ class _Values:
         return out.to(self.spec.device, self.spec.dtype)
 
 
+def new_axes() -> Any:
+    """New axes of matplotlib. Raises PyscimlError where that is not installed."""
+    try:
+        import matplotlib.pyplot as plt  # drawing is optional: extra "plot"
+    except ImportError:
+        raise PyscimlError(
+            "Plotting needs matplotlib; install it with: pip install 'pysciml[plot]'."
+        ) from None
+    return plt.subplots()[1]
+
+
 def _detached(tree: Any) -> Any:
     return pytree.tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, tree)
 
@@ -196,14 +207,8 @@ class Solution:
         points : points of the curve between the ends, from the interpolant
         line : passed to ``Axes.plot``
         """
-        try:
-            import matplotlib.pyplot as plt  # drawing is optional: extra "plot"
-        except ImportError:
-            raise PyscimlError(
-                "Plotting needs matplotlib; install it with: pip install 'pysciml[plot]'."
-            ) from None
         if ax is None:
-            _, ax = plt.subplots()
+            ax = new_axes()
         assert self.spec is not None
         if self._interpolate is not None and len(self.t) > 1:
             low, high = self._span

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pysciml.algorithms import Algorithm, AlgorithmName
 from pysciml.callbacks import as_callbacks
+from pysciml.dispatch import front_door, refuse_ensemble_options
 from pysciml.engines.base import (
     FIRST_EVENT,
     FROM_T0,
@@ -31,7 +32,6 @@ from pysciml.options import (
     state_indices,
     times_within,
 )
-from pysciml.problems import DAEProblem, ODEProblem
 from pysciml.progress import progress_bar
 from pysciml.solution import Event, Solution
 from pysciml.transforms import (
@@ -44,10 +44,13 @@ from pysciml.transforms import (
 __all__ = ["solve"]
 
 
+@front_door
 def solve(
-    prob: ODEProblem | DAEProblem,
+    prob: Any,
     alg: Algorithm | AlgorithmName | None = None,
+    ensemblealg: Any = None,
     *,
+    trajectories: int | None = None,
     engine: str = "auto",
     saveat: Any = None,
     abstol: Any = 1e-6,
@@ -64,14 +67,17 @@ def solve(
     progress: bool = False,
     raise_on_failure: bool = True,
     **unknown: Any,
-) -> Solution:
+) -> Any:
     """Solve a problem; the solution's tensors carry gradients where the inputs do.
 
     Parameters
     ----------
-    prob : ODEProblem or DAEProblem
+    prob : ODEProblem, DAEProblem, or another problem, such as an EnsembleProblem
     alg : Algorithm, optional
         e.g. ``pysciml.Rodas5P()``; chosen by a stiffness test where None.
+    ensemblealg, trajectories : of an EnsembleProblem
+        Where its members are solved (``EnsembleThreads()`` where None), and how many there are
+        (not needed with a batch); ``batch_size`` is what its reduction takes at once.
     engine : "auto", "julia" or "sundials"
     saveat : number, 1-d tensor or sequence, optional
         A step from t0 on (its times move with tspan), or the times to save at (in the direction
@@ -93,6 +99,7 @@ def solve(
     Returns
     -------
     Solution
+        Or what the problem's own kind gives, such as an EnsembleSolution.
 
     Raises
     ------
@@ -106,6 +113,8 @@ def solve(
     compiler = leave_compiler()
     try:
         refuse_transforms(getattr(prob, "u0", None), getattr(prob, "p", None), saveat)
+        if ensemblealg is not None or trajectories is not None:
+            refuse_ensemble_options(prob, ensemblealg, trajectories)
         check_options(prob, unknown, abstol, reltol, dt, dtmax, dtmin, maxiters, sensealg)
         if isinstance(alg, AlgorithmName):
             alg = alg()
@@ -172,7 +181,7 @@ class _Run:
         return flat
 
 
-_ADVICE = {
+ADVICE = {
     "MaxIters": "raise maxiters, loosen the tolerances, or use a stiff algorithm",
     "DtLessThanMin": "the solution may blow up or jump there; check the model, loosen the "
     "tolerances, or use a stiff algorithm",
@@ -190,7 +199,7 @@ def _fail(run: _Run, flat: FlatSolution) -> None:
     t, u = setup.from_numpy(flat.t, time=True), setup.from_numpy(flat.u)
     partial = _solution(run, t, u, None)
     said = f" ({flat.message})" if flat.message else ""
-    advice = _ADVICE.get(flat.retcode, "check the model near that time")
+    advice = ADVICE.get(flat.retcode, "check the model near that time")
     raise SolveError(
         f"The solve stopped at t = {flat.t_reached:g} of {setup.t1:g} with retcode "
         f"{flat.retcode}{said}: {advice}. What was computed is in this error's .solution.",
@@ -232,7 +241,7 @@ class _Solve(torch.autograd.Function):
                 from_grid = source >= 0
                 np.add.at(d_grid, source[from_grid], times[from_grid])
         out = _cotangents(run, gradient, (d_grid, d_t0, d_t1), wanted, ctx.grid)
-        return (None, *_once(out, *run.setup.tensors(), ctx.grid, grad_t, grad_u))
+        return (None, *once(out, *run.setup.tensors(), ctx.grid, grad_t, grad_u))
 
 
 class _Interpolate(torch.autograd.Function):
@@ -260,7 +269,7 @@ class _Interpolate(torch.autograd.Function):
             )
         times = (gradient.times, gradient.t0, 0.0)
         out = _cotangents(run, gradient, times, wanted, ctx.times)
-        return (None, None, *_once(out, *run.setup.tensors(), ctx.times, grad_u))
+        return (None, None, *once(out, *run.setup.tensors(), ctx.times, grad_u))
 
 
 class _NotTwice(torch.autograd.Function):
@@ -301,7 +310,7 @@ def _cotangents(
     return (*of_times, *setup.cotangents(gradient, wanted[3:]))
 
 
-def _once(gradients: tuple[Any, ...], *inputs: Tensor | None) -> tuple[Any, ...]:
+def once(gradients: tuple[Any, ...], *inputs: Tensor | None) -> tuple[Any, ...]:
     """The gradients, themselves differentiable where create_graph asks for it: to an error."""
     if not torch.is_grad_enabled():
         return gradients

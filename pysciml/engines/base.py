@@ -196,10 +196,62 @@ class FlatGradient:
     callbacks_p: list[tuple[Array | None, Array | None]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class FlatMembers:
+    """What the members of an ensemble have of their own.
+
+    ``u0`` (N, n): one row a member. ``own`` (N, k): each member's values of the parameters at the
+    positions ``at`` (k,); all others are the problem's ``p``.
+    """
+
+    u0: Array
+    at: npt.NDArray[np.int64]
+    own: Array
+
+
+@dataclass
+class FlatEnsemble:
+    """The solutions of all members of an ensemble, one after the other.
+
+    Attributes
+    ----------
+    counts : int array (N,)
+        How many rows of ``t``, ``u`` and ``source`` belong to each member. Where output times were
+        asked for, members stand ``len(saveat)`` rows apart, and ``t`` and ``source`` are empty.
+    t : array (total,), u : array (total, n), source : int array (total,)
+    retcodes : list of str, stats : int array (N, 6), t_reached : array (N,)
+    """
+
+    counts: npt.NDArray[np.int64]
+    t: Array
+    u: Array
+    source: npt.NDArray[np.int64]
+    retcodes: list[str]
+    stats: npt.NDArray[np.int64]
+    t_reached: Array
+    algorithm: str
+    handle: Any
+
+
+@dataclass
+class FlatEnsembleGradient:
+    """Cotangents of the members' ``u0`` (N, n) and ``own`` (N, k), of the whole ``p`` (n_p,)
+    summed over the members, of ``t0`` (N,), and of the output times (total,)."""
+
+    u0: Array
+    own: Array
+    p: Array
+    t0: Array
+    times: Array
+
+
 class Engine(ABC):
     """A place where problems are solved. One instance lives for the whole process."""
 
     name: str
+
+    def start(self) -> None:  # noqa: B027  (nothing to start is the rule)
+        """Start what the engine needs, from the thread that is to hold it."""
 
     @abstractmethod
     def check(self, problem_kind: str, alg: Algorithm | None, has_mass_matrix: bool) -> None:
@@ -234,3 +286,22 @@ class Engine(ABC):
         times (between steps too; the right limit at an event). Where ``by_times`` is False the
         gradient's ``t0`` and ``times`` are not asked for, and may be anything.
         """
+
+    def solves_members(self, problem: FlatProblem) -> bool:
+        """Whether :meth:`solve_members` takes ensembles of such a problem."""
+        return False
+
+    def solve_members(
+        self,
+        problem: FlatProblem,
+        members: FlatMembers,
+        alg: Algorithm | None,
+        options: SolveOptions,
+        threads: int,
+    ) -> FlatEnsemble:
+        """Solve all members of an ensemble at once, on at most ``threads`` threads."""
+        raise NotImplementedError
+
+    def adjoint_members(self, solution: FlatEnsemble, grad_u: Array) -> FlatEnsembleGradient:
+        """Gradient of ``sum(grad_u * u)``."""
+        raise NotImplementedError

@@ -4,12 +4,13 @@ Compiles what Python calls, with PythonCall loaded: see `workload_solves`.
 module PySciMLPythonCallExt
 
 using PrecompileTools: @compile_workload
-using PySciML: forget_workload, workload_kinds, workload_solves
+using PySciML: forget_workload, workload_ensembles, workload_kinds, workload_solves
 using PythonCall: PythonCall
 
 @compile_workload begin
     workload_solves()
     workload_kinds()
+    workload_ensembles()
     # the parser of kernels' sources, which loading PythonCall makes invalid too
     Meta.parse(
         "function (ws, out, in_u, in_p, in_t, in_c)\n    w = ws.f\n    @inbounds begin\n" *

@@ -45,8 +45,10 @@ include("collocation.jl")
 include("device.jl")
 include("device_adjoint.jl")
 include("registry.jl")
+include("ensemble.jl")
 include("bridge.jl")
 include("precompile.jl")
 include("precompile_kinds.jl")
+include("precompile_ensemble.jl")
 
 end

@@ -93,12 +93,7 @@ end
 function solve_request(
         r::Request, model::Model{T}, @nospecialize(alg), @nospecialize(events)
     ) where {T}
-    abstol = times_of(T, r.abstol, r.nabstol)
-    options = Options{T}(
-        r.nabstol == 1 ? abstol[1] : abstol, r.reltol, times_of(T, r.saveat, r.nsaveat),
-        times_of(T, r.tstops, r.ntstops), r.dt, r.dtmax, r.dtmin, r.maxiters,
-        r.adaptive != 0, r.dense != 0
-    )
+    options = options_of(T, r)
     u0, p, c = vector(T, r.u0, r.n), vector(T, r.p, r.np), vector(T, r.c, r.nc)
     du0 = r.du0 == C_NULL ? nothing : vector(T, r.du0, r.n)
     differential_vars =
@@ -109,6 +104,15 @@ function solve_request(
         events = events === nothing ? Event{T}[] : map(snapshot, events)
     )
     return respond(h)
+end
+
+function options_of(::Type{T}, r::Request) where {T}
+    abstol = times_of(T, r.abstol, r.nabstol)
+    return Options{T}(
+        r.nabstol == 1 ? abstol[1] : abstol, r.reltol, times_of(T, r.saveat, r.nsaveat),
+        times_of(T, r.tstops, r.ntstops), r.dt, r.dtmax, r.dtmin, r.maxiters,
+        r.adaptive != 0, r.dense != 0
+    )
 end
 
 function respond(h::Handle)
@@ -167,6 +171,8 @@ function adjoint_request(r::AdjointRequest, h::Handle{T}, @nospecialize(sensealg
     return
 end
 
+include("bridge_ensemble.jl")
+
 """
     entry_points() -> String
 
@@ -179,6 +185,12 @@ function entry_points()
             c_interpolate, Cint, (Int64, Ptr{Float64}, Int64, Int64, Ptr{Cvoid}, Ptr{Ptr{UInt8}})
         ),
         adjoint = @cfunction(c_adjoint, Cint, (Ptr{AdjointRequest}, Ptr{Ptr{UInt8}})),
+        ensemble = @cfunction(
+            c_ensemble, Cint, (Ptr{EnsembleRequest}, Ptr{EnsembleResponse}, Ptr{Ptr{UInt8}})
+        ),
+        ensemble_adjoint = @cfunction(
+            c_ensemble_adjoint, Cint, (Ptr{EnsembleAdjointRequest}, Ptr{Ptr{UInt8}})
+        ),
         free = @cfunction(c_free, Cvoid, (Ptr{UInt8},)),
         drop = @cfunction(c_drop, Cvoid, (Int64, Int64)),
         set_loader = @cfunction(c_set_loader, Cvoid, (Ptr{Cvoid},)),

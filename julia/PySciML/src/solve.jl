@@ -134,9 +134,11 @@ problem(m::Model{T, <:Residual}, u0, p, tspan, du0, differential_vars) where {T}
 
 given(x, default) = isnan(x) ? default : x
 
-function integrate(prob, alg, o::Options{T}, dense::Bool, events, log) where {T}
+function integrate(
+        prob, alg, o::Options{T}, dense::Bool, events, log, watch = watching()
+    ) where {T}
     t0, t1 = prob.tspan
-    callback = isempty(events) ? CallbackSet(watching()) : callback_set(events, log)
+    callback = isempty(events) ? CallbackSet(watch) : callback_set(events, log)
     tstops = isempty(events) ? o.tstops : all_stops(o.tstops, events)
     saveat = dense ? T[] : o.saveat
     common = (;
@@ -156,8 +158,10 @@ function integrate(prob, alg, o::Options{T}, dense::Bool, events, log) where {T}
     return integrator.sol, integrator.t
 end
 
-function integrate(prob, w::WithoutPrototype, o::Options{T}, dense::Bool, events, log) where {T}
-    return integrate(without_prototype(prob), w.alg, o, dense, events, log)
+function integrate(
+        prob, w::WithoutPrototype, o::Options{T}, dense::Bool, events, log, watch = watching()
+    ) where {T}
+    return integrate(without_prototype(prob), w.alg, o, dense, events, log, watch)
 end
 
 # On a DAE the algebraic variables (and the derivatives of the others) are computed from the rest

@@ -138,6 +138,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "solve": (ct.c_int, _P, _P),
     "interpolate": (ct.c_int, _I, _P, _I, _I, _P, _P),
     "adjoint": (ct.c_int, _P, _P),
+    "ensemble": (ct.c_int, _P, _P, _P),
+    "ensemble_adjoint": (ct.c_int, _P, _P),
     "free": (None, _P),
     "drop": (None, _I, _I),
     "set_loader": (None, _P),

@@ -20,13 +20,17 @@ from pysciml.engines.base import (
     FIRST_EVENT,
     FIXED,
     Engine,
+    FlatEnsemble,
+    FlatEnsembleGradient,
     FlatGradient,
+    FlatMembers,
     FlatProblem,
     FlatSolution,
     Functions,
     SolveOptions,
     Stats,
 )
+from pysciml.engines.julia import ensemble
 from pysciml.engines.julia.bridge import (
     HANDLES,
     REQUEST,
@@ -48,6 +52,7 @@ from pysciml.engines.julia.names import (
 from pysciml.engines.julia.sparse import Pattern, keeps_jacobian, pattern
 from pysciml.engines.julia.startup import Julia, julia
 from pysciml.errors import EngineError
+from pysciml.kernels.callback import CallbackFunctions
 from pysciml.ordinarydiffeq import NEEDS, NO_ERROR_CONTROL, PARTS
 from pysciml.sensitivity import CollocationAdjoint, SensitivityAlgorithm
 
@@ -69,7 +74,7 @@ def _part_of(name: str) -> str:
     return f"pysciml.Rodas5P(linsolve=pysciml.{name}())"
 
 
-def _refuse_adjoint(problem: FlatProblem, sensealg: SensitivityAlgorithm) -> None:
+def refuse_adjoint(problem: FlatProblem, sensealg: SensitivityAlgorithm) -> None:
     """Raise EngineError where SciMLSensitivity's adjoint would fail, or be wrong without a word."""
     if isinstance(sensealg, CollocationAdjoint):
         return
@@ -93,6 +98,17 @@ def _refuse_error_control(alg: Algorithm | None, options: SolveOptions) -> None:
             "faulty); give dt= and adaptive=False, or use "
             f"pysciml.{NO_ERROR_CONTROL[alg.name]}()."
         )
+
+
+def checked_options(alg: Algorithm | None, options: SolveOptions) -> SolveOptions:
+    """The options as the algorithm needs them. Raises where the two do not fit."""
+    _refuse_error_control(alg, options)
+    require_sensealg(options.sensealg, alg)
+    if alg is not None and alg.name in STEPS_ONTO_OUTPUTS and options.saveat is not None:
+        # SciML sorts stops and leaves out the ends and what stands twice
+        stops = [options.saveat] if options.tstops is None else [options.saveat, options.tstops]
+        options = replace(options, tstops=np.concatenate(stops))
+    return options
 
 
 def _sparse_pattern(problem: FlatProblem, alg: Algorithm | None) -> Pattern | None:
@@ -140,6 +156,10 @@ class JuliaEngine(Engine):
         """The running Julia, started by the first solve."""
         return julia()
 
+    def start(self) -> None:
+        """Start Julia. What starts it should not be a thread that ends before the process does."""
+        self.bridge  # noqa: B018
+
     @cached_property
     def bridge(self) -> Bridge:
         return Bridge(self.julia)
@@ -149,7 +169,7 @@ class JuliaEngine(Engine):
         return Loader(self.bridge)
 
     @contextmanager
-    def _first(self, functions: JuliaFunctions, what: tuple[Any, ...]) -> Iterator[None]:
+    def first(self, functions: JuliaFunctions, what: tuple[Any, ...]) -> Iterator[None]:
         """Let one thread alone do what these functions have not done before.
 
         The first time Julia compiles, and asks Python for kernels: threads that did so at once
@@ -228,33 +248,37 @@ class JuliaEngine(Engine):
 
     # -- forward -------------------------------------------------------------------------------
 
-    def solve(
-        self, problem: FlatProblem, alg: Algorithm | None, options: SolveOptions
-    ) -> FlatSolution:
-        _refuse_error_control(alg, options)
-        require_sensealg(options.sensealg, alg)
-        if alg is not None and alg.name in STEPS_ONTO_OUTPUTS and options.saveat is not None:
-            # SciML sorts stops and leaves out the ends and what stands twice
-            stops = [options.saveat] if options.tstops is None else [options.saveat, options.tstops]
-            options = replace(options, tstops=np.concatenate(stops))
-        dtype = problem.dtype
-        functions = self.functions(problem.functions, problem.kind, dtype)
+    def prepared(
+        self, problem: FlatProblem, alg: Algorithm | None
+    ) -> tuple[JuliaFunctions, int, int]:
+        """The problem's functions in Julia, and the numbers of its model and algorithm."""
+        functions = self.functions(problem.functions, problem.kind, problem.dtype)
         functions.use(problem.p, problem.c)
         sparse = _sparse_pattern(problem, alg)
         model = functions.model(len(problem.u0), problem.mass_matrix, sparse)
-        number = self.object(*algorithm_expression(alg, problem.kind, sparse is not None))
+        return (
+            functions,
+            model,
+            self.object(*algorithm_expression(alg, problem.kind, sparse is not None)),
+        )
+
+    def solve(
+        self, problem: FlatProblem, alg: Algorithm | None, options: SolveOptions
+    ) -> FlatSolution:
+        options = checked_options(alg, options)
+        functions, model, number = self.prepared(problem, alg)
         events = self.events(problem)
-        request, keep = self._request(
+        request, keep = self.request(
             model, number, events.number if events else 0, problem, options
         )
-        with self._first(functions, ("solve", number, events is None, options.gradient)):
+        with self.first(functions, ("solve", number, events is None, options.gradient)):
             response = self.bridge.solve(request, options.progress)
         if options.progress is not None:
             options.progress(response.t_reached)
         del keep
         return self._solution(response, problem, options, functions, events, alg)
 
-    def _request(
+    def request(
         self, model: int, alg: int, events: int, problem: FlatProblem, options: SolveOptions
     ) -> tuple[bytes, list[Array | None]]:
         """The request, and the arrays it points to, to be kept alive."""
@@ -325,9 +349,31 @@ class JuliaEngine(Engine):
             return out
         self._use(handle)
         what = (handle.number, ts.ctypes.data, len(ts), deriv, out.ctypes.data)
-        with self._first(handle.functions, ("interpolate", deriv)):
+        with self.first(handle.functions, ("interpolate", deriv)):
             self.bridge.interruptibly(lambda: self.bridge.call("interpolate", *what))
         return out
+
+    # -- ensembles -----------------------------------------------------------------------------
+
+    def solves_members(self, problem: FlatProblem) -> bool:
+        # functions called back in Python hold the parameters of one solve
+        called_back = isinstance(problem.functions, CallbackFunctions)
+        return problem.kind == "ode" and not problem.callbacks and not called_back
+
+    def solve_members(
+        self,
+        problem: FlatProblem,
+        members: FlatMembers,
+        alg: Algorithm | None,
+        options: SolveOptions,
+        threads: int,
+    ) -> FlatEnsemble:
+        return ensemble.solve(self, problem, members, alg, checked_options(alg, options), threads)
+
+    def adjoint_members(self, solution: FlatEnsemble, grad_u: Array) -> FlatEnsembleGradient:
+        handle: ensemble.Handle = solution.handle
+        refuse_adjoint(handle.problem, handle.sensealg)
+        return ensemble.adjoint(self, solution, grad_u)
 
     def _use(self, handle: Handle) -> None:
         handle.functions.use(handle.problem.p, handle.problem.c)
@@ -347,7 +393,7 @@ class JuliaEngine(Engine):
         handle: Handle = solution.handle
         problem, options = handle.problem, handle.options
         sensealg = options.sensealg or default_sensealg(problem, handle.alg)
-        _refuse_adjoint(problem, sensealg)
+        refuse_adjoint(problem, sensealg)
         self._use(handle)
         times = np.ascontiguousarray(solution.t if at is None else at, np.float64)
         source = (
@@ -383,7 +429,7 @@ class JuliaEngine(Engine):
         r.du0, r.dp, r.dt0 = address(du0), address(dp), address(dt0)
         r.dtimes, r.devents = address(dtimes), address(devents)
         what = ("adjoint", r.sensealg, handle.events is None)
-        with self._first(handle.functions, what):
+        with self.first(handle.functions, what):
             self.bridge.interruptibly(lambda: self.bridge.call("adjoint", ct.addressof(r)))
         if at is not None:
             unsorted = np.empty_like(dtimes)

@@ -1,0 +1,261 @@
+# Many solves of one model: the members of an ensemble, on Julia's threads.
+
+"""
+    Members{T}
+
+What the members of an ensemble start from: `u0` with one column a member, and the parameters `p`
+of all of them, of which each member has the entries `at` of its own, one column of `own`.
+"""
+struct Members{T}
+    u0::Matrix{T}
+    p::Vector{T}
+    at::Vector{Int}
+    own::Matrix{T}
+end
+Base.length(m::Members) = size(m.u0, 2)
+
+function parameters!(p, m::Members, i)
+    @inbounds for (k, j) in enumerate(m.at)
+        p[j] = m.own[k, i]
+    end
+    return p
+end
+
+"""
+    Ensemble{T, M}
+
+A solved ensemble. The outputs of all members follow each other: `counts[i]` columns of `u` belong
+to member `i`. Nothing else is kept: a gradient solves each member once more.
+"""
+mutable struct Ensemble{T, M}
+    model::M
+    alg::Any
+    options::Options{T}
+    c::Vector{T}
+    tspan::Tuple{T, T}
+    members::Members{T}
+    threads::Int
+    counts::Vector{Int}
+    t::Vector{Float64}
+    u::Matrix{T}
+    source::Vector{Int}
+    retcodes::Vector{Int}
+    stats::Matrix{Int}
+    reached::Vector{Float64}
+end
+
+# Members are handed out in blocks, whose number does not depend on that of the threads: sums over
+# members are sums over blocks, the same however many threads there are.
+const BLOCKS = 64
+blocks(n) = [(1 + (b - 1) * n ÷ BLOCKS):(b * n ÷ BLOCKS) for b in 1:BLOCKS]
+
+"""
+    over_blocks(work, models, n)
+
+`work(model, block, range)` for every block of `n` members, each thread with a model of its own. The
+first member is done by the calling thread alone: it fetches and compiles what is new.
+"""
+function over_blocks(work::W, models::Vector{M}, n) where {W, M}
+    ranges, next, stop = blocks(n), Threads.Atomic{Int}(1), Threads.Atomic{Bool}(false)
+    function some(model, look)
+        try
+            while !stop[]
+                b = Threads.atomic_add!(next, 1)
+                b > BLOCKS && return
+                for i in ranges[b]
+                    stop[] && return
+                    look(nothing, NaN, nothing)
+                    work(model, b, i)
+                end
+            end
+        catch
+            stop[] = true
+            rethrow()
+        end
+        return
+    end
+    tasks = [Threads.@spawn(some($(models[k]), nobody)) for k in 2:length(models)]
+    try
+        some(models[1], Watch())
+    finally
+        foreach(wait_quietly, tasks)
+    end
+    for task in tasks
+        istaskfailed(task) && throw(task.result)
+    end
+    return
+end
+nobody(u, t, integrator) = false
+wait_quietly(task) = try
+    wait(task)
+catch  # what it threw is thrown again where all have ended
+end
+
+# A watch that never looks: only the thread that Python has called may call back.
+blind() = DiscreteCallback(Watch(typemax(UInt64)), nothing_happens; save_positions = (false, false))
+
+"""
+    several(body, model, k)
+
+Call `body` with a vector of `k` locked models of one kind, each with buffers of its own.
+"""
+function several(body, model::M, k) where {M <: Model}
+    first_ = acquire(model)
+    models = M[first_]
+    try
+        for _ in 2:k
+            push!(models, clone(first_))
+        end
+        return body(models)
+    finally
+        release(first_)
+    end
+end
+
+"""
+    run_ensemble(model, alg, members, c, tspan, options, threads) -> Ensemble
+
+Solve all members, on at most `threads` threads.
+"""
+function run_ensemble(
+        model::Model{T}, alg, members::Members{T}, c::Vector{T}, tspan::Tuple{T, T},
+        options::Options{T}, threads
+    ) where {T}
+    n, N, m = model.n, length(members), length(options.saveat)
+    every = m == 0
+    u = Matrix{T}(undef, n, m * N)
+    counts, retcodes, reached = zeros(Int, N), zeros(Int, N), zeros(Float64, N)
+    stats = zeros(Int, 6, N)
+    ts, columns = Vector{Vector{T}}(undef, every ? N : 0), Vector{Vector{Vector{T}}}(undef, every ? N : 0)
+    function solve_member(work_model, _, i)
+        sol, t = member(work_model, alg, members, tspan, options, every, i)
+        counts[i], retcodes[i], reached[i] = length(sol.t), Int(sol.retcode), t
+        s = sol.stats
+        stats[:, i] .= (s.nf, s.njacs, s.naccept, s.nreject, s.nsolve, s.nnonliniter)
+        if every
+            ts[i], columns[i] = sol.t, sol.u
+        else
+            for (j, x) in enumerate(sol.u)
+                copyto!(view(u, :, (i - 1) * m + j), x)
+            end
+        end
+        return
+    end
+    several(model, 1) do models
+        copyto!(data(models[1].functions), c)
+        solve_member(models[1], 0, 1)
+        prepare!(models[1].functions, alg)
+    end
+    several(model, workers(threads, N)) do models
+        for x in models
+            copyto!(data(x.functions), c)
+        end
+        over_blocks(models, N) do work_model, b, i
+            i == 1 || solve_member(work_model, b, i)
+        end
+    end
+    t, source = Float64[], Int[]
+    if every
+        t, u = reduce(vcat, ts; init = T[]), reduce(hcat, matrix.(columns, n))
+        source = reduce(vcat, (sources(x, tspan) for x in ts))
+    end
+    return Ensemble{T, typeof(model)}(
+        model, alg, options, c, tspan, members, threads, counts, convert(Vector{Float64}, t), u,
+        source, retcodes, stats, reached
+    )
+end
+
+workers(threads, n) = clamp(min(threads, Threads.nthreads()), 1, n)
+
+# Where every step is an output: what moves its time.
+function sources(ts, tspan)
+    out = fill(FIXED, length(ts))
+    out[1] = FROM_T0
+    length(ts) > 1 && last(ts) == tspan[2] && (out[end] = FROM_T1)
+    return out
+end
+
+# Kernels are fetched from Python before the threads start: an implicit method needs these at any
+# time, also where the first member went without.
+function prepare!(f::Functions, alg)
+    (alg isa EXPLICIT) || foreach(ensure!, (f.jac, f.tgrad))
+    return
+end
+const EXPLICIT = Union{Tsit5, Vern7}
+
+function member(model::Model{T}, alg, members, tspan, options, dense, i) where {T}
+    p = parameters!(copy(members.p), members, i)
+    prob = problem(model, members.u0[:, i], p, tspan, nothing, nothing)
+    return integrate(prob, alg, options, dense, Event{T}[], EventRecord{T}[], blind())
+end
+
+"""
+    EnsembleGradient{T}
+
+Cotangents of what `Members` holds (those of `p` summed over the members), of every member's start
+time, and of every output time.
+"""
+struct EnsembleGradient{T}
+    u0::Matrix{T}
+    p::Vector{T}
+    own::Matrix{T}
+    t0::Vector{Float64}
+    times::Vector{Float64}
+end
+
+"""
+    ensemble_adjoint(ensemble, cotangents, sensealg, abstol, reltol) -> EnsembleGradient
+
+Gradient of `sum(cotangents .* u)`, the outputs of all members following each other.
+"""
+function ensemble_adjoint(e::Ensemble{T}, cotangents::Matrix{T}, sensealg, abstol, reltol) where {T}
+    n, N, np, m = e.model.n, length(e.members), length(e.members.p), length(e.options.saveat)
+    du0, dt0 = zeros(T, n, N), zeros(Float64, N)
+    own, dtimes = zeros(T, size(e.members.own)...), zeros(Float64, size(cotangents, 2))
+    sums = [zeros(T, np) for _ in 0:BLOCKS]
+    # in `cotangents` the members stand `m` columns apart where they have the same output times
+    starts = m == 0 ? cumsum([0; e.counts]) : collect(0:m:(m * N))
+    function pull_member(model, b, i)
+        range = (starts[i] + 1):(starts[i] + e.counts[i])
+        w = cotangents[:, range]
+        all(iszero, w) && return
+        ts = m == 0 ? convert(Vector{T}, e.t[range]) : e.options.saveat[1:e.counts[i]]
+        source = m == 0 ? e.source[range] : collect(0:(e.counts[i] - 1))
+        h = member_handle(model, e, i)
+        g = smooth(h, ts, source, w, sensealg, abstol, reltol)
+        du0[:, i] .= g.u0
+        sums[b + 1] .+= g.p
+        for (k, j) in enumerate(e.members.at)
+            own[k, i] = g.p[j]
+        end
+        dt0[i] = g.t0
+        dtimes[range] .= g.times
+        return
+    end
+    # the first member with a gradient fetches what kernels are needed
+    first_ = findfirst(i -> any(!iszero, view(cotangents, :, (starts[i] + 1):(starts[i] + e.counts[i]))), 1:N)
+    if first_ !== nothing
+        several(e.model, 1) do models
+            copyto!(data(models[1].functions), e.c)
+            pull_member(models[1], 0, first_)
+        end
+        several(e.model, workers(e.threads, N)) do models
+            for x in models
+                copyto!(data(x.functions), e.c)
+            end
+            over_blocks(models, N) do model, b, i
+                i == first_ || pull_member(model, b, i)
+            end
+        end
+    end
+    return EnsembleGradient{T}(du0, sum(sums), own, dt0, dtimes)
+end
+
+# A member solved once more, with all that its gradient needs.
+function member_handle(model::M, e::Ensemble{T}, i) where {T, M <: Model}
+    sol, reached = member(model, e.alg, e.members, e.tspan, e.options, true, i)
+    return Handle{T, M}(
+        model, e.alg, Event{T}[], EventRecord{T}[], e.options, e.c, sol.prob, sol, reached, true,
+        Float64[], Matrix{T}(undef, 0, 0), Int[], Int8[], Float64[], Int[]
+    )
+end

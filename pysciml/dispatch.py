@@ -1,0 +1,53 @@
+"""Which function solves which kind of problem: the front door's list."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from pysciml.errors import InputError
+
+__all__ = ["front_door", "refuse_ensemble_options", "solves"]
+
+Solver = TypeVar("Solver", bound=Callable[..., Any])
+
+#: ``function(solve, prob, alg, ensemblealg, **options)`` by the class of the problem.
+_SOLVERS: dict[type, Callable[..., Any]] = {}
+
+
+def solves(*problems: type) -> Callable[[Solver], Solver]:
+    """Name the function that solves problems of these classes.
+
+    It gets the front door itself, ``solve``, for the problems that it makes of its own, and then
+    what ``solve`` was given.
+    """
+
+    def register(function: Solver) -> Solver:
+        for problem in problems:
+            _SOLVERS[problem] = function
+        return function
+
+    return register
+
+
+def front_door(solve: Solver) -> Solver:
+    """``solve`` for all kinds of problems: those of ``solves`` go their own way."""
+
+    @functools.wraps(solve)
+    def door(prob: Any, alg: Any = None, *args: Any, **options: Any) -> Any:
+        own = _SOLVERS.get(type(prob))
+        if own is None:
+            return solve(prob, alg, *args, **options)
+        return own(door, prob, alg, *args, **options)
+
+    return door  # type: ignore[return-value]
+
+
+def refuse_ensemble_options(prob: Any, ensemblealg: Any, trajectories: Any) -> None:
+    """Raise InputError: they were given with a single problem."""
+    given = "trajectories" if ensemblealg is None else f"ensemblealg ({ensemblealg!r})"
+    raise InputError(
+        f"{given} was given with a {type(prob).__name__}, but is for ensembles; wrap the problem, "
+        "e.g. pysciml.EnsembleProblem(prob, prob_func=...), or leave it out."
+    )

@@ -1,0 +1,138 @@
+"""Members of an ensemble as tasks of an executor, their gradients too."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor, CancelledError, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pysciml.callbacks import as_callbacks
+from pysciml.engines.choice import engine as choose_engine
+from pysciml.errors import InputError
+from pysciml.flattened import Flattened
+from pysciml.solution import Solution
+from pysciml.solve import once, solve
+
+__all__ = ["solve_by_executor"]
+
+
+def solve_by_executor(
+    executor: Any, problems: Sequence[Any], alg: Any, options: dict[str, Any]
+) -> tuple[list[Any], BaseException | None]:
+    """The members' solutions in order, and the error that ended the executor with work left.
+
+    Members that were not finished are None.
+    """
+    sent = [_sent(prob) for prob in problems]
+    plain = _no_gradient_of_times(problems, options)
+    if isinstance(executor, ThreadPoolExecutor):
+        choose_engine(plain.get("engine", "auto")).start()
+    futures: list[Any] = []
+    error: BaseException | None = None
+    try:
+        for prob in sent:
+            futures.append(executor.submit(_forward, prob, alg, plain))
+    except (BrokenExecutor, RuntimeError) as ended:  # RuntimeError: it was shut down
+        error = ended
+    found: list[Any] = []
+    for future in futures:
+        try:
+            found.append(future.result())
+        except (BrokenExecutor, CancelledError) as ended:
+            error = error or ended
+            found.append(None)
+    found += [None] * (len(problems) - len(found))
+    if torch.is_grad_enabled():
+        for i, sol in enumerate(found):
+            if isinstance(sol, Solution):
+                found[i] = _with_gradient(executor, problems[i], sent[i], alg, plain, sol)
+    return found, error
+
+
+def _sent(prob: Any) -> Any:
+    """The problem with leaf tensors of its own, which can be pickled."""
+
+    def own(x: Any) -> Any:
+        return x.detach().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x
+
+    return dataclasses.replace(
+        prob, u0=pytree.tree_map(own, prob.u0), p=pytree.tree_map(own, prob.p)
+    )
+
+
+def _no_gradient_of_times(problems: Sequence[Any], options: dict[str, Any]) -> dict[str, Any]:
+    times = [*(x for prob in problems for x in prob.tspan), options.get("saveat")]
+    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in times):
+        raise InputError(
+            "tspan or saveat requires grad, but no gradient is taken for times through an "
+            "executor; detach them, or use EnsembleThreads()."
+        )
+    return {k: v.detach() if isinstance(v, Tensor) else v for k, v in options.items()}
+
+
+def _forward(prob: Any, alg: Any, options: dict[str, Any]) -> Solution:
+    with torch.no_grad():
+        sol: Solution = solve(prob, alg, raise_on_failure=False, **options)
+        return sol
+
+
+def _leaves(prob: Any, options: dict[str, Any]) -> list[Tensor]:
+    """The tensors that gradients flow to, in an order that is the same in every process."""
+    chosen = choose_engine(options.get("engine", "auto"))
+    return Flattened(prob, chosen, as_callbacks(options.get("callback"))).leaves
+
+
+def _backward(
+    prob: Any, alg: Any, options: dict[str, Any], cotangent: Tensor
+) -> list[Tensor | None]:
+    with torch.enable_grad():
+        sol = solve(prob, alg, raise_on_failure=False, **options)
+        leaves = _leaves(prob, options)
+        wanted = [x for x in leaves if x.requires_grad]
+        grads = torch.autograd.grad(_flat(sol), wanted, cotangent, allow_unused=True)
+    found = iter(grads)
+    return [next(found) if x.requires_grad else None for x in leaves]
+
+
+def _flat(sol: Solution) -> Tensor:
+    assert sol.spec is not None
+    out: Tensor = sol.u if sol.save_idxs is not None else sol.spec.flatten_series(sol.u)
+    return out
+
+
+def _with_gradient(
+    executor: Any, prob: Any, sent: Any, alg: Any, options: dict[str, Any], sol: Solution
+) -> Solution:
+    leaves = _leaves(prob, options)
+    if not any(x.requires_grad for x in leaves):
+        return sol
+
+    def pull(cotangent: Tensor) -> list[Tensor | None]:
+        out: list[Tensor | None] = executor.submit(
+            _backward, sent, alg, options, cotangent
+        ).result()
+        return out
+
+    flat = _Remote.apply(pull, _flat(sol), *leaves)
+    u = flat if sol.save_idxs is not None else sol.spec.unflatten(flat)  # type: ignore[union-attr]
+    # its interpolant would have no gradient
+    return dataclasses.replace(sol, u=u, prob=prob, _interpolate=None)
+
+
+class _Remote(torch.autograd.Function):
+    """The states as they came back, with the gradient computed where they came from."""
+
+    @staticmethod
+    def forward(ctx: Any, pull: Any, u: Tensor, *leaves: Tensor) -> Tensor:
+        ctx.pull, ctx.leaves = pull, leaves
+        return u.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        grads = tuple(ctx.pull(grad.detach()))
+        return (None, None, *once(grads, *ctx.leaves, grad))
