@@ -34,6 +34,7 @@ from pysciml.errors import (
     did_you_mean,
 )
 from pysciml.julia_function import julia_function
+from pysciml.partitioned import DynamicalODEProblem, HamiltonianProblem, SecondOrderODEProblem
 from pysciml.problems import DAEProblem, ODEProblem, remake
 from pysciml.sensitivity import (
     BacksolveAdjoint,
@@ -47,6 +48,7 @@ from pysciml.sensitivity import (
 )
 from pysciml.solution import Event, Solution
 from pysciml.solve import solve
+from pysciml.split import SemilinearODEProblem, SplitODEProblem
 
 __version__ = "0.1.0"
 
@@ -60,6 +62,7 @@ __all__ = [
     "DAEProblem",
     "DiscreteAdjoint",
     "DiscreteCallback",
+    "DynamicalODEProblem",
     "EngineError",
     "EnsembleExecutor",
     "EnsembleProblem",
@@ -70,14 +73,18 @@ __all__ = [
     "ForwardDiffSensitivity",
     "ForwardSensitivity",
     "GaussAdjoint",
+    "HamiltonianProblem",
     "InputError",
     "InterpolatingAdjoint",
     "ODEProblem",
     "PresetTimeCallback",
     "PyscimlError",
     "QuadratureAdjoint",
+    "SecondOrderODEProblem",
+    "SemilinearODEProblem",
     "Solution",
     "SolveError",
+    "SplitODEProblem",
     "algorithm",
     "algorithm_names",
     "julia_function",

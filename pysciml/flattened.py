@@ -21,6 +21,7 @@ from pysciml.errors import InputError
 from pysciml.flatten import ParameterSpec, StateSpec, constant, joined, parted, to_numpy
 from pysciml.functions import FlatFunction, FlatFunctions, functions_for
 from pysciml.julia_function import JuliaFunction, JuliaSource
+from pysciml.kernels.parts import halves_added, stretch
 from pysciml.options import times_within
 
 __all__ = ["Flattened"]
@@ -55,8 +56,14 @@ class Flattened:
         self.counts = (len(u0), len(p))
         self.leaves: list[Tensor] = [*u0, *p]
         self._own: list[tuple[int, int, int, int]] = []  # of callbacks: see _vectors
+        self.form: Any = getattr(prob, "form", "")
         role = "residual" if prob.kind == "dae" else "rhs"
+        if self.form in ("split", "semilinear"):
+            role = "sides"
         self.functions = self._functions(prob.f, role, "f")
+        self.parts: tuple[Any, ...] = ()
+        if self.form:
+            self._take_apart(getattr(prob, "parts", 0))
         self.closures = len(self.functions.closures_p)
         self.total_p, self.c = self._vectors(self.functions)
         self.callbacks = (*prob.callback, *more)
@@ -67,6 +74,14 @@ class Flattened:
             if functions.kernels is None
             for x in functions.closures_p
         ]
+
+    def _take_apart(self, first: int) -> None:
+        """The functions of a partitioned or split equation, and those of its two parts."""
+        whole: Any = self.functions
+        if self.form in ("split", "semilinear"):
+            first = self.state.size
+            self.functions = halves_added(whole)
+        self.parts = (stretch(whole, 0, first), stretch(whole, first, whole.n_out))
 
     def _all_functions(self) -> list[Any]:
         if not self.flat_callbacks:
@@ -181,6 +196,9 @@ class Flattened:
             callbacks=self.flat_callbacks,
             dtype="float32" if spec.dtype is torch.float32 else "float64",
             name=getattr(prob.f, "__name__", type(prob.f).__name__),
+            form=self.form,
+            parts=self.parts,
+            split=getattr(prob, "parts", 0),
         )
 
     def from_numpy(self, x: np.ndarray, time: bool = False) -> Tensor:

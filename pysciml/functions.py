@@ -54,6 +54,7 @@ class FlatFunction:
 
     role
         ``"rhs"``: f(u, p, t) -> like u; ``"residual"``: f(du, u, p, t) -> like u;
+        ``"sides"``: f(u, p, t) -> a pair, each like u;
         ``"condition"``: f(u, p, t) -> one number; ``"affect"``: f(u, p, t) -> like u.
     name
         How messages call it.
@@ -75,6 +76,8 @@ class FlatFunction:
         out = self.f(*trees, self.params.unflatten(p), t)
         if self.role == "condition":
             return self._one_number(out)
+        if self.role == "sides":
+            return torch.cat([self.state.flatten_like(x, f"f{i}") for i, x in enumerate(out, 1)])
         return self.state.flatten_like(out, self.name)
 
     def _one_number(self, out: Any) -> Tensor:

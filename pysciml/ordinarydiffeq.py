@@ -541,29 +541,29 @@ NEEDS: dict[str, str] = {
     "DABDF2": "dae",
     "DFBDF": "dae",
     "DImplicitEuler": "dae",
-    "DPRKN12": "partitioned",
-    "DPRKN4": "partitioned",
-    "DPRKN5": "partitioned",
-    "DPRKN6": "partitioned",
-    "DPRKN6FM": "partitioned",
-    "DPRKN8": "partitioned",
-    "ERKN4": "partitioned",
-    "ERKN5": "partitioned",
-    "ERKN7": "partitioned",
-    "ETD1": "split",
-    "ETD2": "split",
-    "ETDRK2": "split",
-    "ETDRK3": "split",
-    "ETDRK4": "split",
-    "FineRKN4": "partitioned",
-    "FineRKN5": "partitioned",
-    "HochOst4": "split",
+    "DPRKN12": "second_order",
+    "DPRKN4": "second_order",
+    "DPRKN5": "second_order",
+    "DPRKN6": "second_order",
+    "DPRKN6FM": "second_order",
+    "DPRKN8": "second_order",
+    "ERKN4": "second_order",
+    "ERKN5": "second_order",
+    "ERKN7": "second_order",
+    "ETD1": "semilinear",
+    "ETD2": "semilinear",
+    "ETDRK2": "semilinear",
+    "ETDRK3": "semilinear",
+    "ETDRK4": "semilinear",
+    "FineRKN4": "second_order",
+    "FineRKN5": "second_order",
+    "HochOst4": "semilinear",
     "IRKC": "split",
-    "IRKN3": "partitioned",
-    "IRKN4": "partitioned",
+    "IRKN3": "second_order",
+    "IRKN4": "second_order",
     "KahanLi6": "partitioned",
     "KahanLi8": "partitioned",
-    "LawsonEuler": "split",
+    "LawsonEuler": "semilinear",
     "LeapfrogDriftKickDrift": "partitioned",
     "LieEuler": "linear",
     "LieRK4": "linear",
@@ -591,23 +591,46 @@ NEEDS: dict[str, str] = {
     "McAte42": "partitioned",
     "McAte5": "partitioned",
     "McAte8": "partitioned",
-    "NorsettEuler": "split",
-    "Nystrom4": "partitioned",
-    "Nystrom4VelocityIndependent": "partitioned",
-    "Nystrom5VelocityIndependent": "partitioned",
+    "NorsettEuler": "semilinear",
+    "Nystrom4": "second_order",
+    "Nystrom4VelocityIndependent": "second_order",
+    "Nystrom5VelocityIndependent": "second_order",
     "PseudoVerletLeapfrog": "partitioned",
     "RKMK2": "linear",
     "RKMK4": "linear",
-    "RKN4": "partitioned",
+    "RKN4": "second_order",
     "Ruth3": "partitioned",
     "SBDF": "split",
     "SofSpa10": "partitioned",
     "SplitEuler": "split",
     "SymplecticEuler": "partitioned",
-    "VelocityVerlet": "partitioned",
+    "VelocityVerlet": "second_order",
     "VerletLeapfrog": "partitioned",
     "Yoshida6": "partitioned",
 }
+
+#: The forms of equations that satisfy a need.
+SATISFIED: dict[str, tuple[str, ...]] = {
+    "dae": ("dae",),
+    "partitioned": ("partitioned", "second_order"),
+    "second_order": ("second_order",),
+    "split": ("split", "semilinear"),
+    "semilinear": ("semilinear",),
+    "linear": (),
+}
+
+#: Methods for any ODE that treat the second side of a split equation explicitly.
+IMEX: frozenset[str] = frozenset(
+    "KenCarp3 KenCarp4 KenCarp47 KenCarp5 KenCarp58 CFNLIRK3 ARS222 ARS232 ARS343 ARS443 "
+    "IMEXSSP222 IMEXSSP2322 IMEXSSP3332 IMEXSSP3433 BHR553".split()
+)
+
+#: Methods for partitioned equations whose velocities' right-hand side may depend on velocities,
+#: and those that choose their own steps.
+VELOCITY_DEPENDENT: frozenset[str] = frozenset("Nystrom4 FineRKN4 FineRKN5 RKN4".split())
+ADAPTIVE_RKN: frozenset[str] = frozenset(
+    "DPRKN4 DPRKN5 DPRKN6 DPRKN6FM DPRKN8 DPRKN12 ERKN4 ERKN5 ERKN7 FineRKN4 FineRKN5".split()
+)
 
 #: Methods whose error estimate is faulty in Julia (tried on a linear problem: no end of steps, with
 #: right orders at fixed ones), each with one to use instead.

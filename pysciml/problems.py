@@ -125,7 +125,7 @@ class ODEProblem:
     kind = "ode"
 
     def __post_init__(self) -> None:
-        _require_callable(self.f, "f(u, p, t)")
+        require_callable(self.f, "f(u, p, t)")
         refuse_transforms(self.u0, self.p)
         require_finite(self.u0, "u0")
         require_finite(self.p, "p")
@@ -153,10 +153,10 @@ class ODEProblem:
     params_spec: ParameterSpec = dataclasses.field(init=False)
 
     def __repr__(self) -> str:
-        return _repr(self)
+        return describe(self)
 
     def _repr_html_(self) -> str:
-        return _repr_html(self)
+        return describe_html(self)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -194,7 +194,7 @@ class DAEProblem:
     params_spec: ParameterSpec = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        _require_callable(self.f, "f(du, u, p, t)")
+        require_callable(self.f, "f(du, u, p, t)")
         refuse_transforms(self.u0, self.p)
         require_finite(self.u0, "u0")
         require_finite(self.du0, "du0")
@@ -219,19 +219,20 @@ class DAEProblem:
                 )
 
     def __repr__(self) -> str:
-        return _repr(self)
+        return describe(self)
 
     def _repr_html_(self) -> str:
-        return _repr_html(self)
+        return describe_html(self)
 
 
 Problem = ODEProblem | DAEProblem
 
 
-def _require_callable(f: Any, signature: str) -> None:
+def require_callable(f: Any, signature: str, name: str = "f") -> None:
+    """Raise InputError for a function that is none."""
     if not callable(f):
         raise InputError(
-            f"f is a {type(f).__name__}; give a function {signature} written in torch."
+            f"{name} is a {type(f).__name__}; give a function {signature} written in torch."
         )
 
 
@@ -254,9 +255,12 @@ def remake(prob: Any, **changes: Any) -> Any:
 def _facts(prob: Any) -> list[tuple[str, str]]:
     spec: StateSpec = prob.state_spec
     shapes = str(spec.shapes[0] if spec.is_tensor else list(spec.shapes))
-    name = getattr(prob.f, "__name__", type(prob.f).__name__)
+    functions = [k for k in ("f", "f1", "f2", "H") if hasattr(prob, k)]
     facts = [
-        ("f", name),
+        *(
+            (k, getattr(getattr(prob, k), "__name__", type(getattr(prob, k)).__name__))
+            for k in functions
+        ),
         ("u0", f"shape {shapes}, {str(spec.dtype)[6:]}, {spec.device}"),
         ("tspan", f"({_number(prob.tspan[0]):g}, {_number(prob.tspan[1]):g})"),
         ("p", _describe_p(prob.p)),
@@ -278,11 +282,11 @@ def _describe_p(p: Any) -> str:
     return f"{count} value{'s' if count != 1 else ''} in {type(p).__name__}"
 
 
-def _repr(prob: Any) -> str:
+def describe(prob: Any) -> str:
     return f"{type(prob).__name__}({', '.join(f'{k}: {v}' for k, v in _facts(prob))})"
 
 
-def _repr_html(prob: Any) -> str:
+def describe_html(prob: Any) -> str:
     rows = "".join(
         f"<tr><th style='text-align:left'>{k}</th><td style='text-align:left'>{escape(v)}</td></tr>"
         for k, v in _facts(prob)

@@ -124,7 +124,7 @@ def solve(
             )
         chosen = choose_engine(engine)
         mass = getattr(prob, "mass_matrix", None)
-        chosen.check(prob.kind, alg, mass is not None)
+        chosen.check(getattr(prob, "form", prob.kind), alg, mass is not None)
         with plain_mode():
             setup = Flattened(prob, chosen, as_callbacks(callback))
             grid = saveat_grid(saveat, setup.t0_t, setup.t1_t)

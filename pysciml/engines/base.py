@@ -93,6 +93,10 @@ class FlatProblem:
     kind ``"ode"``: ``functions`` takes (u, p, t, c) and gives du, with ``mass_matrix`` (n, n)
     or None for the identity. kind ``"dae"``: ``functions`` takes (du, u, p, t, c) and gives
     the residual; ``du0`` and ``differential_vars`` (n booleans) belong to it.
+
+    form: how an ODE can be taken apart. ``"partitioned"``: ``parts`` give the first ``split`` and
+    the other entries of du (``"second_order"``: the latter are the former entries of u);
+    ``"split"``: ``parts`` sum up to ``functions`` (``"semilinear"``: the first is linear in u).
     """
 
     kind: Literal["ode", "dae"]
@@ -108,6 +112,9 @@ class FlatProblem:
     callbacks: tuple[FlatCallback, ...] = ()
     dtype: Literal["float64", "float32"] = "float64"
     name: str = "f"
+    form: Literal["", "partitioned", "second_order", "split", "semilinear"] = ""
+    parts: tuple[Functions, ...] = ()
+    split: int = 0
 
 
 @dataclass(frozen=True)
@@ -255,7 +262,10 @@ class Engine(ABC):
 
     @abstractmethod
     def check(self, problem_kind: str, alg: Algorithm | None, has_mass_matrix: bool) -> None:
-        """Raise EngineError where this engine cannot run ``alg`` on such a problem."""
+        """Raise EngineError where this engine cannot run ``alg`` on such a problem.
+
+        ``problem_kind`` is the flat problem's kind, or its form where it has one.
+        """
 
     @abstractmethod
     def solve(

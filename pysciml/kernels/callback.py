@@ -53,7 +53,7 @@ class CallbackFunctions:
     kernels: Any | None = None
 
     def __init__(self, fn: Callable[..., Tensor], inputs: dict[str, Tensor]) -> None:
-        self.fn = fn
+        self.fn, self.inputs = fn, inputs
         self.names = (*inputs, "c")
         first = next(iter(inputs.values()))
         self.dtype, self.device = first.dtype, first.device
@@ -81,6 +81,10 @@ class CallbackFunctions:
 
     def data(self) -> Tensor:
         return torch.empty(0, dtype=self.dtype, device=self.device)
+
+    def then(self, change: Callable[[Tensor], Tensor]) -> CallbackFunctions:
+        """The functions of ``change(fn(...))``."""
+        return CallbackFunctions(lambda *inputs: change(self.fn(*inputs)), self.inputs)
 
     def ok(self) -> bool:
         return True

@@ -21,7 +21,10 @@ using OrdinaryDiffEqTsit5: OrdinaryDiffEqTsit5, AutoTsit5, Tsit5
 using OrdinaryDiffEqVerner: OrdinaryDiffEqVerner, Vern7
 using OrdinaryDiffEqCore: BrownFullBasicInit
 using SciMLBase: SciMLBase, CallbackSet, ContinuousCallback, DAEFunction, DAEProblem,
-    DiscreteCallback, FullSpecialize, ODEFunction, ODEProblem, ReturnCode, remake, terminate!
+    DiscreteCallback, DynamicalODEFunction, FullSpecialize, ODEFunction, ODEProblem, ReturnCode,
+    SplitFunction, remake, terminate!
+using SciMLBase.RecursiveArrayTools: ArrayPartition
+using SciMLBase.SciMLOperators: MatrixOperator
 using SciMLLogging: SciMLLogging
 using SparseArrays: SparseMatrixCSC, getcolptr, nonzeros, rowvals, sparse
 
@@ -45,6 +48,7 @@ include("collocation.jl")
 include("device.jl")
 include("device_adjoint.jl")
 include("registry.jl")
+include("parts.jl")
 include("ensemble.jl")
 include("bridge.jl")
 include("precompile.jl")

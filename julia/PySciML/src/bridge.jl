@@ -208,6 +208,10 @@ function entry_points()
             c_new_model, Cint,
             (Int64, Int64, Ptr{Cvoid}, Ptr{Int64}, Ptr{Int64}, Ptr{Ptr{UInt8}})
         ),
+        new_parts = @cfunction(
+            c_new_parts, Cint,
+            (Int64, Int64, Int64, Int64, Int64, Int64, Ptr{Int64}, Ptr{Ptr{UInt8}})
+        ),
         new_events = @cfunction(
             c_new_events, Cint, (Int64, Ptr{EventSpec}, Int64, Ptr{Int64}, Ptr{Ptr{UInt8}})
         ),

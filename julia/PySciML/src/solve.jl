@@ -142,7 +142,7 @@ function integrate(
     tstops = isempty(events) ? o.tstops : all_stops(o.tstops, events)
     saveat = dense ? T[] : o.saveat
     common = (;
-        o.abstol, o.reltol, saveat, tstops, callback, dense,
+        abstol = like_state(o.abstol, prob.u0), o.reltol, saveat, tstops, callback, dense,
         save_everystep = dense,
         save_start = dense || first(saveat) == t0, save_end = dense || last(saveat) == t1,
         dtmax = given(o.dtmax, t1 - t0), dtmin = given(o.dtmin, zero(T)),

@@ -49,11 +49,16 @@ from pysciml.engines.julia.names import (
     require_sensealg,
     sensealg_expression,
 )
+from pysciml.engines.julia.parts import (
+    adjoint_of_parts,
+    require_fitting_parts,
+    taken_apart,
+)
 from pysciml.engines.julia.sparse import Pattern, keeps_jacobian, pattern
 from pysciml.engines.julia.startup import Julia, julia
 from pysciml.errors import EngineError
 from pysciml.kernels.callback import CallbackFunctions
-from pysciml.ordinarydiffeq import NEEDS, NO_ERROR_CONTROL, PARTS
+from pysciml.ordinarydiffeq import NEEDS, NO_ERROR_CONTROL, PARTS, SATISFIED
 from pysciml.sensitivity import CollocationAdjoint, SensitivityAlgorithm
 
 Array = npt.NDArray[np.float64]
@@ -61,9 +66,21 @@ Array = npt.NDArray[np.float64]
 
 _NEEDS = {
     "dae": "residuals (DAEProblem)",
-    "partitioned": "second-order and partitioned equations",
-    "split": "split equations",
+    "partitioned": "partitioned equations (DynamicalODEProblem, SecondOrderODEProblem, "
+    "HamiltonianProblem)",
+    "second_order": "second-order equations (SecondOrderODEProblem)",
+    "split": "split equations (SplitODEProblem, SemilinearODEProblem)",
+    "semilinear": "semilinear equations (SemilinearODEProblem)",
     "linear": "linear equations given by an operator",
+}
+#: By the kind or form of a problem: what it is called, and an algorithm for it.
+_GIVEN = {
+    "ode": ("an ODEProblem", "e.g. pysciml.Tsit5() or pysciml.Rodas5P()"),
+    "dae": ("a DAEProblem", "pysciml.DFBDF()"),
+    "partitioned": ("a partitioned problem", "e.g. pysciml.KahanLi8() or pysciml.Tsit5()"),
+    "second_order": ("a SecondOrderODEProblem", "e.g. pysciml.DPRKN6() or pysciml.Tsit5()"),
+    "split": ("a SplitODEProblem", "e.g. pysciml.KenCarp4()"),
+    "semilinear": ("a SemilinearODEProblem", "e.g. pysciml.ETDRK4() or pysciml.KenCarp4()"),
 }
 
 
@@ -185,7 +202,7 @@ class JuliaEngine(Engine):
     # -- what there is -------------------------------------------------------------------------
 
     def check(self, problem_kind: str, alg: Algorithm | None, has_mass_matrix: bool) -> None:
-        if problem_kind not in ("ode", "dae"):
+        if problem_kind not in _GIVEN:
             raise EngineError(
                 f"The julia engine does not solve {problem_kind!r} problems yet; write yours as an "
                 "ODEProblem or a DAEProblem."
@@ -196,10 +213,8 @@ class JuliaEngine(Engine):
                 f"give it to one, e.g. {_part_of(alg.name)}."
             )
         need = NEEDS.get(alg.name) if alg is not None else None
-        if need is not None and need != problem_kind:
-            given, use = "an ODEProblem", "e.g. pysciml.Tsit5() or pysciml.Rodas5P()"
-            if problem_kind == "dae":
-                given, use = "a DAEProblem", "pysciml.DFBDF()"
+        if need is not None and problem_kind not in SATISFIED[need]:
+            given, use = _GIVEN[problem_kind]
             raise EngineError(
                 f"{alg.name} is for {_NEEDS[need]}, but this is {given}; "  # type: ignore[union-attr]
                 f"use {use}."
@@ -254,6 +269,8 @@ class JuliaEngine(Engine):
         """The problem's functions in Julia, and the numbers of its model and algorithm."""
         functions = self.functions(problem.functions, problem.kind, problem.dtype)
         functions.use(problem.p, problem.c)
+        if taken_apart(problem, alg):
+            return functions, *self._in_parts(problem, functions, alg)
         sparse = _sparse_pattern(problem, alg)
         model = functions.model(len(problem.u0), problem.mass_matrix, sparse)
         return (
@@ -266,6 +283,8 @@ class JuliaEngine(Engine):
         self, problem: FlatProblem, alg: Algorithm | None, options: SolveOptions
     ) -> FlatSolution:
         options = checked_options(alg, options)
+        if taken_apart(problem, alg):
+            require_fitting_parts(problem, alg, options)
         functions, model, number = self.prepared(problem, alg)
         events = self.events(problem)
         request, keep = self.request(
@@ -277,6 +296,16 @@ class JuliaEngine(Engine):
             options.progress(response.t_reached)
         del keep
         return self._solution(response, problem, options, functions, events, alg)
+
+    def _in_parts(
+        self, problem: FlatProblem, functions: JuliaFunctions, alg: Algorithm | None
+    ) -> tuple[int, int]:
+        first, second = (self.functions(f, "ode", problem.dtype) for f in problem.parts)
+        for part in (first, second):
+            part.use(problem.p, problem.c)
+        linear = NEEDS.get(alg.name) == "semilinear" if alg is not None else False
+        model = functions.model_of_parts(len(problem.u0), (first, second), problem.split, linear)
+        return model, self.object(*algorithm_expression(alg, problem.kind))
 
     def request(
         self, model: int, alg: int, events: int, problem: FlatProblem, options: SolveOptions
@@ -358,7 +387,7 @@ class JuliaEngine(Engine):
     def solves_members(self, problem: FlatProblem) -> bool:
         # functions called back in Python hold the parameters of one solve
         called_back = isinstance(problem.functions, CallbackFunctions)
-        return problem.kind == "ode" and not problem.callbacks and not called_back
+        return not (problem.kind != "ode" or problem.form or problem.callbacks or called_back)
 
     def solve_members(
         self,
@@ -391,6 +420,8 @@ class JuliaEngine(Engine):
         by_times: bool = True,
     ) -> FlatGradient:
         handle: Handle = solution.handle
+        if taken_apart(handle.problem, handle.alg):
+            return adjoint_of_parts(self, solution, grad_u, grad_t, at, by_times)
         problem, options = handle.problem, handle.options
         sensealg = options.sensealg or default_sensealg(problem, handle.alg)
         refuse_adjoint(problem, sensealg)

@@ -116,6 +116,17 @@ class JuliaFunctions:
             )
         return self._models[key]
 
+    def model_of_parts(
+        self, n: int, parts: tuple[JuliaFunctions, JuliaFunctions], split: int, linear: bool
+    ) -> int:
+        """The number of the model of these functions with those of its two parts."""
+        key = ("parts", parts[0].id, parts[1].id, linear)
+        if key not in self._models:
+            self._models[key] = self.bridge.number(
+                "new_parts", self.id, parts[0].id, parts[1].id, n, split, int(linear)
+            )
+        return self._models[key]
+
     def use(self, p: Array, c: Array) -> None:
         """The parameters of the solve that comes; only functions called back in Python need it."""
         if self.functions.kernels is None:
