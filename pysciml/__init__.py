@@ -10,6 +10,15 @@ from __future__ import annotations
 from typing import Any
 
 from pysciml.algorithms import Algorithm, algorithm, algorithm_names
+from pysciml.callback_library import (
+    ManifoldProjection,
+    PeriodicCallback,
+    PositiveDomain,
+    SavedValues,
+    SavingCallback,
+    TerminateSteadyState,
+    VectorContinuousCallback,
+)
 from pysciml.callbacks import (
     CallbackSet,
     ContinuousCallback,
@@ -49,6 +58,8 @@ from pysciml.sensitivity import (
 from pysciml.solution import Event, Solution
 from pysciml.solve import solve
 from pysciml.split import SemilinearODEProblem, SplitODEProblem
+from pysciml.steady import DynamicSS, SSRootfind, SteadyStateProblem, SteadyStateSolution
+from pysciml.steady_solve import solve_steady_state as _steady  # noqa: F401  (registers itself)
 
 __version__ = "0.1.0"
 
@@ -62,6 +73,7 @@ __all__ = [
     "DAEProblem",
     "DiscreteAdjoint",
     "DiscreteCallback",
+    "DynamicSS",
     "DynamicalODEProblem",
     "EngineError",
     "EnsembleExecutor",
@@ -76,15 +88,25 @@ __all__ = [
     "HamiltonianProblem",
     "InputError",
     "InterpolatingAdjoint",
+    "ManifoldProjection",
     "ODEProblem",
+    "PeriodicCallback",
+    "PositiveDomain",
     "PresetTimeCallback",
     "PyscimlError",
     "QuadratureAdjoint",
+    "SSRootfind",
+    "SavedValues",
+    "SavingCallback",
     "SecondOrderODEProblem",
     "SemilinearODEProblem",
     "Solution",
     "SolveError",
     "SplitODEProblem",
+    "SteadyStateProblem",
+    "SteadyStateSolution",
+    "TerminateSteadyState",
+    "VectorContinuousCallback",
     "algorithm",
     "algorithm_names",
     "julia_function",

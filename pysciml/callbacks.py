@@ -44,6 +44,13 @@ Affect = Callable[[Any, Any, Any], Any] | _Terminate | None
 class Callback:
     """Base of the callbacks. ``save_positions``: save the state before and after the event."""
 
+    def for_problem(self, prob: Any, t0: float, t1: float) -> tuple[Callback, ...]:
+        """The basic callbacks (continuous, discrete, preset) that it stands for in a solve."""
+        return (self,)
+
+    def finish(self, sol: Any) -> None:
+        """Called with every solution."""
+
     def _check(self, affect: Any) -> None:
         if affect is not None and affect is not terminate and not callable(affect):
             raise InputError(

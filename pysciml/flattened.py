@@ -67,7 +67,14 @@ class Flattened:
         self.closures = len(self.functions.closures_p)
         self.total_p, self.c = self._vectors(self.functions)
         self.callbacks = (*prob.callback, *more)
-        self.flat_callbacks = tuple(self._callback(c, i) for i, c in enumerate(self.callbacks))
+        basic = [
+            (b, i, k)
+            for i, c in enumerate(self.callbacks)
+            for k, b in enumerate(c.for_problem(prob, self.t0, self.t1))
+        ]
+        #: of each basic callback: the position of the one it comes from, and its number in that
+        self.origins = [(i, k) for _, i, k in basic]
+        self.flat_callbacks = tuple(self._callback(b, j, i) for j, (b, i, _) in enumerate(basic))
         self._called_back = [
             (x, x._version)
             for functions in self._all_functions()
@@ -140,14 +147,14 @@ class Flattened:
                     "gradients (in torch.no_grad(), or with inputs that do not require grad)."
                 )
 
-    def _callback(self, c: Any, i: int) -> FlatCallback:
+    def _callback(self, c: Any, i: int, given: int) -> FlatCallback:
         condition = affect = None
         own: dict[str, Any] = {}
         if isinstance(c, (ContinuousCallback, DiscreteCallback)):
-            condition = self._functions(c.condition, "condition", f"condition of callback {i}")
+            condition = self._functions(c.condition, "condition", f"condition of callback {given}")
             own |= self._vectors_of_callback(condition, i, "condition")
         if getattr(c, "affect", None) is not None and c.affect is not terminate:
-            affect = self._functions(c.affect, "affect", f"affect of callback {i}")
+            affect = self._functions(c.affect, "affect", f"affect of callback {given}")
             own |= self._vectors_of_callback(affect, i, "affect")
         kind = (
             "continuous" if isinstance(c, ContinuousCallback)

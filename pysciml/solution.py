@@ -20,10 +20,14 @@ __all__ = ["Event", "Solution"]
 
 @dataclass(frozen=True)
 class Event:
-    """An event that happened: its time, and the position of its callback in the problem's list."""
+    """An event that happened: its time, and the position of its callback in the problem's list.
+
+    ``component``: which of a VectorContinuousCallback's conditions it was; else 0.
+    """
 
     t: float
     callback: int
+    component: int = 0
 
 
 @dataclass(frozen=True)

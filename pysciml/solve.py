@@ -159,7 +159,10 @@ def solve(
                     t, u = setup.from_numpy(flat.t, time=True), setup.from_numpy(flat.u)
             assert run.flat is not None
             t = _times_of(run.flat, grid, setup, t)
-            return _solution(run, t, u, index)
+            sol = _solution(run, t, u, index)
+            for c in setup.callbacks:
+                c.finish(sol)
+            return sol
     finally:
         resume_compiler(compiler)
 
@@ -349,7 +352,7 @@ def _solution(run: _Run, t: Tensor, u: Tensor, index: Tensor | None) -> Solution
         stats=flat.stats,
         engine=setup.engine.name,
         algorithm=flat.stats.algorithm,
-        events=[Event(time, k) for time, k in flat.events],
+        events=[Event(time, *setup.origins[k]) for time, k in flat.events],
         message=flat.message,
         prob=setup.prob,
         spec=setup.state,

@@ -1,0 +1,256 @@
+"""Solving for steady states."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import optimize
+from scipy.sparse.linalg import LinearOperator, gmres
+from torch import Tensor
+
+from pysciml.callback_library import TerminateSteadyState
+from pysciml.dispatch import solves
+from pysciml.engines.base import FlatGradient, Stats
+from pysciml.engines.choice import engine as choose_engine
+from pysciml.errors import InputError, PyscimlError, SolveError
+from pysciml.flatten import to_numpy
+from pysciml.flattened import Flattened
+from pysciml.options import positive
+from pysciml.solve import once
+from pysciml.steady import DynamicSS, SSRootfind, SteadyStateProblem, SteadyStateSolution
+from pysciml.transforms import leave_compiler, plain_mode, refuse_transforms, resume_compiler
+
+__all__ = ["solve_steady_state"]
+
+Array = npt.NDArray[np.float64]
+
+#: States up to which Jacobians are formed and factored for gradients.
+_DENSE = 2000
+
+
+@solves(SteadyStateProblem)
+def solve_steady_state(
+    solve: Callable[..., Any],
+    prob: SteadyStateProblem,
+    alg: Any = None,
+    *,
+    engine: str = "auto",
+    abstol: float = 1e-8,
+    reltol: float = 1e-6,
+    maxiters: int = 1000,
+    raise_on_failure: bool = True,
+    **unknown: Any,
+) -> SteadyStateSolution:
+    """``solve`` for steady states: ``SSRootfind()`` where no algorithm is named.
+
+    The state is accepted where Newton's next step is at most ``abstol + reltol |u|`` in every
+    entry (SSRootfind), or rates are at most ``abstol`` or ``reltol |u|`` (DynamicSS).
+    """
+    if unknown:
+        raise InputError(
+            f"solve does not take {next(iter(unknown))!r} for a SteadyStateProblem; it takes "
+            "engine, abstol, reltol, maxiters, raise_on_failure."
+        )
+    if isinstance(alg, type) and issubclass(alg, (SSRootfind, DynamicSS)):
+        alg = alg()
+    if alg is not None and not isinstance(alg, (SSRootfind, DynamicSS)):
+        raise InputError(
+            f"alg is {alg!r}, but a SteadyStateProblem is solved by pysciml.SSRootfind() or "
+            "pysciml.DynamicSS(an algorithm for the ODE)."
+        )
+    positive("abstol", abstol, zero=True)
+    positive("reltol", reltol, zero=True)
+    compiler = leave_compiler()
+    try:
+        refuse_transforms(prob.u0, prob.p)
+        chosen = choose_engine(engine)
+        with plain_mode():
+            setup = Flattened(prob.as_ode(1.0), chosen, ())
+            if not hasattr(setup.functions, "bind"):
+                raise InputError(
+                    "f is a julia_function, but steady states are searched for functions written "
+                    "in torch; write it so."
+                )
+            state = _State(setup)
+            original = None
+            if isinstance(alg, DynamicSS):
+                original = _come_to_rest(solve, prob, alg, engine, abstol, reltol)
+                state.reached(original)
+            else:
+                state.find_root(float(abstol), float(reltol), int(maxiters))
+            if state.retcode != "Success" and raise_on_failure:
+                _fail(state, original)
+            leaves = setup.leaves
+            want = torch.is_grad_enabled() and any(x.requires_grad for x in leaves)
+            if want:
+                setup.require_differentiable()
+                u = _Steady.apply(state, *leaves)
+            else:
+                u = setup.from_numpy(state.u)
+    finally:
+        resume_compiler(compiler)
+    return SteadyStateSolution(
+        u=setup.state.unflatten(u),
+        resid=setup.state.unflatten(setup.from_numpy(state.value(state.u))),
+        retcode=state.retcode,
+        stats=original.stats if original is not None else Stats(nf=state.nf, njacs=state.njacs),
+        engine=chosen.name,
+        algorithm=type(alg or SSRootfind()).__name__,
+        prob=prob,
+        original=original,
+    )
+
+
+def _come_to_rest(
+    solve: Any, prob: SteadyStateProblem, alg: DynamicSS, engine: str, abstol: float, reltol: float
+) -> Any:
+    rest = TerminateSteadyState(max(abstol, 1e-300), max(reltol, 1e-300))
+    with torch.no_grad():
+        return solve(
+            prob.as_ode(float(alg.tspan), rest), alg.alg, engine=engine, saveat=[float(alg.tspan)],
+            abstol=abstol, reltol=min(reltol, 1e-3), raise_on_failure=False,
+        )  # fmt: skip
+
+
+class _State:
+    """The search for a steady state, and what its gradient needs."""
+
+    def __init__(self, setup: Flattened) -> None:
+        functions, p, c = setup.functions, setup.total_p, setup.c
+        self.setup, self.n = setup, setup.state.size
+        self._bind: Any = lambda role: functions.bind(role, p, c)
+        self._value: Any = self._bind("value")
+        self._jac: Any = None
+        self.u: Array = to_numpy(setup.u0)
+        self.retcode, self.nf, self.njacs, self.step = "Failure", 0, 0, math.inf
+
+    def value(self, u: Array) -> Array:
+        out = np.empty(self.n)
+        with np.errstate(all="ignore"):
+            self._value(u, math.inf, out)
+        self.nf += 1
+        return out
+
+    def jacobian(self, u: Array) -> Array:
+        if self._jac is None:
+            self._jac = self._bind("jac:u")
+        out = np.empty((self.n, self.n))
+        with np.errstate(all="ignore"):
+            self._jac(u, math.inf, out)
+        self.njacs += 1
+        return out
+
+    def find_root(self, abstol: float, reltol: float, maxiters: int) -> None:
+        start = self.value(self.u)
+        if not np.isfinite(start).all():
+            raise InputError(
+                "f gives inf or NaN at u0 and t = inf, where a search for a steady state begins; "
+                "give another u0, or leave t out of f."
+            )
+        found = optimize.root(
+            self.value, self.u, jac=self.jacobian, method="hybr",
+            options={"xtol": 1e-12, "maxfev": maxiters},
+        )  # fmt: skip
+        self.u = np.asarray(found.x)
+        for _ in range(3):  # MINPACK judges by its steps alone
+            step = self._newton(self.u)
+            self.step = float(np.max(np.abs(step) / (abstol + reltol * np.abs(self.u) + 1e-300)))
+            if not np.isfinite(self.step):
+                break
+            if self.step <= 1.0:
+                self.u, self.retcode = self.u - step, "Success"
+                return
+            self.u = self.u - step
+        self.retcode = "ConvergenceFailure"
+
+    def _newton(self, u: Array) -> Array:
+        """Newton's step; the shortest one where there is more than one."""
+        J, r = self.jacobian(u), self.value(u)
+        if not (np.isfinite(J).all() and np.isfinite(r).all()):
+            return np.full(self.n, np.inf)
+        step: Array = np.linalg.lstsq(J, r, rcond=1e-13)[0].astype(float)
+        # a remainder that no step can take away is a step that is not small
+        left = np.abs(r - J @ step).max()
+        return step if left <= 1e-8 * (1.0 + np.abs(r).max()) else np.full(self.n, np.inf)
+
+    def reached(self, sol: Any) -> None:
+        if len(sol):
+            self.u = to_numpy(self.setup.state.flatten_series(sol.u)[-1])
+        self.retcode = "Success" if sol.retcode == "Terminated" else sol.retcode
+        if sol.retcode == "Success":
+            self.retcode = "MaxIters"  # the time was up
+
+    def pulled(self, cotangent: Array) -> Array:
+        """The cotangent of the parameters: ``-f_p' J'^-1 cotangent``."""
+        dp = np.zeros(len(self.setup.total_p))
+        w = self._transposed_solve(cotangent)
+        self._bind("vjp:p")(-w, self.u, math.inf, dp)
+        return dp
+
+    def _transposed_solve(self, cotangent: Array) -> Array:
+        if self.n <= _DENSE:
+            J = self.jacobian(self.u)
+            with np.errstate(all="ignore"):
+                w: Array = np.linalg.lstsq(J.T, cotangent, rcond=1e-13)[0].astype(float)
+            off = np.abs(J.T @ w - cotangent).max()
+        else:
+            product = self._bind("vjp:u")
+
+            def pull(x: Array) -> Array:
+                out = np.empty(self.n)
+                product(np.ascontiguousarray(x).reshape(-1), self.u, math.inf, out)
+                return out
+
+            w, _ = gmres(LinearOperator((self.n, self.n), pull), cotangent, rtol=1e-10, maxiter=50)
+            off = np.abs(pull(w) - cotangent).max()
+        if not off <= 1e-6 * np.abs(cotangent).max():
+            raise PyscimlError(
+                "The Jacobian at the steady state is singular in a direction that the loss looks "
+                "at, so the state has no derivative there (a quantity that the model conserves, or "
+                "a bifurcation); take that quantity out of the state, or a loss that does not "
+                "depend on it."
+            )
+        return w
+
+
+def _fail(state: _State, original: Any) -> None:
+    size = float(np.abs(state.value(state.u)).max())
+    if original is None:
+        how = "no root was found from u0"
+        advice = "begin nearer to it, or use pysciml.DynamicSS(), which finds stable states"
+    elif state.retcode == "MaxIters" and original.retcode == "Success":
+        how = f"the solve did not come to rest before t = {original._span[1]:g}"
+        advice = "check that there is a stable state, loosen abstol and reltol, or raise tspan"
+    else:
+        how = f"the solve towards it stopped with retcode {state.retcode}"
+        advice = "check the model, or use a stiff algorithm in DynamicSS"
+    raise SolveError(
+        f"The steady state was not reached: {how} (the largest rate is {size:.3g}); {advice}.",
+        retcode=state.retcode,
+        t=math.nan if original is None else float(original._span[1]),
+        solution=original,
+    )
+
+
+class _Steady(torch.autograd.Function):
+    """Inputs: the problem's leaves, of which the state depends on those of p and the closures."""
+
+    @staticmethod
+    def forward(ctx: Any, state: _State, *leaves: Tensor) -> Tensor:
+        ctx.state = state
+        return state.setup.from_numpy(state.u)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        state: _State = ctx.state
+        state.setup.require_unchanged()
+        with plain_mode():
+            dp = state.pulled(to_numpy(grad))
+        flat = FlatGradient(np.zeros(state.n), dp, 0.0, np.zeros(0))
+        out = tuple(state.setup.cotangents(flat, ctx.needs_input_grad[1:]))
+        return (None, *once(out, *state.setup.leaves, grad))

@@ -1,0 +1,196 @@
+"""Steady states against closed forms, and their gradients."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import pysciml as ps
+from pysciml.errors import InputError, PyscimlError, SolveError
+from tests.support import F64, assert_close, f64, stiff
+
+
+def reactor(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
+    """Feed, dimerisation and outflow: ``feed = k x + 2 r x^2``."""
+    feed, k, r = p.unbind()
+    x, y = u.unbind()
+    return torch.stack([feed - k * x - 2 * r * x * x, r * x * x - k * y])
+
+
+def exact(p: Tensor) -> Tensor:
+    feed, k, r = p.unbind()
+    x = (-k + torch.sqrt(k * k + 8 * r * feed)) / (4 * r)
+    return torch.stack([x, r * x * x / k])
+
+
+def algorithms(engine: str) -> list[Any]:
+    return [None, ps.SSRootfind(), ps.DynamicSS(stiff(engine)), ps.DynamicSS()]
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_a_reactor_and_its_gradient(engine, which) -> None:
+    p = f64(2.0, 0.5, 3.0, grad=True)
+    prob = ps.SteadyStateProblem(reactor, f64(1.0, 1.0), p)
+    tolerances = {"abstol": 1e-10, "reltol": 1e-10}
+    sol = ps.solve(prob, algorithms(engine)[which], engine=engine, **tolerances)
+    assert sol.success and "Success" in repr(sol)
+    assert_close(sol.u, exact(p), 1e-8)
+    assert float(sol.resid.abs().max()) < 1e-7
+    (got,) = torch.autograd.grad((sol.u * f64(1.0, 2.0)).sum(), p)
+    (want,) = torch.autograd.grad((exact(p) * f64(1.0, 2.0)).sum(), p)
+    assert_close(got, want, 1e-7)
+
+
+def test_pytrees_closures_and_an_ode(engine) -> None:
+    W = torch.tensor([[0.2, -0.4], [0.3, 0.1]], dtype=F64, requires_grad=True)
+
+    def f(u: Any, p: Any, t: Tensor) -> Any:
+        return {"x": torch.tanh(W @ u["x"] + p["b"]) - u["x"]}
+
+    b = f64(0.5, -0.3, grad=True)
+    u0 = {"x": f64(0.0, 0.0)}
+    prob = ps.SteadyStateProblem(ps.ODEProblem(f, u0, (0.0, 1.0), {"b": b}))
+    x = ps.solve(prob, engine=engine).u["x"]
+    assert_close(torch.tanh(W @ x + b), x, 1e-9)
+    got = torch.autograd.grad(x.sum(), [W, b])
+    # by a long fixed-point iteration, differentiated step by step
+    z = f64(0.0, 0.0)
+    for _ in range(200):
+        z = torch.tanh(W @ z + b)
+    for a, w in zip(got, torch.autograd.grad(z.sum(), [W, b]), strict=True):
+        assert_close(a, w, 1e-8)
+
+
+def test_the_start_has_no_influence() -> None:
+    u0 = f64(1.0, 1.0, grad=True)
+    sol = ps.solve(ps.SteadyStateProblem(reactor, u0, f64(2.0, 0.5, 3.0)), engine="sundials")
+    assert torch.equal(torch.autograd.grad(sol.u.sum(), u0)[0], f64(0.0, 0.0))
+
+
+def test_only_rootfinding_finds_unstable_states(engine) -> None:
+    def pitchfork(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
+        return p * u - u**3
+
+    prob = ps.SteadyStateProblem(pitchfork, f64([0.1]), f64(1.0))
+    assert_close(ps.solve(prob, ps.SSRootfind(), engine=engine).u, f64([0.0]), 0.0, 1e-8)
+    rest = ps.solve(prob, ps.DynamicSS(stiff(engine)), engine=engine)
+    assert_close(rest.u, f64([1.0]), 1e-6)
+    assert rest.original.retcode == "Terminated"
+
+
+def test_terms_that_fade_with_time() -> None:
+    prob = ps.SteadyStateProblem(lambda u, p, t: p - u + torch.exp(-t), f64([0.0]), f64(3.0))
+    assert_close(ps.solve(prob, engine="sundials").u, f64([3.0]), 1e-12)
+
+
+def test_a_conserved_quantity_has_no_gradient_but_others_have() -> None:
+    def exchange(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
+        flow = p[0] * u[0] - p[1] * u[1]
+        return torch.stack([-flow, flow])
+
+    p = f64(2.0, 1.0, grad=True)
+    prob = ps.SteadyStateProblem(exchange, f64(1.0, 0.5), p)
+    sol = ps.solve(prob, ps.DynamicSS(), engine="sundials", abstol=1e-10, reltol=1e-10)
+    assert_close(sol.u, f64(0.5, 1.0), 1e-6)
+    with pytest.raises(PyscimlError, match="singular in a direction.*conserves"):
+        torch.autograd.grad(sol.u[0], p)
+
+
+def test_ensembles_of_steady_states(engine) -> None:
+    p = f64([2.0, 0.5, 3.0], [1.0, 0.7, 2.0], grad=True)
+    prob = ps.SteadyStateProblem(reactor, f64(1.0, 1.0), p[0])
+    ensemble = ps.EnsembleProblem(
+        prob, lambda prob, i: ps.remake(prob, p=p[i]), lambda sol, i: sol.u
+    )
+    sim = ps.solve(ensemble, ps.SSRootfind(), trajectories=2, engine=engine)
+    want = torch.stack([exact(row) for row in p])
+    assert_close(torch.stack(sim.u), want, 1e-8)
+    (got,) = torch.autograd.grad(torch.stack(sim.u).sum(), p)
+    assert_close(got, torch.autograd.grad(want.sum(), p)[0], 1e-7)
+
+
+def test_many_states_go_matrix_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pysciml.steady_solve._DENSE", 10)
+    n = 40
+    p = f64(2.0, grad=True)
+
+    def chain(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
+        left = torch.cat([torch.ones(1, dtype=F64), u[:-1]])
+        right = torch.cat([u[1:], torch.zeros(1, dtype=F64)])
+        return left - 2 * u + right - p * u / n**2
+
+    sol = ps.solve(ps.SteadyStateProblem(chain, torch.zeros(n, dtype=F64), p), engine="sundials")
+    (got,) = torch.autograd.grad(sol.u.sum(), p)
+
+    def total(p: float) -> float:
+        prob = ps.SteadyStateProblem(chain, torch.zeros(n, dtype=F64), f64(p))
+        return float(ps.solve(prob, engine="sundials").u.sum())
+
+    assert_close(got, f64((total(2.001) - total(1.999)) / 0.002), 1e-6)
+
+
+def no_root(u: Tensor, p: Any, t: Tensor) -> Tensor:
+    return 1.0 + u * u
+
+
+BAD: dict[str, tuple[Any, type[Exception], str]] = {
+    "f": (lambda: ps.SteadyStateProblem(3, f64([1.0])), InputError, "f is a int; give a function"),
+    "alg": (
+        lambda: ps.solve(ps.SteadyStateProblem(no_root, f64([1.0])), ps.CVODE_BDF()),
+        InputError, r"solved by pysciml.SSRootfind\(\) or pysciml.DynamicSS",
+    ),
+    "option": (
+        lambda: ps.solve(ps.SteadyStateProblem(no_root, f64([1.0])), saveat=[1.0]),
+        InputError, "does not take 'saveat' for a SteadyStateProblem",
+    ),
+    "inner": (lambda: ps.DynamicSS(3), InputError, "alg is a int; give an algorithm"),
+    "tspan": (lambda: ps.DynamicSS(tspan=-1.0), InputError, "tspan is -1.0; give a number > 0"),
+    "mass": (
+        lambda: ps.SteadyStateProblem(
+            ps.ODEProblem(no_root, f64([1.0]), (0.0, 1.0), mass_matrix=f64([[2.0]]))
+        ),
+        InputError, "with a mass matrix",
+    ),
+    "start": (
+        lambda: ps.solve(
+            ps.SteadyStateProblem(lambda u, p, t: torch.log(u), f64([-1.0])), engine="sundials"
+        ),
+        InputError, "inf or NaN at u0",
+    ),
+    "no root": (
+        lambda: ps.solve(ps.SteadyStateProblem(no_root, f64([1.0])), engine="sundials"),
+        SolveError, "not reached: no root was found from u0.*DynamicSS",
+    ),
+    "no rest": (
+        lambda: ps.solve(
+            ps.SteadyStateProblem(
+                lambda u, p, t: torch.stack([u[1], -u[0]]), f64(1.0, 0.0)
+            ),
+            ps.DynamicSS(tspan=10.0), engine="sundials",
+        ),
+        SolveError, "not reached: the solve did not come to rest before t = 10",
+    ),
+    "blow up": (
+        lambda: ps.solve(
+            ps.SteadyStateProblem(no_root, f64([1.0])), ps.DynamicSS(), engine="sundials"
+        ),
+        SolveError, "not reached: the solve towards it stopped with retcode",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name: str) -> None:
+    call, error, message = BAD[name]
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_a_failure_can_be_looked_at() -> None:
+    prob = ps.SteadyStateProblem(no_root, f64([1.0]))
+    sol = ps.solve(prob, engine="sundials", raise_on_failure=False)
+    assert not sol.success and math.isfinite(float(sol.u))
