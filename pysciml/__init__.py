@@ -26,6 +26,7 @@ from pysciml.callbacks import (
     PresetTimeCallback,
     terminate,
 )
+from pysciml.discrete import DiscreteProblem
 from pysciml.ensemble import (
     EnsembleExecutor,
     EnsembleProblem,
@@ -73,6 +74,7 @@ __all__ = [
     "DAEProblem",
     "DiscreteAdjoint",
     "DiscreteCallback",
+    "DiscreteProblem",
     "DynamicSS",
     "DynamicalODEProblem",
     "EngineError",

@@ -136,6 +136,8 @@ ALGORITHMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "Feagin10": ("OrdinaryDiffEqFeagin", ()),
     "Feagin12": ("OrdinaryDiffEqFeagin", ()),
     "Feagin14": ("OrdinaryDiffEqFeagin", ()),
+    # OrdinaryDiffEqFunctionMap
+    "FunctionMap": ("OrdinaryDiffEqFunctionMap", ("scale_by_time",)),
     # OrdinaryDiffEqHighOrderRK
     "DP8": ("OrdinaryDiffEqHighOrderRK", ()),
     "PFRK87": ("OrdinaryDiffEqHighOrderRK", ("omega",)),
@@ -557,6 +559,7 @@ NEEDS: dict[str, str] = {
     "ETDRK4": "semilinear",
     "FineRKN4": "second_order",
     "FineRKN5": "second_order",
+    "FunctionMap": "discrete",
     "HochOst4": "semilinear",
     "IRKC": "split",
     "IRKN3": "second_order",
@@ -617,6 +620,7 @@ SATISFIED: dict[str, tuple[str, ...]] = {
     "split": ("split", "semilinear"),
     "semilinear": ("semilinear",),
     "linear": (),
+    "discrete": (),
 }
 
 #: Methods for any ODE that treat the second side of a split equation explicitly.

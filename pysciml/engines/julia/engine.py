@@ -72,6 +72,7 @@ _NEEDS = {
     "split": "split equations (SplitODEProblem, SemilinearODEProblem)",
     "semilinear": "semilinear equations (SemilinearODEProblem)",
     "linear": "linear equations given by an operator",
+    "discrete": "maps (DiscreteProblem)",
 }
 #: By the kind or form of a problem: what it is called, and an algorithm for it.
 _GIVEN = {

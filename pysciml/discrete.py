@@ -1,0 +1,268 @@
+"""Maps: ``u[k+1] = f(u[k], p, t[k+1])``, iterated, with the exact gradient of the iteration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pysciml.algorithms import Algorithm, AlgorithmName, algorithm
+from pysciml.dispatch import solves
+from pysciml.engines.base import FlatGradient, Stats
+from pysciml.engines.choice import engine as choose_engine
+from pysciml.errors import InputError, SolveError
+from pysciml.flatten import ParameterSpec, StateSpec, to_numpy
+from pysciml.flattened import Flattened
+from pysciml.options import positive, state_indices, times_within
+from pysciml.problems import ODEProblem, describe, describe_html, require_callable
+from pysciml.solution import Solution
+from pysciml.solve import ADVICE, once
+from pysciml.transforms import leave_compiler, plain_mode, refuse_transforms, resume_compiler
+
+__all__ = ["DiscreteProblem"]
+
+Array = npt.NDArray[np.float64]
+
+#: More steps than these are a mistake.
+_MOST_STEPS = 1e8
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DiscreteProblem:
+    """``u[k+1] = f(u[k], p, t[k+1])`` with ``u[0] = u0`` and ``t[k] = t0 + k dt``.
+
+    Parameters
+    ----------
+    f : callable
+        ``f(u, p, t)`` in torch: the next state, in the structure of ``u``.
+    u0, tspan, p
+        As for :class:`ODEProblem`; tspan runs forward.
+
+    Solve it with ``solve(prob, FunctionMap(), dt=1.0)``: every state is an output, or those at
+    ``saveat``, which must be among the ``t[k]``; ``sol(t)`` is the state of the last step before.
+    ``FunctionMap(scale_by_time=True)`` iterates ``u + dt f``. Maps need no solver, and run the
+    same on both engines.
+
+    Raises
+    ------
+    InputError
+        As :class:`ODEProblem`.
+    """
+
+    f: Callable[[Any, Any, Any], Any]
+    u0: Any
+    tspan: tuple[Any, Any]
+    p: Any = None
+
+    kind = "discrete"
+    callback = ()
+    state_spec: StateSpec = field(init=False)
+    params_spec: ParameterSpec = field(init=False)
+
+    def __post_init__(self) -> None:
+        require_callable(self.f, "f(u, p, t)")
+        made = ODEProblem(self.f, self.u0, self.tspan, self.p)
+        for name in ("state_spec", "params_spec", "tspan"):
+            object.__setattr__(self, name, getattr(made, name))
+        if any(isinstance(x, Tensor) and x.requires_grad for x in self.tspan):
+            raise InputError(
+                "tspan requires grad, but the times of a map have no gradient; detach them."
+            )
+        if float(self.tspan[1]) < float(self.tspan[0]):
+            raise InputError(
+                f"tspan {tuple(map(float, self.tspan))} runs backwards, but a map runs forward; "
+                "give t0 < t1."
+            )
+
+    def __repr__(self) -> str:
+        return describe(self)
+
+    def _repr_html_(self) -> str:
+        return describe_html(self)
+
+
+@solves(DiscreteProblem)
+def solve_discrete(
+    solve: Any,
+    prob: DiscreteProblem,
+    alg: Algorithm | AlgorithmName | None = None,
+    *,
+    engine: str = "auto",
+    dt: float = 1.0,
+    saveat: Any = None,
+    save_idxs: Any = None,
+    raise_on_failure: bool = True,
+    **unknown: Any,
+) -> Solution:
+    """``solve`` for maps: ``FunctionMap()`` where no algorithm is named."""
+    if unknown:
+        raise InputError(
+            f"solve does not take {next(iter(unknown))!r} for a DiscreteProblem; it takes engine, "
+            "dt, saveat, save_idxs, raise_on_failure."
+        )
+    if isinstance(alg, AlgorithmName):
+        alg = alg()
+    alg = algorithm("FunctionMap")() if alg is None else alg
+    if not isinstance(alg, Algorithm) or alg.name != "FunctionMap":
+        raise InputError(
+            f"alg is {alg!r}, but a DiscreteProblem is iterated by pysciml.FunctionMap()."
+        )
+    compiler = leave_compiler()
+    try:
+        refuse_transforms(prob.u0, prob.p)
+        chosen = choose_engine(engine)
+        with plain_mode():
+            setup = Flattened(prob, chosen, ())
+            if not hasattr(setup.functions, "bind"):
+                raise InputError(
+                    "f is a julia_function, but maps are iterated for functions written in torch; "
+                    "write it so."
+                )
+            times = _times(setup, dt)
+            index = state_indices(save_idxs, setup.state)
+            rows = _rows(saveat, times, setup)
+            run = _Iteration(setup, times, float(dt), bool(alg.options.get("scale_by_time")))
+            leaves = setup.leaves
+            if torch.is_grad_enabled() and any(x.requires_grad for x in leaves):
+                setup.require_differentiable()
+                states = _Iterate.apply(run, *leaves)
+            else:
+                states = setup.from_numpy(run.forward())
+    finally:
+        resume_compiler(compiler)
+    reached = len(states) - 1
+    sol = _solution(prob, setup, run, states, rows[rows <= reached], index)
+    if not sol.success and raise_on_failure:
+        raise SolveError(
+            f"The map left the finite numbers at t = {times[reached]:g} of {setup.t1:g}: "
+            f"{ADVICE['Unstable']}. What was computed is in this error's .solution.",
+            retcode="Unstable",
+            t=float(times[reached]),
+            solution=sol,
+        )
+    return sol
+
+
+def _times(setup: Flattened, dt: Any) -> Array:
+    positive("dt", dt)
+    count = (setup.t1 - setup.t0) / float(dt)
+    if count > _MOST_STEPS:
+        raise InputError(
+            f"dt is {dt}, of which tspan ({setup.t0:g}, {setup.t1:g}) holds {count:.3g}; give a "
+            "larger one."
+        )
+    steps: Array = np.arange(math.floor(count * (1 + 1e-12)) + 1, dtype=np.float64)
+    return setup.t0 + float(dt) * steps
+
+
+def _rows(saveat: Any, times: Array, setup: Flattened) -> npt.NDArray[np.int64]:
+    """Which steps are outputs. Raises InputError for times that are no steps."""
+    if saveat is None:
+        return np.arange(len(times))
+    if isinstance(saveat, (int, float)):
+        positive("saveat", saveat)
+        saveat = np.arange(times[0], times[-1] * (1 + 1e-12), float(saveat))
+    asked = times_within(saveat, "saveat", setup.t0, setup.t1)
+    rows = np.abs(times[None] - asked[:, None]).argmin(1)
+    off = np.abs(times[rows] - asked) > 1e-9 * max(abs(setup.t0), abs(setup.t1))
+    if off.any():
+        i = int(np.nonzero(off)[0][0])
+        raise InputError(
+            f"saveat[{i}] = {asked[i]:g} is no step of the map, whose times are {times[0]:g}, "
+            f"{times[0] + (times[1] - times[0] if len(times) > 1 else 0):g}, ...; leave it out."
+        )
+    return rows
+
+
+class _Iteration:
+    """The states of a map, and the way back through them."""
+
+    def __init__(self, setup: Flattened, times: Array, dt: float, scaled: bool) -> None:
+        self.setup, self.times, self.dt, self.scaled = setup, times, dt, scaled
+        self.states: Array = np.empty((0, 0))
+
+    def forward(self) -> Array:
+        """Every state (m, n); as far as they are finite."""
+        setup, n = self.setup, self.setup.state.size
+        value = setup.functions.bind("value", setup.total_p, setup.c)
+        states: Array = np.empty((len(self.times), n))
+        states[0] = to_numpy(setup.u0)
+        with np.errstate(all="ignore"):
+            for k in range(1, len(self.times)):
+                value(states[k - 1], self.times[k], states[k])
+                if self.scaled:
+                    states[k] *= self.dt
+                    states[k] += states[k - 1]
+                if not np.isfinite(states[k]).all():
+                    states = states[:k]
+                    break
+        self.states = states
+        return states
+
+    def backward(self, cotangents: Array) -> tuple[Array, Array]:
+        """Cotangents of u0 and p."""
+        setup, n = self.setup, self.setup.state.size
+        p, c = setup.total_p, setup.c
+        pull = setup.functions.bind("vjp:up", p, c)
+        mu, dp, both = cotangents[-1].copy(), np.zeros(len(p)), np.empty(n + len(p))
+        factor = self.dt if self.scaled else 1.0
+        with np.errstate(all="ignore"):
+            for k in range(len(cotangents) - 1, 0, -1):
+                pull(factor * mu, self.states[k - 1], self.times[k], both)
+                mu = both[:n] + cotangents[k - 1] + (mu if self.scaled else 0.0)
+                dp += both[n:]
+        return mu, dp
+
+
+class _Iterate(torch.autograd.Function):
+    """Inputs: the problem's leaves."""
+
+    @staticmethod
+    def forward(ctx: Any, run: _Iteration, *leaves: Tensor) -> Tensor:
+        ctx.run = run
+        return run.setup.from_numpy(run.forward())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        run: _Iteration = ctx.run
+        run.setup.require_unchanged()
+        with plain_mode():
+            mu, dp = run.backward(to_numpy(grad))
+        flat = FlatGradient(mu, dp, 0.0, np.zeros(0))
+        out = tuple(run.setup.cotangents(flat, ctx.needs_input_grad[1:]))
+        return (None, *once(out, *run.setup.leaves, grad))
+
+
+def _solution(
+    prob: Any, setup: Flattened, run: _Iteration, states: Tensor, rows: Any, index: Tensor | None
+) -> Solution:
+    finished = len(states) == len(run.times)
+
+    def before(at: Tensor, deriv: int) -> Tensor:
+        if deriv:
+            raise InputError(f"deriv is {deriv}, but a map has no derivatives by time; give 0.")
+        slack = 1e-12 * max(abs(setup.t0), abs(setup.t1))
+        k = np.searchsorted(run.times[: len(states)], to_numpy(at) + slack, side="right") - 1
+        return states[torch.as_tensor(k, device=states.device)]
+
+    chosen = states[torch.as_tensor(rows, device=states.device)]
+    steps = len(states) - 1
+    return Solution(
+        t=setup.from_numpy(run.times[rows], time=True),
+        u=setup.state.unflatten(chosen) if index is None else chosen[:, index],
+        retcode="Success" if finished else "Unstable",
+        stats=Stats(nf=steps, naccept=steps, algorithm="FunctionMap"),
+        engine=setup.engine.name,
+        algorithm="FunctionMap",
+        prob=prob,
+        spec=setup.state,
+        save_idxs=index,
+        _interpolate=before,
+        _span=(setup.t0, float(run.times[steps])),
+    )
