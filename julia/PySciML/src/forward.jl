@@ -98,8 +98,17 @@ function (s::SensitivityProduct)(out, v, x, p, t)
     return nothing
 end
 
+"Equations up to which a dense Jacobian of them is formed (2 GiB)."
+const LARGEST = 16_000
+
 # The equations as `Functions`, like any model's: solvers are compiled for these types already.
 function sensitivity_function(e::SensitivityEquations{T}, count, alg) where {T}
+    needs_jacobian(alg) && count > LARGEST && error(
+        "ForwardSensitivity has $count equations here (the states, and as many again for each " *
+            "initial value and parameter), of which an implicit algorithm forms a dense Jacobian " *
+            "of $(round(Int, count^2 * sizeof(T) / 2^30)) GiB; leave sensealg out, which takes " *
+            "an adjoint"
+    )
     made = (;
         value = e, jac_u = SensitivityJacobian{T}(e, T[], T[]),
         jac_t = SensitivitySlope{T}(e, T[]), jvp_u = SensitivityProduct{T}(e, T[], T[]),
