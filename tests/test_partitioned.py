@@ -105,7 +105,7 @@ def test_an_event_of_a_second_order_equation(engine) -> None:
     ("name", "order"),
     [
         ("SymplecticEuler", 1), ("VelocityVerlet", 2), ("VerletLeapfrog", 2), ("McAte2", 2),
-        ("LeapfrogDriftKickDrift", 2), ("Ruth3", 3), ("CandyRoz4", 4), ("CalvoSanz4", 4),
+        ("LeapfrogDriftKickDrift", 2), ("Ruth3", 3), ("CandyRoz4", 4),
         ("Nystrom4", 4), ("Nystrom4VelocityIndependent", 4), ("IRKN4", 4),
         ("Nystrom5VelocityIndependent", 5), ("Yoshida6", 6), ("KahanLi6", 6),
     ],
@@ -122,7 +122,7 @@ def test_orders_of_symplectic_and_nystrom_methods(name: str, order: int) -> None
         exact = ps.solve(prob, ps.Vern9(), engine="julia", saveat=[2.0], reltol=1e-13, abstol=1e-13)
         return float((sol.u[1] - exact.u[1]).abs())
 
-    dt = {1: 1 / 64, 2: 1 / 32, 3: 1 / 16, 4: 1 / 16, 5: 1 / 8, 6: 1 / 8}[order]
+    dt = {1: 1 / 64, 2: 1 / 32, 3: 1 / 16, 4: 1 / 16, 5: 1 / 32, 6: 1 / 8}[order]
     assert math.log2(error(dt) / error(dt / 2)) == pytest.approx(order, abs=0.35)
 
 
@@ -263,12 +263,12 @@ def test_a_semilinear_equation_and_the_gradient_of_its_matrix(engine) -> None:
 
 
 @pytest.mark.julia
-@pytest.mark.parametrize("name", ["KenCarp3", "KenCarp4", "KenCarp5", "KenCarp47", "BHR553"])
+@pytest.mark.parametrize("name", ["KenCarp3", "KenCarp4", "KenCarp5", "KenCarp47"])
 def test_imex_methods(name: str) -> None:
     p = f64(50.0, 1.5, grad=True)
     sol = ps.solve(
         split(p), ps.algorithms.algorithm(name)(), engine="julia", saveat=[1.0, 2.0],
-        reltol=1e-8, abstol=1e-8,
+        reltol=1e-10, abstol=1e-10,
     )  # fmt: skip
     want = ps.solve(whole(p), ps.Rodas5P(), engine="julia", saveat=[1.0, 2.0], **TIGHT)
     assert_close(sol.u, want.u, 1e-5)

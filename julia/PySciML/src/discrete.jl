@@ -22,7 +22,10 @@ struct DiscreteAdjoint end
 # assumption", Computers & Mathematics with Applications 62 (2011): nodes, stages (the last row is
 # the step itself), and the interpolant's weights as polynomials in theta, from its lowest power.
 const TSIT5_C = (0.0, 0.161, 0.327, 0.9, 0.9800255409045097, 1.0, 1.0)
-const TSIT5_A = (
+# Rows of one length, filled up with zeros, so that all have one type.
+padded(row) = ntuple(i -> i <= length(row) ? Float64(row[i]) : 0.0, 6)
+const TSIT5_A = map(
+    padded, (
     (),
     (0.161,),
     (-0.008480655492356989, 0.335480655492357),
@@ -36,6 +39,7 @@ const TSIT5_A = (
         0.09646076681806523, 0.01, 0.4798896504144996, 1.379008574103742, -3.290069515436081,
         2.324710524099774,
     ),
+    )
 )
 const TSIT5_WEIGHTS = (
     (1.0, -2.763706197274826, 2.9132554618219126, -1.0530884977290216),

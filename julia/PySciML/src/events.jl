@@ -137,6 +137,7 @@ function act!(integrator, a::Affect{T}, index) where {T}
     # SciML saves the state again after this, also where nothing acts: records rely on it
     event.affect === nothing ||
         event.affect.value(integrator.u, before, event.affect_p, integrator.t)
+    integrator.u isa ArrayPartition && restart_rates!(integrator)
     record = EventRecord{T}(
         integrator.t, index, before, copy(integrator.u), length(integrator.sol.t)
     )
@@ -144,6 +145,11 @@ function act!(integrator, a::Affect{T}, index) where {T}
     event.terminate && terminate!(integrator)
     return
 end
+
+# Symplectic methods begin a step from the rates that the last one ended with, also where the state
+# has been changed since (OrdinaryDiffEqSymplecticRK 2.1).
+restart_rates!(integrator) =
+    integrator.f(integrator.fsallast, integrator.u, integrator.p, integrator.t)
 
 # Whether a root of this event too lies exactly where the step has been cut: SciML acts for one
 # event alone, and sees no change of sign from a zero on.
