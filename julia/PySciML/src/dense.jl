@@ -9,9 +9,11 @@ const DEFAULT = Union{
 struct ByValue{I} <: SciMLBase.AbstractDiffEqInterpolation
     inner::I
 end
-(b::ByValue)(t, idxs, deriv, p, continuity::Symbol = :left) =
+(b::ByValue)(t::Number, idxs, deriv, p, continuity::Symbol = :left) =
     b.inner(t, idxs, deriv, p, continuity)
-(b::ByValue)(out, t::Number, idxs, deriv, p, continuity::Symbol = :left) =
+(b::ByValue)(ts::AbstractVector, ::Nothing, deriv, p, continuity::Symbol = :left) =
+    b.inner(ts, nothing, deriv, p, continuity)
+(b::ByValue)(out::AbstractArray, t::Number, idxs, deriv, p, continuity::Symbol = :left) =
     copyto!(out, b.inner(t, idxs, deriv, p, continuity))
 
 """

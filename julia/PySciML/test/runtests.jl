@@ -5,4 +5,5 @@ using Test
     include("products.jl")
     include("kernels.jl")
     include("adjoints.jl")
+    include("quality.jl")
 end
