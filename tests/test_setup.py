@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import pysciml.__main__ as command
-from pysciml.engines.julia import doctor, startup, sysimage
+from pysciml.engines.julia import build_image, doctor, startup, sysimage
 from pysciml.errors import EngineError
 
 PACKAGE = startup.package_folder() / "PySciML"
@@ -151,10 +151,10 @@ def test_the_images_project_holds_pysciml_and_what_it_needs(project, tmp_path):
     to = tmp_path / "packages"
     to.mkdir()
     (project / "Project.toml").write_text("[preferences.PythonCall]\nexe = 'python'\n")
-    sysimage.write_project(project, "julia version 1.11.2", PACKAGE, to)
+    build_image.write_project(project, "julia version 1.11.2", PACKAGE, to)
     made = tomllib.loads((to / "Project.toml").read_text())
     own = tomllib.loads((PACKAGE / "Project.toml").read_text())
-    assert made["deps"]["PySciML"] == own["uuid"] and set(made["deps"]) == set(sysimage.PACKAGES)
+    assert made["deps"]["PySciML"] == own["uuid"] and set(made["deps"]) == set(build_image.PACKAGES)
     assert made["preferences"] == {"PythonCall": {"exe": "python"}}
     manifest = tomllib.loads((to / "Manifest.toml").read_text())
     assert set(manifest["deps"]) == {"PySciML", "PythonCall", "Base64", "Twin", *own["deps"]}
@@ -167,10 +167,10 @@ def test_the_images_project_holds_pysciml_and_what_it_needs(project, tmp_path):
 def test_a_project_without_the_packages_is_refused(project, tmp_path):
     (project / "Manifest.toml").write_text(MANIFEST)
     with pytest.raises(EngineError, match="lacks .*OrdinaryDiffEqCore.*pysciml setup"):
-        sysimage.write_project(project, "julia version 1.11.2", PACKAGE, tmp_path)
+        build_image.write_project(project, "julia version 1.11.2", PACKAGE, tmp_path)
     (project / "Manifest.toml").unlink()
     with pytest.raises(EngineError, match="no manifest.*pysciml setup"):
-        sysimage.write_project(project, "julia version 1.11.2", PACKAGE, tmp_path)
+        build_image.write_project(project, "julia version 1.11.2", PACKAGE, tmp_path)
 
 
 def test_a_manifest_of_one_julia_version_comes_first(project):
@@ -221,7 +221,7 @@ def test_setup_without_flags_asks_for_neither(juliapkg_project, monkeypatch):
 
     monkeypatch.setattr(juliapkg, "resolve", lambda: None)
     monkeypatch.setattr(doctor, "_time_first_solves", lambda image: "fast")
-    monkeypatch.setattr(sysimage, "build", lambda *_: pytest.fail("an image was made"))
+    monkeypatch.setattr(build_image, "build", lambda *_: pytest.fail("an image was made"))
     assert command.main(["setup"]) == 0
     assert not juliapkg_project.exists()
 

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pysciml.engines.julia import sysimage
+from pysciml.engines.julia import build_image, sysimage
 from pysciml.engines.julia.startup import (
     SETTINGS,
     chosen_by_user,
@@ -315,7 +315,7 @@ def _make_image(package: Path) -> None:
     if executable is None:
         raise EngineError("Julia was not found; run 'python -m pysciml setup' first.")
     print("Making a system image (10 minutes or more) ...", flush=True)
-    image = sysimage.build(executable, project, package)
+    image = build_image.build(executable, project, package)
     try:
         said = _time_first_solves(image=True)
     except EngineError as error:
@@ -324,6 +324,9 @@ def _make_image(package: Path) -> None:
             "Julia does not run from the system image that was made (see above); it was deleted, "
             "and Julia starts without it as before."
         ) from error
+    print("Compiling the packages that load on need ...", flush=True)
+    if not build_image.compile_rest(executable, project, package):
+        print("Some were not compiled (see above); they are at their first use.")
     size = image.stat().st_size / 2**20
     print(
         f"Made {image} ({size:.0f} MB) in {time.perf_counter() - begun:.0f} s. In a new process, "
