@@ -54,12 +54,13 @@ def joined(leaves: Sequence[Tensor], dtype: torch.dtype, device: torch.device) -
 
 
 def parted(
-    flat: npt.NDArray[Any], leaves: Sequence[Tensor], wanted: Sequence[bool]
+    flat: npt.NDArray[Any] | Tensor, leaves: Sequence[Tensor], wanted: Sequence[bool]
 ) -> list[Tensor | None]:
     """A vector's parts as tensors like the leaves (shape, dtype, device), None where unwanted."""
     if not any(wanted):
         return [None] * len(leaves)
-    whole, parts, position = torch.from_numpy(flat), [], 0
+    whole = flat if isinstance(flat, Tensor) else torch.from_numpy(np.ascontiguousarray(flat))
+    parts, position = [], 0
     for leaf, want in zip(leaves, wanted, strict=True):
         end = position + leaf.numel()
         part = whole[position:end].view(leaf.shape) if want else None

@@ -35,7 +35,10 @@ class Flattened:
     through the vectors made of them, so that torch has no graph of copies to walk.
     """
 
-    def __init__(self, prob: Any, engine: Engine, more: tuple[Callback, ...]) -> None:
+    def __init__(
+        self, prob: Any, engine: Engine, more: tuple[Callback, ...], tensors: bool = False
+    ) -> None:
+        """With ``tensors`` vectors stay tensors on their device: see ``Engine.takes_tensors``."""
         self.prob, self.engine = prob, engine
         spec: StateSpec = prob.state_spec
         self.state = spec
@@ -64,6 +67,7 @@ class Flattened:
         self.parts: tuple[Any, ...] = ()
         if self.form:
             self._take_apart(getattr(prob, "parts", 0))
+        self.keeps_tensors = tensors and self.functions.kernels is not None
         self.closures = len(self.functions.closures_p)
         self.total_p, self.c = self._vectors(self.functions)
         self.callbacks = (*prob.callback, *more)
@@ -130,6 +134,9 @@ class Flattened:
         if closures:
             total = joined([total, *closures], spec.dtype, spec.device)
             self.leaves += closures
+        if self.keeps_tensors:
+            data = functions.data().detach().to(spec.device, spec.dtype, copy=True)
+            return total.detach(), data.contiguous()  # type: ignore[return-value]
         return _array(total), to_numpy(functions.data())
 
     def require_differentiable(self) -> None:
@@ -192,7 +199,7 @@ class Flattened:
         return FlatProblem(
             kind=prob.kind,
             functions=self.functions,
-            u0=_array(self.u0),
+            u0=self.u0 if self.keeps_tensors else _array(self.u0),  # type: ignore[arg-type]
             p=self.total_p,
             c=self.c,
             t0=self.t0,
@@ -210,10 +217,16 @@ class Flattened:
 
     def from_numpy(self, x: np.ndarray, time: bool = False) -> Tensor:
         """An array on the user's device, in the state's dtype (times stay float64)."""
+        if isinstance(x, Tensor):
+            return x
         out = torch.from_numpy(np.ascontiguousarray(x))
         if time:
             return out.to(self.state.device)
         return out.to(self.state.device, self.state.dtype)
+
+    def to_engine(self, x: Tensor) -> np.ndarray:
+        """A cotangent of the states as the engine takes it."""
+        return x.detach() if self.keeps_tensors else to_numpy(x)  # type: ignore[return-value]
 
     def cotangents(self, gradient: FlatGradient, wanted: Sequence[bool]) -> list[Tensor | None]:
         """The gradient as tensors like ``leaves``, None for those that are not ``wanted``."""
@@ -240,7 +253,7 @@ class Flattened:
             if flat is None:
                 out += [None] * len(leaves)
             elif leaves:
-                out += parted(np.ascontiguousarray(flat), leaves, wanted[first:last])
+                out += parted(flat, leaves, wanted[first:last])
         return out
 
 

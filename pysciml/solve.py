@@ -126,7 +126,10 @@ def solve(
         mass = getattr(prob, "mass_matrix", None)
         chosen.check(getattr(prob, "form", prob.kind), alg, mass is not None)
         with plain_mode():
-            setup = Flattened(prob, chosen, as_callbacks(callback))
+            more = as_callbacks(callback)
+            events = bool(prob.callback or more)
+            tensors = chosen.takes_tensors(prob, alg, sensealg, events)
+            setup = Flattened(prob, chosen, more, tensors)
             grid = saveat_grid(saveat, setup.t0_t, setup.t1_t)
             index = state_indices(save_idxs, setup.state)
             if tstops is not None:
@@ -228,7 +231,7 @@ class _Solve(torch.autograd.Function):
         flat = run.flat
         assert flat is not None
         run.setup.require_unchanged()
-        g_u, g_t = to_numpy(grad_u), to_numpy(grad_t)
+        g_u, g_t = run.setup.to_engine(grad_u), to_numpy(grad_t)
         wanted = ctx.needs_input_grad[1:]
         by_times = any(wanted[:3])
         with plain_mode():
@@ -268,7 +271,7 @@ class _Interpolate(torch.autograd.Function):
         wanted = ctx.needs_input_grad[2:]
         with plain_mode():
             gradient = run.setup.engine.adjoint(
-                run.flat, to_numpy(grad_u), at=ctx.at, by_times=any(wanted[:3])
+                run.flat, run.setup.to_engine(grad_u), at=ctx.at, by_times=any(wanted[:3])
             )
         times = (gradient.times, gradient.t0, 0.0)
         out = _cotangents(run, gradient, times, wanted, ctx.times)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import pysciml as ps
+from pysciml.engines.choice import engine as engine_named
 from support import F64, LV_P, LV_U0, assert_close, f64, lotka_volterra, nonstiff, stiff
 
 pytestmark = pytest.mark.gpu
@@ -47,6 +48,30 @@ def test_batched_neural_ode(engine, dtype):
 
     for a, b in zip(run("cuda"), run("cpu"), strict=True):
         assert_close(a, b, 1e-5 if dtype == F64 else 1e-2)
+
+
+@pytest.mark.julia
+@pytest.mark.parametrize("alg", [ps.Tsit5(), ps.Vern7(), ps.Rodas5P()], ids=lambda a: a.name)
+def test_julia_solves_where_the_tensors_are(alg):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+    start = torch.randn(4, 2, dtype=F64)
+
+    def run(device):
+        model, u0 = net.to(device), start.to(device).requires_grad_()
+        prob = ps.ODEProblem(lambda u, p, t: model(u) - t * u, u0, (0.0, 1.0))
+        there = engine_named("julia").takes_tensors(prob, alg, None, False)
+        if device == "cuda" and not there:
+            pytest.skip("the Julia project has no CUDA.jl that finds the GPU")
+        sol = ps.solve(prob, alg, engine="julia", saveat=[0.5, 1.0], abstol=1e-10, reltol=1e-10)
+        assert there == (sol.u.device.type == "cuda")
+        loss = sol.u.square().sum() + sol(0.7).sum()
+        return [
+            x.detach().cpu() for x in (sol.u, *torch.autograd.grad(loss, [u0, *net.parameters()]))
+        ]
+
+    for a, b in zip(run("cuda"), run("cpu"), strict=True):
+        assert_close(a, b, 1e-7)
 
 
 def test_training_on_the_gpu(engine):

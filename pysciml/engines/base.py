@@ -267,6 +267,16 @@ class Engine(ABC):
         ``problem_kind`` is the flat problem's kind, or its form where it has one.
         """
 
+    def takes_tensors(
+        self, prob: Any, alg: Algorithm | None, sensealg: Any, has_callbacks: bool
+    ) -> bool:
+        """Whether this engine solves the problem where its tensors are.
+
+        It is then given tensors on their device for the arrays ``u0``, ``p``, ``c`` and
+        ``grad_u``, and gives tensors for ``u`` and the gradients of ``u0`` and ``p``.
+        """
+        return False
+
     @abstractmethod
     def solve(
         self, problem: FlatProblem, alg: Algorithm | None, options: SolveOptions

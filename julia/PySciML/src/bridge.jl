@@ -132,12 +132,8 @@ function c_interpolate(
         message::Ptr{Ptr{UInt8}}
     )::Cint
     return guarded(message) do
-        values = Base.inferencebarrier(interpolate)(
-            lookup(HANDLES, handle), vector(Float64, ts, m), deriv
-        )
-        GC.@preserve values unsafe_copyto!(
-            Ptr{eltype(values)}(out), pointer(values), length(values)
-        )
+        h = lookup(HANDLES, handle)
+        deliver(h, out, Base.inferencebarrier(interpolate)(h, vector(Float64, ts, m), deriv))
     end
 end
 
@@ -211,6 +207,12 @@ function entry_points()
         new_parts = @cfunction(
             c_new_parts, Cint,
             (Int64, Int64, Int64, Int64, Int64, Int64, Ptr{Int64}, Ptr{Ptr{UInt8}})
+        ),
+        new_device_model = @cfunction(
+            c_new_device_model, Cint,
+            (
+                Int64, Int64, Int64, Int64, Ptr{UInt8}, Int64, Ptr{Int64}, Ptr{Ptr{UInt8}},
+            )
         ),
         new_events = @cfunction(
             c_new_events, Cint, (Int64, Ptr{EventSpec}, Int64, Ptr{Int64}, Ptr{Ptr{UInt8}})

@@ -10,13 +10,13 @@ the dense solution, and the parameters' gradient is Gauss quadrature over the ad
 struct DeviceAdjoint end
 
 """
-    adjoint(handle::DeviceHandle, ts, source, cotangents, sensealg, abstol, reltol; by_times)
+    adjoint(handle::DeviceHandle, ts, cotangents, sensealg, abstol, reltol; by_times)
 
 Gradient of `sum(cotangents .* u(ts))` as `(u0, p, t0, times)`, the first two on the device. `t0`
 and `times` are zeros where they are not asked for.
 """
 function adjoint(
-        h::DeviceHandle{T}, ts::Vector{T}, source, cotangents, sensealg, abstol, reltol;
+        h::DeviceHandle{T}, ts::Vector{T}, cotangents, sensealg, abstol, reltol;
         by_times::Bool = true
     ) where {T}
     return with_model(h) do
@@ -182,7 +182,9 @@ function backwards(::DeviceAdjoint, h::DeviceHandle{T}, ts, cotangents, abstol, 
 end
 
 # From one output back to the one before; gives the cotangent there, and the last step.
-function stretch!(dp, h::DeviceHandle{T}, f, alg, lambda, span, step, abstol, reltol, nodes, weights) where {T}
+function stretch!(
+        dp, h::DeviceHandle{T}, f, alg, lambda, span, step, abstol, reltol, nodes, weights
+    ) where {T}
     p = h.prob.p
     adaptive = is_adaptive(alg) && h.options.adaptive
     options = adaptive ? (; dt = step) : (; dt = sign(step) * h.options.dt, adaptive = false)

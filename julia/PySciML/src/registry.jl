@@ -33,11 +33,12 @@ const ROLES = (
 const LOADER = Ref{Ptr{Cvoid}}(C_NULL)
 const PROVIDED = Dict{Tuple{Int, Int}, Any}()
 
-function fetch_source(id::Int, role::Symbol)
-    status = ccall(LOADER[], Cint, (Int64, Int64), id, ROLES[role])
+fetch_source(id::Int, role::Symbol) = fetch_source(id, ROLES[role])
+function fetch_source(id::Int, role::Int)
+    status = ccall(LOADER[], Cint, (Int64, Int64), id, role)
     status == 2 && throw(Unavailable())
     status == 0 || throw(CallbackError())
-    return pop!(PROVIDED, (id, ROLES[role]))
+    return pop!(PROVIDED, (id, role))
 end
 
 vector(::Type{T}, p::Ptr, n) where {T} = n == 0 ? T[] : copy(unsafe_wrap(Array, Ptr{T}(p), Int(n)))
@@ -182,6 +183,27 @@ function pattern_at(p::Ptr{Int64}, n)
     colptr, rest = numbers[3:(n + 3)], numbers[(n + 4):end]
     return Pattern(n, colptr, rest[1:entries], rest[(entries + 1):end], ncolors)
 end
+
+# Roles of kernels over arrays, by the numbers of ROLES plus this.
+const DEVICE_ROLES = 100
+
+# A model on a device by its name, over the functions' kernels; number 0 where there is no such
+# device here; -1 states only ask whether there is.
+function c_new_device_model(
+        functions::Int64, single::Int64, n::Int64, nc::Int64, name::Ptr{UInt8}, index::Int64,
+        id::Ptr{Int64}, message::Ptr{Ptr{UInt8}}
+    )::Cint
+    return guarded(message) do
+        device = open_device(unsafe_string(name), index)
+        load = role -> fetch_source(Int(functions), ROLES[role] + DEVICE_ROLES)
+        number = device === nothing ? 0 : n < 0 ? 1 :
+            register!(MODELS, Base.invokelatest(new_device_model, device, load, single, n, nc))
+        unsafe_store!(id, number)
+    end
+end
+new_device_model(device, load, single, n, nc) =
+    single != 0 ? DeviceModel{Float32}(device, load, n, nc) :
+    DeviceModel{Float64}(device, load, n, nc)
 
 "One event; the mirror of `EventSpec` in bridge.py."
 struct EventSpec

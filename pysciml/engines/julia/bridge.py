@@ -150,6 +150,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "provide_native": (ct.c_int, _I, _I, _I, ct.c_char_p, _I, _P),
     "new_model": (ct.c_int, _I, _I, _P, _P, _P, _P),
     "new_parts": (ct.c_int, _I, _I, _I, _I, _I, _I, _P, _P),
+    "new_device_model": (ct.c_int, _I, _I, _I, _I, ct.c_char_p, _I, _P, _P),
     "new_events": (ct.c_int, _I, _P, _I, _P, _P),
     "set_event": (ct.c_int, _I, _I, _I, _P, _I, _P, _I, _P),
     "object": (ct.c_int, ct.c_char_p, _I, ct.c_char_p, _I, _P, _P),

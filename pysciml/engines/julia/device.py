@@ -1,11 +1,193 @@
-"""Solving where the user's tensors are: states and parameters stay on the device."""
+"""Solving where the user's tensors are: states, parameters and gradients stay on the device.
+
+Julia reads torch's memory by its address and writes gradients there; a solution's states come
+back by DLPack. Either side waits for the device before the other one goes on.
+"""
 
 from __future__ import annotations
 
-from pysciml.kernels.graph import Graph, make
+import contextlib
+import ctypes as ct
+import math
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pysciml.algorithms import Algorithm, algorithm
+from pysciml.engines.base import FlatGradient, FlatProblem, FlatSolution, SolveOptions, Stats
+from pysciml.engines.julia.bridge import HANDLES, REQUEST, AdjointRequest, address, array
+from pysciml.engines.julia.dlpack import tensor_at
+from pysciml.engines.julia.models import JuliaFunctions
+from pysciml.engines.julia.names import algorithm_expression
+from pysciml.julia_function import JuliaFunction
+from pysciml.sensitivity import DiscreteAdjoint, GaussAdjoint
+
+if TYPE_CHECKING:
+    from pysciml.engines.julia.engine import JuliaEngine
+
+#: Packages whose algorithms are proven on arrays of a device.
+_PACKAGES = frozenset(
+    f"OrdinaryDiffEq{name}"
+    for name in (
+        "Tsit5", "Verner", "LowOrderRK", "HighOrderRK", "SSPRK", "Rosenbrock", "SDIRK", "BDF",
+    )
+)  # fmt: skip
+_SENSEALGS = (type(None), GaussAdjoint, DiscreteAdjoint)
+
+#: For tests: the name of a device of Julia's that stands for the CPU.
+_stand_in: list[str] = []
 
 
-def device_graph(graph: Graph) -> Graph:
-    """The graph as it is emitted for a device: matrices as Julia lays them out."""
-    outputs = tuple(make("permute", o, perm=(1, 0)) if o.ndim == 2 else o for o in graph.outputs)
-    return Graph(graph.inputs, outputs, graph.name)
+@contextlib.contextmanager
+def standing_in(name: str) -> Iterator[None]:
+    """Let tensors on the CPU be solved on a device of Julia's, such as ``"jlarrays"``."""
+    _stand_in.append(name)
+    try:
+        yield
+    finally:
+        _stand_in.pop()
+
+
+def device_of(device: torch.device) -> tuple[str, int] | None:
+    """Julia's name and number of a torch device; None where Julia has nothing to do with it."""
+    if device.type == "cuda":
+        return "cuda", device.index or 0
+    return (_stand_in[-1], 0) if _stand_in and device.type == "cpu" else None
+
+
+def suits(prob: Any, alg: Algorithm | None, sensealg: Any, has_callbacks: bool) -> bool:
+    """Whether a problem can be solved on a device; else it is solved on the CPU."""
+    return (
+        prob.kind == "ode"
+        and not getattr(prob, "form", "")  # not in parts
+        and getattr(prob, "mass_matrix", None) is None
+        and not has_callbacks
+        and not isinstance(prob.f, JuliaFunction)
+        and prob.state_spec.dtype in (torch.float64, torch.float32)
+        and type(sensealg) in _SENSEALGS
+        and (alg is None or (alg.package in _PACKAGES and not alg.parts))
+    )
+
+
+@dataclass
+class DeviceHandle:
+    """What a solution keeps: Julia's handle, dropped with this object, and what it reads."""
+
+    number: int
+    problem: FlatProblem
+    options: SolveOptions
+    functions: JuliaFunctions
+    alg: Algorithm
+
+
+def solve(
+    engine: JuliaEngine, problem: FlatProblem, alg: Algorithm | None, options: SolveOptions
+) -> FlatSolution:
+    """As the engine's ``solve``, for a problem whose u0, p and c are tensors on a device."""
+    alg = alg or algorithm("Tsit5")()
+    u0, p, c = _tensors(problem)
+    functions = engine.functions(problem.functions, problem.kind, problem.dtype)
+    where = device_of(u0.device)
+    assert where is not None
+    o, nan = options, math.nan
+    tolerance = np.asarray(o.abstol, np.float64).reshape(-1)
+    saveat, tstops = (
+        np.zeros(0) if x is None else np.ascontiguousarray(x, np.float64)
+        for x in (o.saveat, o.tstops)
+    )
+    request = REQUEST.pack(
+        functions.device_model(len(u0), len(c), *where),
+        engine.object(*algorithm_expression(alg, problem.kind)),
+        0, o.gradient, o.adaptive, o.maxiters, len(u0), len(p), len(c), len(saveat),
+        len(tstops), len(tolerance), u0.data_ptr(), p.data_ptr(), c.data_ptr(),
+        address(saveat), address(tstops), address(tolerance), 0, 0,
+        problem.t0, problem.t1, o.reltol,
+        *(nan if x is None else x for x in (o.dt, o.dtmax, o.dtmin)),
+    )  # fmt: skip
+    _wait(u0)
+    with engine.first(functions, ("device solve", alg.name)):
+        r = engine.bridge.solve(request, o.progress)
+    handle = DeviceHandle(r.handle, problem, options, functions, alg)
+    weakref.finalize(handle, engine.bridge.drop, HANDLES, r.handle).atexit = False
+    if o.progress is not None:
+        o.progress(r.t_reached)
+    nf, njacs, naccept, nreject, nsolve, nnonliniter = r.counts
+    return FlatSolution(
+        t=array(r.t, (r.m,), "float64"),
+        u=tensor_at(r.u, (r.m, len(u0)), u0.dtype, u0.device, handle),  # type: ignore[arg-type]
+        source=array(r.source, (r.m,), "int64"),
+        retcode=engine.bridge.retcodes[r.retcode],
+        stats=Stats(nf, njacs, naccept, nreject, nsolve, nnonliniter, alg.name),
+        handle=handle,
+        t_reached=r.t_reached,
+    )
+
+
+def interpolate(engine: JuliaEngine, handle: DeviceHandle, ts: Any, deriv: int) -> Tensor:
+    """As the engine's ``interpolate``, a tensor on the device."""
+    u0 = _tensors(handle.problem)[0]
+    ts = np.ascontiguousarray(ts, np.float64)
+    out = torch.empty((len(ts), len(u0)), dtype=u0.dtype, device=u0.device)
+    if len(ts):
+        _wait(u0)
+        what = (handle.number, ts.ctypes.data, len(ts), deriv, out.data_ptr())
+        engine.bridge.interruptibly(lambda: engine.bridge.call("interpolate", *what))
+    return out
+
+
+def adjoint(
+    engine: JuliaEngine, solution: FlatSolution, grad_u: Tensor, at: Any, by_times: bool
+) -> FlatGradient:
+    """As the engine's ``adjoint``; u0's and p's gradients are tensors on the device."""
+    handle: DeviceHandle = solution.handle
+    options = handle.options
+    u0, p, _ = _tensors(handle.problem)
+    times = np.ascontiguousarray(solution.t if at is None else at, np.float64)
+    cotangents = grad_u.detach().to(u0.dtype).contiguous()
+    order = None
+    if at is not None:
+        order = np.argsort(
+            times if handle.problem.t1 >= handle.problem.t0 else -times, kind="stable"
+        )
+        times, cotangents = times[order], cotangents[torch.as_tensor(order, device=u0.device)]
+    sensealg = options.sensealg or (DiscreteAdjoint() if handle.alg.name == "Tsit5" else None)
+    name = "DiscreteAdjoint" if isinstance(sensealg, DiscreteAdjoint) else "DeviceAdjoint"
+    tolerances = [float(np.min(options.abstol)), float(options.reltol)]
+    if sensealg is not None:
+        tolerances = [sensealg.abstol or tolerances[0], sensealg.reltol or tolerances[1]]
+    du0, dp = torch.empty_like(u0), torch.empty_like(p)
+    dt0, dtimes = np.zeros(1), np.zeros(len(times))
+    r = AdjointRequest()
+    r.handle, r.m = handle.number, len(times)
+    r.sensealg = engine.object(f"PySciML.{name}()", ())
+    r.times, r.cotangents = address(times), cotangents.data_ptr()
+    r.abstol, r.reltol = tolerances
+    r.du0, r.dp = du0.data_ptr(), dp.data_ptr()
+    if by_times:
+        r.dt0, r.dtimes = address(dt0), address(dtimes)
+    _wait(u0)
+    with engine.first(handle.functions, ("device adjoint", name)):
+        engine.bridge.interruptibly(lambda: engine.bridge.call("adjoint", ct.addressof(r)))
+    if order is not None:
+        unsorted = np.empty_like(dtimes)
+        unsorted[order] = dtimes
+        dtimes = unsorted
+    gradient: Any = FlatGradient
+    found: FlatGradient = gradient(u0=du0, p=dp, t0=float(dt0[0]), times=dtimes)
+    return found
+
+
+def _tensors(problem: FlatProblem) -> tuple[Tensor, Tensor, Tensor]:
+    given: Any = problem
+    return given.u0, given.p, given.c
+
+
+def _wait(x: Tensor) -> None:
+    """Until torch has computed what it was asked for."""
+    if x.device.type == "cuda":
+        torch.cuda.current_stream(x.device).synchronize()

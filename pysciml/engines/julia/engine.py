@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from pysciml.algorithms import Algorithm
 from pysciml.engines.base import (
@@ -30,7 +31,7 @@ from pysciml.engines.base import (
     SolveOptions,
     Stats,
 )
-from pysciml.engines.julia import ensemble
+from pysciml.engines.julia import device, ensemble
 from pysciml.engines.julia.bridge import (
     HANDLES,
     REQUEST,
@@ -168,6 +169,7 @@ class JuliaEngine(Engine):
             weakref.WeakKeyDictionary()
         )
         self._objects: dict[tuple[str, tuple[str, ...]], int] = {}
+        self._devices: dict[tuple[str, int], bool] = {}
 
     @cached_property
     def julia(self) -> Julia:
@@ -262,6 +264,20 @@ class JuliaEngine(Engine):
         made.use(problem.callbacks)
         return made
 
+    def takes_tensors(
+        self, prob: Any, alg: Algorithm | None, sensealg: Any, has_callbacks: bool
+    ) -> bool:
+        where = device.device_of(prob.state_spec.device)
+        if where is None or not device.suits(prob, alg, sensealg, has_callbacks):
+            return False
+        if where not in self._devices:
+            name, index = where
+            # -1 states: only whether Julia has such a device
+            self._devices[where] = bool(
+                self.bridge.number("new_device_model", 0, 0, -1, 0, name.encode(), index)
+            )
+        return self._devices[where]
+
     # -- forward -------------------------------------------------------------------------------
 
     def prepared(
@@ -284,6 +300,8 @@ class JuliaEngine(Engine):
         self, problem: FlatProblem, alg: Algorithm | None, options: SolveOptions
     ) -> FlatSolution:
         options = checked_options(alg, options)
+        if isinstance(problem.u0, torch.Tensor):
+            return device.solve(self, problem, alg, options)
         if taken_apart(problem, alg):
             require_fitting_parts(problem, alg, options)
         functions, model, number = self.prepared(problem, alg)
@@ -373,6 +391,8 @@ class JuliaEngine(Engine):
 
     def interpolate(self, solution: FlatSolution, ts: Array, deriv: int = 0) -> Array:
         handle: Handle = solution.handle
+        if isinstance(handle, device.DeviceHandle):
+            return device.interpolate(self, handle, ts, deriv)
         ts = np.ascontiguousarray(ts, np.float64)
         out = np.empty((len(ts), len(handle.problem.u0)), handle.problem.dtype)
         if len(ts) == 0:
@@ -421,6 +441,8 @@ class JuliaEngine(Engine):
         by_times: bool = True,
     ) -> FlatGradient:
         handle: Handle = solution.handle
+        if isinstance(handle, device.DeviceHandle):
+            return device.adjoint(self, solution, grad_u, at, by_times)
         if taken_apart(handle.problem, handle.alg):
             return adjoint_of_parts(self, solution, grad_u, grad_t, at, by_times)
         problem, options = handle.problem, handle.options

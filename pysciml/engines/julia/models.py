@@ -21,6 +21,8 @@ from pysciml.engines.julia.bridge import (
 )
 from pysciml.engines.julia.sparse import Pattern, pattern
 from pysciml.julia_function import JuliaSource
+from pysciml.kernels import emit_julia_device
+from pysciml.kernels.emit_julia import JuliaSource as KernelText
 from pysciml.kernels.emit_julia import emit
 from pysciml.kernels.graph import Graph, make
 from pysciml.kernels.reasons import CaptureError
@@ -36,6 +38,9 @@ ROLES = (
     f"vjp:p*{BATCH}", "compressed:u",
 )  # fmt: skip
 
+#: Roles of kernels over arrays of a device, by the numbers of ``ROLES`` plus this.
+DEVICE_ROLES = 100
+
 #: Values of at most this many elements become scalar code.
 SCALAR_LIMIT = 8
 
@@ -45,8 +50,13 @@ _CALL = ct.CFUNCTYPE(ct.c_int, ct.c_double)
 
 def kernel_graph(graph: Graph) -> Graph:
     """The graph as it is emitted: small values scalar, matrices as Julia lays them out."""
+    return scalarise(device_graph(graph), SCALAR_LIMIT)
+
+
+def device_graph(graph: Graph) -> Graph:
+    """The graph as it is emitted for a device: matrices as Julia lays them out."""
     outputs = tuple(make("permute", o, perm=(1, 0)) if o.ndim == 2 else o for o in graph.outputs)
-    return scalarise(Graph(graph.inputs, outputs, graph.name), SCALAR_LIMIT)
+    return Graph(graph.inputs, outputs, graph.name)
 
 
 class Loader:
@@ -61,6 +71,9 @@ class Loader:
     def _load(self, functions: int, role: int) -> int:
         """0: provided; 1: it failed, and why is pending; 2: there is none, do without."""
         found = self.known[functions]
+        if role >= DEVICE_ROLES:
+            name = ROLES[role - DEVICE_ROLES]
+            return self.bridge.guard(lambda: found.provide_on_device(name, role))
         if not ROLES[role].startswith("vjp:p*"):
             return self.bridge.guard(lambda: found.provide(ROLES[role], role))
         if found.functions.kernels is None:
@@ -127,6 +140,15 @@ class JuliaFunctions:
             )
         return self._models[key]
 
+    def device_model(self, n: int, nc: int, device: str, index: int) -> int:
+        """The number of the model of ``n`` states on a device of Julia's, by its name."""
+        key = (device, index)
+        if key not in self._models:
+            self._models[key] = self.bridge.number(
+                "new_device_model", self.id, int(self.single), n, nc, device.encode(), index
+            )
+        return self._models[key]
+
     def use(self, p: Array, c: Array) -> None:
         """The parameters of the solve that comes; only functions called back in Python need it."""
         if self.functions.kernels is None:
@@ -141,7 +163,13 @@ class JuliaFunctions:
         if self.functions.kernels is None:
             self._provide_callback(role, number)
             return
-        source = emit(kernel_graph(self._graph(role)), self.dtype)
+        self._hand_over(emit(kernel_graph(self._graph(role)), self.dtype), number)
+
+    def provide_on_device(self, role: str, number: int) -> None:
+        graph = device_graph(self._graph(role))
+        self._hand_over(emit_julia_device.emit(graph, self.dtype), number)
+
+    def _hand_over(self, source: KernelText, number: int) -> None:
         text = source.text.encode()
         kf, ki, kb = source.constants
         self.bridge.call(
