@@ -110,7 +110,8 @@ def test_juliapkg_json_agrees_with_the_julia_package() -> None:
     assert str(tested & allowed) == str(tested)
     needed = {**project["deps"], **project.get("weakdeps", {})}
     for name, uuid in needed.items():
-        if name in STANDARD_LIBRARY or name == "PythonCall":  # juliacall brings PythonCall
+        # juliacall brings PythonCall; JLArrays stands in for a GPU in tests
+        if name in STANDARD_LIBRARY or name in ("PythonCall", "JLArrays"):
             continue
         assert name in wanted, f"{name} is missing in juliapkg.json"
         assert wanted[name]["uuid"] == uuid, name
@@ -138,25 +139,6 @@ def test_import_loads_neither_julia_nor_plots() -> None:
         "jax", "pytest",
     }  # fmt: skip
     assert loaded & heavy == set()
-
-
-def test_import_costs_little_beyond_torch() -> None:
-    script = (
-        "import time, torch, numpy\n"
-        "start = time.perf_counter()\n"
-        "import pysciml\n"
-        "print(time.perf_counter() - start)"
-    )
-    seconds = min(
-        float(
-            subprocess.run(
-                [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
-            ).stdout
-        )
-        for _ in range(3)
-    )
-    # 0.1 to 0.2 s on an idle machine; the bound is for a loaded one
-    assert seconds < 1.0
 
 
 def test_data_is_found_as_a_package_resource() -> None:
