@@ -24,7 +24,7 @@ def main(argv=None):
     prob = ps.HamiltonianProblem(energy, p0, q0, (0.0, years * year), mass)
     runs = {"adaptive": ps.solve(prob, engine=args.engine, saveat=0.1, reltol=1e-5)}
     if runs["adaptive"].engine == "julia":
-        runs["KahanLi8"] = ps.solve(prob, ps.KahanLi8(), engine="julia", dt=year / 100, saveat=0.1)
+        runs["KahanLi8"] = ps.solve(prob, ps.KahanLi8(), engine="julia", dt=year / 150)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
     drift = {}
     for name, sol in runs.items():

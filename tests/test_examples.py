@@ -26,7 +26,7 @@ REACHED: dict[str, Callable[[dict[str, float]], bool]] = {
     "second_order": lambda r: r["inside"] < 0.25,
     "bouncing_ball": lambda r: abs(r["gravity"] - 9.8) < 1 and abs(r["restitution"] - 0.85) < 0.1,
     "ensemble": lambda r: 0.3 < r["peak"] < 0.37 and r["slope"][0] > 0 > r["slope"][1],
-    "kepler_orbit": lambda r: r.get("KahanLi8", 0.0) < 1e-8 and r["adaptive"] > 1e-5,
+    "kepler_orbit": lambda r: r.get("KahanLi8", 0.0) < 1e-5 < r["adaptive"],
     "reaction_diffusion": lambda r: abs(r["covered"] - 11.6) < 0.3 and abs(r["slope"] - 9) < 1,
     "steady_state": lambda r: abs(r["yield"] - r["best"]) < 1e-3,
     "logistic_map": lambda r: r["first"] < 0 and abs(r["last"] - 0.693) < 0.05,
