@@ -73,8 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     setup.add_argument(
         "--sysimage", action="store_true",
-        help="also make a system image, from which Julia starts faster (takes half an hour "
-        "on two cores, a C compiler, and some 10 GB of memory)",
+        help="also make a system image, from which Julia starts faster (takes long, up "
+        "to an hour on two cores, a C compiler, and some 10 GB of memory)",
     )  # fmt: skip
     setup.add_argument(
         "--gpu", action="store_true",

@@ -60,7 +60,8 @@ def build(executable: str, project: Path, package: Path) -> Path:
     if ran.returncode != 0 or not target.is_file():
         raise EngineError(
             "The system image could not be made (see above); it needs a C compiler (gcc or clang, "
-            "or the one that JULIA_CC names) and about 10 GB of memory. Everything works without it."
+            "or the one that JULIA_CC names) and some 10 GB of memory. Everything works without "
+            "it."
         )
     image.with_suffix(".json").unlink(missing_ok=True)
     os.replace(target, image)

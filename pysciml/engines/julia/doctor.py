@@ -314,7 +314,7 @@ def _make_image(package: Path) -> None:
     executable, project = installed_at()
     if executable is None:
         raise EngineError("Julia was not found; run 'python -m pysciml setup' first.")
-    print("Making a system image (half an hour on two cores) ...", flush=True)
+    print("Making a system image (up to an hour on two cores) ...", flush=True)
     image = build_image.build(executable, project, package)
     try:
         said = _time_first_solves(image=True)
