@@ -218,7 +218,7 @@ class Flattened:
     def from_numpy(self, x: np.ndarray, time: bool = False) -> Tensor:
         """An array on the user's device, in the state's dtype (times stay float64)."""
         if isinstance(x, Tensor):
-            return x
+            return x.detach()  # the engine's own must not become part of a graph
         out = torch.from_numpy(np.ascontiguousarray(x))
         if time:
             return out.to(self.state.device)
