@@ -131,6 +131,9 @@ def test_what_does_not_suit_a_device_is_solved_on_the_cpu(jlarrays) -> None:
 
 
 def test_states_come_back_without_a_copy_and_outlive_their_solution(jlarrays) -> None:
+    gc.collect()
+    jlarrays.seval("GC.gc()")
+    gc.collect()
     before = len(dlpack._alive)
     with device.standing_in("jlarrays"):
         prob = ps.ODEProblem(lambda u, p, t: -u, torch.ones(5, dtype=F64), (0.0, 1.0))
