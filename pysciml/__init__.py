@@ -61,6 +61,7 @@ from pysciml.solve import solve
 from pysciml.split import SemilinearODEProblem, SplitODEProblem
 from pysciml.steady import DynamicSS, SSRootfind, SteadyStateProblem, SteadyStateSolution
 from pysciml.steady_solve import solve_steady_state as _steady  # noqa: F401  (registers itself)
+from pysciml.stochastic import SDEProblem
 
 __version__ = "0.1.0"
 
@@ -97,6 +98,7 @@ __all__ = [
     "PresetTimeCallback",
     "PyscimlError",
     "QuadratureAdjoint",
+    "SDEProblem",
     "SSRootfind",
     "SavedValues",
     "SavingCallback",

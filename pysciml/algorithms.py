@@ -2,7 +2,8 @@
 
 An algorithm object says what to run; the engines know how. ``Tsit5()``, ``CVODE_BDF()`` and the
 rest are instances of :class:`Algorithm` made by calling an :class:`AlgorithmName`.
-The names of OrdinaryDiffEq stand in :mod:`pysciml.ordinarydiffeq`, a plain table.
+The names of OrdinaryDiffEq stand in :mod:`pysciml.ordinarydiffeq`, a plain table, those of
+StochasticDiffEq in :mod:`pysciml.stochasticdiffeq`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 from pysciml.errors import InputError, did_you_mean
 from pysciml.ordinarydiffeq import ALGORITHMS, COMMON_OPTIONS, COMPOSITES
+from pysciml.stochasticdiffeq import SDE_ALGORITHMS
 
 __all__ = ["Algorithm", "AlgorithmName", "algorithm", "algorithm_names"]
 
@@ -99,6 +101,8 @@ for _name, (_package, _options) in ALGORITHMS.items():
     _NAMES[_name] = AlgorithmName(_name, _package, (*COMMON_OPTIONS.get(_package, ()), *_options))
 for _name, (_package, _options, _arity) in COMPOSITES.items():
     _NAMES[_name] = AlgorithmName(_name, _package, _options, _arity)
+for _name, _options in SDE_ALGORITHMS.items():
+    _NAMES[_name] = AlgorithmName(_name, "StochasticDiffEq", _options)
 
 
 def algorithm_names() -> tuple[str, ...]:

@@ -62,6 +62,14 @@ def solve_ensemble(
         )
     if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
         raise InputError(f"batch_size is {batch_size!r}; give a positive whole number.")
+    noisy = getattr(prob.prob, "kind", "") == "sde"
+    if noisy and options.get("seed") is None:  # drawn here: threads would draw in any order
+        options["seed"] = int(torch.randint(2**62, ()))
+    if noisy and isinstance(where, EnsembleExecutor):
+        raise InputError(
+            "EnsembleExecutor was given with an SDEProblem, whose members need seeds of their own; "
+            "use EnsembleThreads() or EnsembleSerial()."
+        )
 
     def members(numbers: range) -> _Solved:
         return _members(solve, prob, alg, where, numbers, options)
@@ -147,7 +155,8 @@ def _members(
     if isinstance(where, EnsembleThreads):
         threads = where.threads or os.cpu_count() or 1
     plain = not as_callbacks(options.get("callback")) and not options.get("progress")
-    if prob.members is not None and plain:
+    seed = options.get("seed")
+    if prob.members is not None and plain and seed is None:
         given = {**_DEFAULTS, **options}
         unknown = {key: given.pop(key) for key in options if key not in _DEFAULTS}
         solved = solve_batch(solve, prob, alg, numbers, given, unknown, threads, options)
@@ -157,7 +166,8 @@ def _members(
 
     def one(i: int) -> Any:
         with torch.set_grad_enabled(gradient):
-            return solve(prob.member(i), alg, raise_on_failure=False, **options)
+            own = options if seed is None else {**options, "seed": seed + i}
+            return solve(prob.member(i), alg, raise_on_failure=False, **own)
 
     # the first by itself: what it captures and compiles serves the others
     found = [one(numbers[0])]

@@ -63,6 +63,8 @@ class Flattened:
         role = "residual" if prob.kind == "dae" else "rhs"
         if self.form in ("split", "semilinear"):
             role = "sides"
+        elif self.form == "sde":
+            role = "noise"
         self.functions = self._functions(prob.f, role, "f")
         self.parts: tuple[Any, ...] = ()
         if self.form:
@@ -89,6 +91,8 @@ class Flattened:
     def _take_apart(self, first: int) -> None:
         """The functions of a partitioned or split equation, and those of its two parts."""
         whole: Any = self.functions
+        if self.form == "sde":
+            first = self.state.size
         if self.form in ("split", "semilinear"):
             first = self.state.size
             self.functions = halves_added(whole)
@@ -213,6 +217,7 @@ class Flattened:
             form=self.form,
             parts=self.parts,
             split=getattr(prob, "parts", 0),
+            columns=getattr(prob, "columns", 0),
         )
 
     def from_numpy(self, x: np.ndarray, time: bool = False) -> Tensor:

@@ -55,6 +55,7 @@ class FlatFunction:
     role
         ``"rhs"``: f(u, p, t) -> like u; ``"residual"``: f(du, u, p, t) -> like u;
         ``"sides"``: f(u, p, t) -> a pair, each like u;
+        ``"noise"``: f(u, p, t) -> a pair, like u and a vector;
         ``"condition"``: f(u, p, t) -> one number; ``"affect"``: f(u, p, t) -> like u.
     name
         How messages call it.
@@ -78,6 +79,8 @@ class FlatFunction:
             return self._one_number(out)
         if self.role == "sides":
             return torch.cat([self.state.flatten_like(x, f"f{i}") for i, x in enumerate(out, 1)])
+        if self.role == "noise":
+            return torch.cat([self.state.flatten_like(out[0], "f"), out[1]])
         return self.state.flatten_like(out, self.name)
 
     def _one_number(self, out: Any) -> Tensor:

@@ -34,7 +34,7 @@ _MOST_OUTPUTS = 1e8
 
 _KNOWN = (
     "engine saveat abstol reltol sensealg callback save_idxs tstops dt dtmax dtmin maxiters "
-    "adaptive progress raise_on_failure"
+    "adaptive progress raise_on_failure seed"
 ).split()
 
 #: What people coming from SciPy and torchdiffeq write.

@@ -31,6 +31,14 @@ class Event:
 
 
 @dataclass(frozen=True)
+class NoisePath:
+    """A path of the noise: its values ``u`` (k, m), m processes, at the times ``t`` (k,)."""
+
+    t: Tensor
+    u: Tensor
+
+
+@dataclass(frozen=True)
 class _Values:
     """The interpolant of a copied solution: without gradients."""
 
@@ -85,6 +93,8 @@ class Solution:
     events : list of Event
     engine, algorithm : str
         What ran.
+    seed : int or None
+        Of a stochastic equation: solving with it gives the same noise again.
 
     Copies (``copy.deepcopy``, ``pickle``, ``torch.save``) keep the values and are detached.
     """
@@ -100,8 +110,10 @@ class Solution:
     prob: Any = None
     spec: StateSpec | None = None
     save_idxs: Any = None
+    seed: int | None = None
     _interpolate: Callable[[Tensor, int], Tensor] | None = None
     _portable: Callable[[], Any] | None = None
+    _noise: Callable[[], Any] | None = None
     _span: tuple[float, float] = (0.0, 0.0)
 
     @property
@@ -109,12 +121,25 @@ class Solution:
         """Whether the solve reached its end, or was ended by an event."""
         return self.retcode in ("Success", "Terminated")
 
+    @property
+    def W(self) -> NoisePath:
+        """The noise that a stochastic equation was solved with, at the solver's steps.
+
+        Raises PyscimlError where there is none, and in copies.
+        """
+        if self._noise is None:
+            raise PyscimlError(
+                "This solution has no noise; only those of an SDEProblem do, and not their copies."
+            )
+        t, w = self._noise()
+        return NoisePath(t, w)
+
     def __len__(self) -> int:
         return len(self.t)
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies and pickles are detached: values and, where the engine can, the interpolant.
-        state = dict(vars(self), _portable=None)
+        state = dict(vars(self), _portable=None, _noise=None)
         state["t"], state["u"] = _detached(self.t), _detached(self.u)
         state["prob"] = _without_graph(self.prob)
         if not isinstance(self._interpolate, _Values):
@@ -168,10 +193,11 @@ class Solution:
         if not len(self.t):
             return f"Solution({self.retcode}, no outputs)"
         t = self.t.detach()
+        counted = "" if self.stats.nf is None else f", {self.stats.nf} evaluations of f"
         return (
             f"Solution(retcode: {self.retcode}, {len(t)} times in [{float(t[0]):g}, "
             f"{float(t[-1]):g}], {self.algorithm} on {self.engine}, "
-            f"{self.stats.naccept} steps, {self.stats.nf} evaluations of f)"
+            f"{self.stats.naccept} steps{counted})"
         )
 
     def _repr_html_(self) -> str:

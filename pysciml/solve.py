@@ -66,6 +66,7 @@ def solve(
     adaptive: bool = True,
     progress: bool = False,
     raise_on_failure: bool = True,
+    seed: int | None = None,
     **unknown: Any,
 ) -> Any:
     """Solve a problem; the solution's tensors carry gradients where the inputs do.
@@ -95,6 +96,7 @@ def solve(
     adaptive : False for fixed steps of ``dt``, where the algorithm can
     progress : show a bar of the time reached
     raise_on_failure : False returns a failed solution instead of raising (see its ``retcode``)
+    seed : of an SDEProblem's noise, a whole number; drawn from torch's generator where None
 
     Returns
     -------
@@ -122,6 +124,10 @@ def solve(
             raise InputError(
                 f"alg is a {type(alg).__name__}; give an algorithm such as pysciml.CVODE_BDF()."
             )
+        if seed is not None and getattr(prob, "form", "") != "sde":
+            raise InputError(
+                f"seed was given with a {type(prob).__name__}, which draws no noise; leave it out."
+            )
         chosen = choose_engine(engine)
         mass = getattr(prob, "mass_matrix", None)
         chosen.check(getattr(prob, "form", prob.kind), alg, mass is not None)
@@ -144,6 +150,7 @@ def solve(
                 "maxiters": int(maxiters),
                 "adaptive": adaptive,
                 "sensealg": sensealg,
+                "seed": seed,
             }
             want = torch.is_grad_enabled() and any(
                 x.requires_grad for x in (*setup.tensors(), *grid.inputs)
@@ -348,6 +355,10 @@ def _solution(run: _Run, t: Tensor, u: Tensor, index: Tensor | None) -> Solution
         finally:
             resume_compiler(compiler)
 
+    def noise() -> tuple[Tensor, Tensor]:
+        times, values = setup.engine.noise_path(flat)
+        return setup.from_numpy(times, time=True), setup.from_numpy(values)
+
     return Solution(
         t=t,
         u=state,
@@ -362,5 +373,7 @@ def _solution(run: _Run, t: Tensor, u: Tensor, index: Tensor | None) -> Solution
         save_idxs=index,
         _interpolate=interpolate,
         _portable=lambda: setup.engine.portable(flat),
+        seed=run.options.seed,
+        _noise=None if run.options.seed is None else noise,
         _span=(setup.t0, flat.t_reached),
     )

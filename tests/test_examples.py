@@ -32,7 +32,7 @@ REACHED: dict[str, Callable[[dict[str, float]], bool]] = {
     "logistic_map": lambda r: r["first"] < 0 and abs(r["last"] - 0.693) < 0.05,
 }  # fmt: skip
 RATES = {"lotka_volterra_fit": 0.05, "stiff_rates": 1e-4}
-IN_JULIA = {"model_in_julia"}
+IN_JULIA = {"model_in_julia", "double_well"}
 
 
 def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
@@ -59,6 +59,15 @@ def test_a_model_in_julia_is_fitted() -> None:
     result = runpy.run_path(str(FOLDER / "model_in_julia.py"))
     wanted = torch.tensor([9.81, 0.3], dtype=torch.float64)
     torch.testing.assert_close(result["p"].detach(), wanted, rtol=1e-2, atol=0.0)
+
+
+@pytest.mark.julia
+def test_noise_is_fitted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    figure = tmp_path / "figure.png"
+    module = load("double_well", monkeypatch)
+    result = module.main(["--quick", "--engine", "julia", "--figure", str(figure)])
+    assert abs(result["well"] - 1.0) < 0.1 and abs(result["noise"] - 0.5) < 0.05, result
+    assert figure.stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(("name", "tolerance"), RATES.items())

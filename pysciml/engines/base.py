@@ -96,7 +96,9 @@ class FlatProblem:
 
     form: how an ODE can be taken apart. ``"partitioned"``: ``parts`` give the first ``split`` and
     the other entries of du (``"second_order"``: the latter are the former entries of u);
-    ``"split"``: ``parts`` sum up to ``functions`` (``"semilinear"``: the first is linear in u).
+    ``"split"``: ``parts`` sum up to ``functions`` (``"semilinear"``: the first is linear in u);
+    ``"sde"``: ``parts`` are drift and diffusion, which stand one after the other in ``functions``,
+    the diffusion's matrix of ``columns`` columns column by column (0: diagonal noise, -1: scalar).
     """
 
     kind: Literal["ode", "dae"]
@@ -112,9 +114,10 @@ class FlatProblem:
     callbacks: tuple[FlatCallback, ...] = ()
     dtype: Literal["float64", "float32"] = "float64"
     name: str = "f"
-    form: Literal["", "partitioned", "second_order", "split", "semilinear"] = ""
+    form: Literal["", "partitioned", "second_order", "split", "semilinear", "sde"] = ""
     parts: tuple[Functions, ...] = ()
     split: int = 0
+    columns: int = 0
 
 
 @dataclass(frozen=True)
@@ -290,6 +293,10 @@ class Engine(ABC):
     def portable(self, solution: FlatSolution) -> Callable[[Array, int], Array] | None:
         """:meth:`interpolate` by itself, fit to be pickled; None where there is none."""
         return None
+
+    def noise_path(self, solution: FlatSolution) -> tuple[Array, Array]:
+        """Times of the steps (k,) and the noise there (k, m) of a stochastic equation."""
+        raise NotImplementedError
 
     @abstractmethod
     def adjoint(

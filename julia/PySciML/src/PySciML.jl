@@ -22,7 +22,7 @@ using OrdinaryDiffEqVerner: OrdinaryDiffEqVerner, Vern7
 using OrdinaryDiffEqCore: BrownFullBasicInit
 using SciMLBase: SciMLBase, CallbackSet, ContinuousCallback, DAEFunction, DAEProblem,
     DiscreteCallback, DynamicalODEFunction, FullSpecialize, ODEFunction, ODEProblem, ReturnCode,
-    SplitFunction, remake, terminate!
+    SDEFunction, SDEProblem, SplitFunction, remake, terminate!
 using SciMLBase.RecursiveArrayTools: ArrayPartition
 using SciMLBase.SciMLOperators: MatrixOperator
 using SciMLLogging: SciMLLogging

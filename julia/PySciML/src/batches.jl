@@ -24,11 +24,12 @@ mutable struct Gathered{T}
     dp::Vector{T}
 end
 
-function Gathered(f::Functions{T}, p::Vector{T}, n::Integer) where {T}
+# `n` entries of the state, `nw` of the function's value.
+function Gathered(f::Functions{T}, p::Vector{T}, n::Integer, nw::Integer = n) where {T}
     batched = length(p) > FEW_PARAMETERS && available(f.vjp_p_batch)
     m = batched ? BATCH : 1
     return Gathered{T}(
-        f, p, batched, 0, zeros(T, m * n), zeros(T, m * n), zeros(T, m), zeros(T, length(p)),
+        f, p, batched, 0, zeros(T, m * nw), zeros(T, m * n), zeros(T, m), zeros(T, length(p)),
         zeros(T, length(p))
     )
 end
@@ -50,11 +51,12 @@ function gather!(g::Gathered{T}, weight::T, w, u, t) where {T}
         add!(g.dp, weight, g.part)
         return
     end
-    n = length(g.w) ÷ BATCH
-    from = g.count * n
+    n, nw = length(g.u) ÷ BATCH, length(g.w) ÷ BATCH
+    @inbounds for i in 1:nw
+        g.w[g.count * nw + i] = weight * w[i]
+    end
     @inbounds for i in 1:n
-        g.w[from + i] = weight * w[i]
-        g.u[from + i] = u[i]
+        g.u[g.count * n + i] = u[i]
     end
     g.count += 1
     g.t[g.count] = t
@@ -72,8 +74,8 @@ end
 # What is left, the batch filled up with its first point, weighted with zero.
 function finish!(g::Gathered{T}) where {T}
     g.count == 0 && return g.dp
-    n = length(g.w) ÷ BATCH
-    fill!(view(g.w, (g.count * n + 1):length(g.w)), zero(T))
+    n, nw = length(g.u) ÷ BATCH, length(g.w) ÷ BATCH
+    fill!(view(g.w, (g.count * nw + 1):length(g.w)), zero(T))
     for k in g.count:(BATCH - 1)
         copyto!(g.u, k * n + 1, g.u, 1, n)
         g.t[k + 1] = g.t[1]

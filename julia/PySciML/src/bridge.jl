@@ -73,15 +73,14 @@ function c_solve(request::Ptr{Request}, response::Ptr{Response})::Cint
         return OK
     catch error
         status, message = failure(error)
-        unsafe_store!(
-            response, Response(
-                0, 0, 0, 0, (0, 0, 0, 0, 0, 0), C_NULL, C_NULL, C_NULL, C_NULL, C_NULL, 0.0,
-                message
-            )
-        )
+        unsafe_store!(response, failed(message))
         return status
     end
 end
+
+failed(message) = Response(
+    0, 0, 0, 0, (0, 0, 0, 0, 0, 0), C_NULL, C_NULL, C_NULL, C_NULL, C_NULL, 0.0, message
+)
 
 function solve_request(r::Request)
     model = lookup(MODELS, r.model)
@@ -168,6 +167,8 @@ function adjoint_request(r::AdjointRequest, h::Handle{T}, @nospecialize(sensealg
 end
 
 include("bridge_ensemble.jl")
+include("stochastic.jl")
+include("pathwise.jl")
 
 """
     entry_points() -> String
@@ -213,6 +214,14 @@ function entry_points()
             (
                 Int64, Int64, Int64, Int64, Ptr{UInt8}, Int64, Ptr{Int64}, Ptr{Ptr{UInt8}},
             )
+        ),
+        new_noisy = @cfunction(
+            c_new_noisy, Cint,
+            (Int64, Int64, Int64, Int64, Int64, Ptr{Int64}, Ptr{Ptr{UInt8}})
+        ),
+        solve_noisy = @cfunction(c_solve_noisy, Cint, (Ptr{Request}, UInt64, Ptr{Response})),
+        noise_path = @cfunction(
+            c_noise_path, Cint, (Int64, Ptr{PathResponse}, Ptr{Ptr{UInt8}})
         ),
         new_events = @cfunction(
             c_new_events, Cint, (Int64, Ptr{EventSpec}, Int64, Ptr{Int64}, Ptr{Ptr{UInt8}})

@@ -151,6 +151,9 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "new_model": (ct.c_int, _I, _I, _P, _P, _P, _P),
     "new_parts": (ct.c_int, _I, _I, _I, _I, _I, _I, _P, _P),
     "new_device_model": (ct.c_int, _I, _I, _I, _I, ct.c_char_p, _I, _P, _P),
+    "new_noisy": (ct.c_int, _I, _I, _I, _I, _I, _P, _P),
+    "solve_noisy": (ct.c_int, _P, ct.c_uint64, _P),
+    "noise_path": (ct.c_int, _I, _P, _P),
     "new_events": (ct.c_int, _I, _P, _I, _P, _P),
     "set_event": (ct.c_int, _I, _I, _I, _P, _I, _P, _I, _P),
     "object": (ct.c_int, ct.c_char_p, _I, ct.c_char_p, _I, _P, _P),
@@ -253,12 +256,23 @@ class Bridge:
         self.call(name, *arguments, ct.addressof(number))
         return number.value
 
-    def solve(self, request: bytes, progress: Callable[[float], None] | None = None) -> Response:
-        """Solve; ``request`` is a packed ``REQUEST`` whose arrays the caller keeps alive."""
+    def solve(
+        self,
+        request: bytes,
+        progress: Callable[[float], None] | None = None,
+        seed: int | None = None,
+    ) -> Response:
+        """Solve; ``request`` is a packed ``REQUEST`` whose arrays the caller keeps alive.
+
+        With ``seed`` (> 0) a stochastic equation.
+        """
         require_this_process()
         memory = ct.create_string_buffer(RESPONSE.size)
-        solve = self._solve  # type: ignore[attr-defined]
-        status = self.interruptibly(lambda: solve(request, memory), progress)
+        solve: Any = self._solve  # type: ignore[attr-defined]
+        what: tuple[Any, ...] = (request, memory)
+        if seed is not None:
+            solve, what = self._solve_noisy, (request, seed, memory)  # type: ignore[attr-defined]
+        status = self.interruptibly(lambda: solve(*what), progress)
         fields = RESPONSE.unpack(memory.raw)
         if status != OK:
             self.fail(status, fields[-1])

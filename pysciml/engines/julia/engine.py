@@ -31,7 +31,7 @@ from pysciml.engines.base import (
     SolveOptions,
     Stats,
 )
-from pysciml.engines.julia import device, ensemble
+from pysciml.engines.julia import device, ensemble, stochastic
 from pysciml.engines.julia.bridge import (
     HANDLES,
     REQUEST,
@@ -83,6 +83,7 @@ _GIVEN = {
     "second_order": ("a SecondOrderODEProblem", "e.g. pysciml.DPRKN6() or pysciml.Tsit5()"),
     "split": ("a SplitODEProblem", "e.g. pysciml.KenCarp4()"),
     "semilinear": ("a SemilinearODEProblem", "e.g. pysciml.ETDRK4() or pysciml.KenCarp4()"),
+    "sde": ("an SDEProblem", "e.g. pysciml.SOSRI(), or pysciml.EM() with dt="),
 }
 
 
@@ -155,6 +156,7 @@ class Handle:
     functions: JuliaFunctions
     events: JuliaEvents | None
     alg: Algorithm | None
+    parts: tuple[JuliaFunctions, ...] = ()  # of a stochastic equation: drift and diffusion
 
 
 class JuliaEngine(Engine):
@@ -215,6 +217,7 @@ class JuliaEngine(Engine):
                 f"alg is {alg.name}, which is an option of algorithms and not an algorithm itself; "
                 f"give it to one, e.g. {_part_of(alg.name)}."
             )
+        stochastic.check_stochastic(problem_kind, alg)
         need = NEEDS.get(alg.name) if alg is not None else None
         if need is not None and problem_kind not in SATISFIED[need]:
             given, use = _GIVEN[problem_kind]
@@ -299,6 +302,8 @@ class JuliaEngine(Engine):
     def solve(
         self, problem: FlatProblem, alg: Algorithm | None, options: SolveOptions
     ) -> FlatSolution:
+        if problem.form == "sde":
+            return stochastic.solve(self, problem, alg, options)
         options = checked_options(alg, options)
         if isinstance(problem.u0, torch.Tensor):
             return device.solve(self, problem, alg, options)
@@ -314,7 +319,7 @@ class JuliaEngine(Engine):
         if options.progress is not None:
             options.progress(response.t_reached)
         del keep
-        return self._solution(response, problem, options, functions, events, alg)
+        return self.solution(response, problem, options, functions, events, alg)
 
     def _in_parts(
         self, problem: FlatProblem, functions: JuliaFunctions, alg: Algorithm | None
@@ -357,7 +362,7 @@ class JuliaEngine(Engine):
         )  # fmt: skip
         return request, arrays
 
-    def _solution(
+    def solution(
         self,
         r: Response,
         problem: FlatProblem,
@@ -393,15 +398,23 @@ class JuliaEngine(Engine):
         handle: Handle = solution.handle
         if isinstance(handle, device.DeviceHandle):
             return device.interpolate(self, handle, ts, deriv)
+        if deriv and handle.problem.form == "sde":
+            raise EngineError(
+                f"deriv is {deriv}, but a path of a stochastic equation has no derivative by time; "
+                "leave it out."
+            )
         ts = np.ascontiguousarray(ts, np.float64)
         out = np.empty((len(ts), len(handle.problem.u0)), handle.problem.dtype)
         if len(ts) == 0:
             return out
-        self._use(handle)
+        self.use(handle)
         what = (handle.number, ts.ctypes.data, len(ts), deriv, out.ctypes.data)
         with self.first(handle.functions, ("interpolate", deriv)):
             self.bridge.interruptibly(lambda: self.bridge.call("interpolate", *what))
         return out
+
+    def noise_path(self, solution: FlatSolution) -> tuple[Array, Array]:
+        return stochastic.noise_path(self, solution)
 
     # -- ensembles -----------------------------------------------------------------------------
 
@@ -425,8 +438,9 @@ class JuliaEngine(Engine):
         refuse_adjoint(handle.problem, handle.sensealg)
         return ensemble.adjoint(self, solution, grad_u)
 
-    def _use(self, handle: Handle) -> None:
-        handle.functions.use(handle.problem.p, handle.problem.c)
+    def use(self, handle: Handle) -> None:
+        for functions in (handle.functions, *handle.parts):
+            functions.use(handle.problem.p, handle.problem.c)
         if handle.events is not None:
             handle.events.use(handle.problem.callbacks)
 
@@ -443,12 +457,14 @@ class JuliaEngine(Engine):
         handle: Handle = solution.handle
         if isinstance(handle, device.DeviceHandle):
             return device.adjoint(self, solution, grad_u, at, by_times)
+        if handle.problem.form == "sde":
+            return stochastic.adjoint(self, solution, grad_u, at, by_times)
         if taken_apart(handle.problem, handle.alg):
             return adjoint_of_parts(self, solution, grad_u, grad_t, at, by_times)
         problem, options = handle.problem, handle.options
         sensealg = options.sensealg or default_sensealg(problem, handle.alg)
         refuse_adjoint(problem, sensealg)
-        self._use(handle)
+        self.use(handle)
         times = np.ascontiguousarray(solution.t if at is None else at, np.float64)
         source = (
             np.ascontiguousarray(solution.source, np.int64)

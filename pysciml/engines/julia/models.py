@@ -149,6 +149,16 @@ class JuliaFunctions:
             )
         return self._models[key]
 
+    def model_of_noise(self, n: int, parts: tuple[JuliaFunctions, ...], columns: int) -> int:
+        """The number of the model of a stochastic equation: ``parts`` are drift and diffusion."""
+        drift, diffusion = parts
+        key = ("noise", drift.id, diffusion.id, columns)
+        if key not in self._models:
+            self._models[key] = self.bridge.number(
+                "new_noisy", self.id, drift.id, diffusion.id, n, columns
+            )
+        return self._models[key]
+
     def use(self, p: Array, c: Array) -> None:
         """The parameters of the solve that comes; only functions called back in Python need it."""
         if self.functions.kernels is None:

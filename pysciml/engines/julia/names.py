@@ -62,15 +62,17 @@ def algorithm_expression(
 def _call(alg: Algorithm, packages: list[str]) -> str:
     packages.append(alg.package)
     parts = [_call(part, packages) for part in alg.parts]
+    positional = [_value(x, key, packages) for key, x in alg.options.items() if key == "split"]
     options = [
         f"{key} = Val({x})"
         if (alg.package, key) in _AS_VAL
         else f"{key} = {_value(x, key, packages)}"
         for key, x in alg.options.items()
+        if key != "split"
     ]
     if "autodiff" not in alg.options and takes_autodiff(alg):
         options.append(_AUTODIFF)
-    inside = ", ".join(parts) + ("; " + ", ".join(options) if options else "")
+    inside = ", ".join([*parts, *positional]) + ("; " + ", ".join(options) if options else "")
     return f"{alg.package}.{alg.name}({inside})"
 
 
@@ -114,6 +116,11 @@ def takes_autodiff(alg: Algorithm) -> bool:
 
 
 def _value(x: Any, key: str, packages: list[str]) -> str:
+    if key == "interpretation":
+        if x not in ("Ito", "Stratonovich"):
+            raise InputError(f'interpretation is {x!r}; give "Ito" or "Stratonovich".')
+        packages.append("SciMLBase")
+        return f"SciMLBase.AlgorithmInterpretation.{x}"
     if isinstance(x, Algorithm):
         return _call(x, packages)
     if isinstance(x, (bool, np.bool_)):

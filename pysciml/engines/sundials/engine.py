@@ -91,6 +91,12 @@ class SundialsEngine(Engine):
     def check(self, problem_kind: str, alg: Algorithm | None, has_mass_matrix: bool) -> None:
         if problem_kind in ("partitioned", "second_order", "split", "semilinear"):
             problem_kind = "ode"  # solved as one of first order, or for the sum
+        if problem_kind == "sde":
+            raise EngineError(
+                "The sundials engine does not solve stochastic equations (SDEProblem), which need "
+                "engine='julia' (install it with: python -m pysciml setup); without Julia, use the "
+                "package torchsde."
+            )
         if problem_kind not in ("ode", "dae"):
             raise EngineError(
                 f"The sundials engine solves ODEs and DAEs, not {problem_kind!r} problems; "

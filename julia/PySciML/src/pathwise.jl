@@ -1,0 +1,228 @@
+# Gradients of stochastic equations: the steps of a solve backwards, along the noise that it drew.
+
+"""
+    EulerMaruyama(split, ahead)
+
+A step of `EM` or `LambaEM`: the diffusion at the state after the drift (`split`) or before it, at
+the step's begin or at its end (`ahead`).
+"""
+struct EulerMaruyama
+    split::Bool
+    ahead::Bool
+end
+
+"A step of `EulerHeun` or `LambaEulerHeun`."
+struct Heun end
+
+"A step of `RKMil`, the derivative-free Milstein method for diagonal and scalar noise."
+struct Milstein
+    stratonovich::Bool
+end
+
+"""
+    scheme(alg)
+
+What one step of an algorithm computes, for algorithms whose steps can be run backwards; the
+extension adds the methods.
+"""
+scheme(alg) = error(
+    "gradients follow the steps of EM, LambaEM, EulerHeun, LambaEulerHeun and RKMil, and this " *
+        "solution is by $(nameof(typeof(alg)))"
+)
+
+# What the way back works with. `pulled`: the cotangents of u, then (of few parameters) of p.
+struct Backwards{T}
+    x::Noisy{T}
+    p::Vector{T}
+    n::Int
+    together::Bool
+    whole::Gathered{T}
+    drift::Gathered{T}
+    diffusion::Gathered{T}
+    pulled::Vector{T}
+    total::Vector{T}
+    w::Vector{T}                     # cotangents of drift and diffusion, one after the other
+    f::Vector{T}
+    g::Vector{T}
+    y::Vector{T}
+    mu::Vector{T}
+end
+
+function Backwards(how, x::Noisy{T}, p::Vector{T}, n) where {T}
+    width = n * max(x.columns, 1)
+    # with many parameters each of the functions that the way back goes through gathers its points
+    of(f, nw, used) = used ? Gathered(f, p, n, nw) : unused(f, p)
+    by_whole, by_drift, by_diffusion = goes_through(how)
+    whole = of(x.whole, n + width, by_whole)
+    drift, diffusion = of(x.drift, n, by_drift), of(x.diffusion, width, by_diffusion)
+    together = !(whole.batched || drift.batched || diffusion.batched)
+    pulled = zeros(T, together ? n + length(p) : n)
+    return Backwards{T}(
+        x, p, n, together, whole, drift, diffusion, pulled, zeros(T, length(p)),
+        zeros(T, n + width), zeros(T, n), zeros(T, width), zeros(T, n), zeros(T, n)
+    )
+end
+
+unused(f::Functions{T}, p) where {T} = Gathered{T}(
+    f, p, false, 0, T[], T[], T[], T[], zeros(T, length(p))
+)
+
+# Which of whole, drift and diffusion.
+goes_through(s::EulerMaruyama) = s.split || s.ahead ? (false, true, true) : (true, false, false)
+goes_through(::Heun) = (true, false, false)
+goes_through(::Milstein) = (true, false, true)
+
+# Through one of the functions at (u, t): the cotangent of u is then in `pulled`.
+function pull!(b::Backwards, f::Functions, gathered::Gathered, w, u, t)
+    if b.together
+        f.vjp_up(b.pulled, w, u, b.p, t)
+        add!(b.total, true, view(b.pulled, (b.n + 1):length(b.pulled)))
+    else
+        f.vjp(b.pulled, w, u, b.p, t)
+        gather!(gathered, one(eltype(w)), w, u, t)
+    end
+    return b.pulled
+end
+pull_whole!(b, u, t) = pull!(b, b.x.whole, b.whole, b.w, u, t)
+pull_drift!(b, u, t) = pull!(b, b.x.drift, b.drift, b.w[1:b.n], u, t)
+pull_diffusion!(b, u, t) = pull!(b, b.x.diffusion, b.diffusion, b.w[(b.n + 1):end], u, t)
+
+function parameters(b::Backwards)
+    b.together && return b.total
+    return finish!(b.whole) .+ finish!(b.drift) .+ finish!(b.diffusion)
+end
+
+# The increments of the noise act on each entry of the state by themselves, or as a matrix does.
+function apply!(y, b::Backwards, g, dW)          # y += g dW
+    n, columns = b.n, b.x.columns
+    for k in 1:max(columns, 1), i in 1:n
+        y[i] += g[(k - 1) * n + i] * increment(dW, columns, k, i)
+    end
+    return y
+end
+function of_diffusion!(b::Backwards, lambda, dW, factor)     # w = factor * lambda dW'
+    n, columns = b.n, b.x.columns
+    for k in 1:max(columns, 1), i in 1:n
+        b.w[n + (k - 1) * n + i] = factor * lambda[i] * increment(dW, columns, k, i)
+    end
+    return
+end
+increment(dW, columns, k, i) = columns == 0 ? dW[i] : columns < 0 ? dW[1] : dW[k]
+
+function of_drift!(b::Backwards, lambda, factor)
+    for i in 1:b.n
+        b.w[i] = factor * lambda[i]
+    end
+    return
+end
+
+function back!(s::EulerMaruyama, b::Backwards{T}, lambda, u, t, dt, dW) where {T}
+    at = s.ahead ? t + dt : t
+    if !s.split && !s.ahead
+        of_drift!(b, lambda, dt)
+        of_diffusion!(b, lambda, dW, one(T))
+        add!(lambda, one(T), pull_whole!(b, u, t))
+        return
+    end
+    of_diffusion!(b, lambda, dW, one(T))
+    if s.split
+        b.x.drift.value(b.f, u, b.p, t)
+        b.y .= u .+ dt .* b.f
+        add!(lambda, one(T), pull_diffusion!(b, b.y, at))
+        of_drift!(b, lambda, dt)
+        add!(lambda, one(T), pull_drift!(b, u, t))
+    else
+        of_drift!(b, lambda, dt)
+        add!(lambda, one(T), pull_diffusion!(b, u, at))
+        add!(lambda, one(T), pull_drift!(b, u, t))
+    end
+    return
+end
+
+function back!(::Heun, b::Backwards{T}, lambda, u, t, dt, dW) where {T}
+    b.x.drift.value(b.f, u, b.p, t)
+    b.x.diffusion.value(b.g, u, b.p, t)
+    b.y .= u .+ dt .* b.f
+    apply!(b.y, b, b.g, dW)
+    half = one(T) / 2
+    of_drift!(b, lambda, half * dt)
+    of_diffusion!(b, lambda, dW, half)
+    copyto!(b.mu, 1, pull_whole!(b, b.y, t + dt), 1, b.n)
+    b.y .= half .* lambda .+ b.mu                # of drift and noise at the step's begin
+    of_drift!(b, b.y, dt)
+    of_diffusion!(b, b.y, dW, one(T))
+    add!(lambda, one(T), b.mu)
+    add!(lambda, one(T), pull_whole!(b, u, t))
+    return
+end
+
+function back!(s::Milstein, b::Backwards{T}, lambda, u, t, dt, dW) where {T}
+    n, columns, root = b.n, b.x.columns, sqrt(dt)
+    b.x.diffusion.value(b.g, u, b.p, t)
+    if s.stratonovich
+        b.y .= u .+ root .* b.g
+    else
+        b.x.drift.value(b.f, u, b.p, t)
+        b.y .= u .+ dt .* b.f .+ root .* b.g
+    end
+    double(i) = (d = increment(dW, columns, 1, i); (d^2 - (s.stratonovich ? zero(T) : dt)) / (2root))
+    for i in 1:n
+        b.w[n + i] = lambda[i] * double(i)
+    end
+    copyto!(b.mu, 1, pull_diffusion!(b, b.y, t), 1, n)
+    for i in 1:n
+        b.w[i] = dt * (lambda[i] + (s.stratonovich ? zero(T) : b.mu[i]))
+        b.w[n + i] = lambda[i] * (increment(dW, columns, 1, i) - double(i)) + root * b.mu[i]
+    end
+    add!(lambda, one(T), b.mu)
+    add!(lambda, one(T), pull_whole!(b, u, t))
+    return
+end
+
+"""
+    pathwise(handle, ts, cotangents) -> (du0, dp)
+
+Gradient of `sum(cotangents .* u(ts))` with the noise and the steps held as they were: that of the
+numbers which the solver computed.
+"""
+function pathwise(h::NoisyHandle{T}, ts::Vector{T}, cotangents::Matrix{T}) where {T}
+    path!(h)
+    how = Base.invokelatest(scheme, h.alg)
+    return lock(h.model.lock) do
+        copyto!(data(h.model.functions), h.c)
+        Base.invokelatest(
+            pathwise, how, h.model.functions, h.sol.t, h.sol.u, h.path_w, h.prob.p, ts, cotangents
+        )
+    end::Tuple{Vector{T}, Vector{T}}
+end
+
+function pathwise(
+        how, x::Noisy{T}, times::Vector{T}, us::Vector{Vector{T}}, path::Matrix{T}, p::Vector{T},
+        ts::Vector{T}, cotangents::Matrix{T}
+    ) where {T}
+    n, j, watch = length(first(us)), length(ts), Watch()
+    b = Backwards(how, x, p, n)
+    lambda, early, dW = zeros(T, n), zeros(T, n), zeros(T, size(path, 1))
+    for i in (length(times) - 1):-1:1
+        watch(nothing, times[i], nothing)
+        t, dt = times[i], times[i + 1] - times[i]
+        fill!(early, zero(T))                    # of the state at the step's begin, by outputs
+        while j >= 1 && ts[j] > t
+            theta = min((ts[j] - t) / dt, one(T))
+            add!(lambda, theta, view(cotangents, :, j))
+            add!(early, 1 - theta, view(cotangents, :, j))
+            j -= 1
+        end
+        if !all(iszero, lambda)
+            for k in eachindex(dW)
+                dW[k] = path[k, i + 1] - path[k, i]
+            end
+            back!(how, b, lambda, us[i], t, dt, dW)
+        end
+        add!(lambda, one(T), early)
+    end
+    for k in j:-1:1
+        add!(lambda, one(T), view(cotangents, :, k))
+    end
+    return lambda, parameters(b)
+end

@@ -1,0 +1,241 @@
+# Stochastic equations du = f(u, p, t) dt + g(u, p, t) dW. What needs StochasticDiffEq stands in
+# ext/PySciMLStochasticExt.jl, so that nobody else loads it.
+
+"""
+    Noisy{T}
+
+The functions of a stochastic equation: drift and diffusion, and the two one after the other
+(`whole`), over one data vector. `columns`: those of the diffusion's matrix, which is flat, column
+by column; 0 for diagonal noise (one process an entry of the state), -1 for one scalar process.
+"""
+struct Noisy{T}
+    whole::Functions{T}
+    drift::Functions{T}
+    diffusion::Functions{T}
+    columns::Int
+end
+Noisy(whole::Functions{T}, drift, diffusion, columns) where {T} = Noisy{T}(
+    whole, over(drift, data(whole)), over(diffusion, data(whole)), Int(columns)
+)
+data(x::Noisy) = data(x.whole)
+clone(x::Noisy) = Noisy(clone(x.whole), clone(x.drift), clone(x.diffusion), x.columns)
+
+# The diffusion as SciML calls it, with a matrix to be filled where the noise is general.
+struct Diffusion{T} <: Function
+    kernel::VectorKernel{T}
+end
+(g::Diffusion)(out, u, p, t) = (g.kernel(out, u, p, t); nothing)
+(g::Diffusion)(out::Matrix, u, p, t) = (g.kernel(vec(out), u, p, t); nothing)
+
+function Model(x::Noisy{T}, n::Integer) where {T}
+    f = SDEFunction{true, FullSpecialize}(
+        x.drift.value, Diffusion{T}(x.diffusion.value); x.drift.jac, x.drift.tgrad,
+        jac_prototype = zeros(T, n, n)
+    )
+    return Model{T, typeof(x), typeof(f)}(x, f, Int(n), nothing, nothing, ReentrantLock(), [])
+end
+clone(m::Model{T, <:Noisy}) where {T} = Model(clone(m.functions), m.n)
+
+"""
+    NoisyHandle{T}
+
+A solved stochastic equation. Where `dense`, `sol` holds every step and the noise there; else it is
+solved again, by the same seed, when these are asked for.
+"""
+mutable struct NoisyHandle{T, M}
+    model::M
+    alg::Any
+    options::Options{T}
+    c::Vector{T}
+    prob::Any
+    seed::UInt64
+    sol::Any
+    reached::T
+    dense::Bool
+    t::Vector{Float64}
+    u::Matrix{T}
+    source::Vector{Int}
+    path_t::Vector{Float64}
+    path_w::Matrix{T}
+end
+
+"""
+    integrate_noisy(prob, alg, options, seed, dense) -> (sol, reached)
+
+Solve; the extension adds the method.
+"""
+function integrate_noisy end
+
+"A scalar Wiener process from `t0` on; the extension adds the method."
+function scalar_noise end
+
+"""
+    run_noisy(model, alg, u0, p, c, tspan, options, seed) -> NoisyHandle
+"""
+function run_noisy(
+        model::Model{T}, @nospecialize(alg), u0::Vector{T}, p::Vector{T}, c::Vector{T},
+        tspan::Tuple{T, T}, options::Options{T}, seed::UInt64
+    ) where {T}
+    m = acquire(model)
+    try
+        copyto!(data(m.functions), c)
+        dense = options.dense || isempty(options.saveat)
+        prob = Base.invokelatest(noisy_problem, m, u0, p, tspan, seed)
+        sol, reached = Base.invokelatest(integrate_noisy, prob, alg, options, seed, dense)
+        h = NoisyHandle{T, typeof(m)}(
+            m, alg, options, c, prob, seed, sol, reached, dense, Float64[],
+            Matrix{T}(undef, 0, 0), Int[], Float64[], Matrix{T}(undef, 0, 0)
+        )
+        Base.invokelatest(collect_noisy!, h, sol)
+        return h
+    finally
+        release(m)
+    end
+end
+
+function noisy_problem(m::Model{T}, u0, p, tspan, seed) where {T}
+    columns = m.functions.columns
+    columns == 0 && return SDEProblem(m.f, u0, tspan, p; seed)
+    columns < 0 && return SDEProblem(m.f, u0, tspan, p; seed, noise = scalar_noise(tspan[1]))
+    return SDEProblem(m.f, u0, tspan, p; seed, noise_rate_prototype = zeros(T, m.n, columns))
+end
+
+function collect_noisy!(h::NoisyHandle{T}, sol) where {T}
+    saveat = h.options.saveat
+    if !isempty(saveat) && h.dense
+        reached = [t for t in saveat if t <= last(sol.t)]
+        h.t, h.u = reached, at_times(sol.t, sol.u, reached, h.model.n)
+        h.source = collect(0:(length(reached) - 1))
+    elseif !isempty(saveat)
+        h.t, h.u = convert(Vector{Float64}, sol.t), matrix(sol.u, h.model.n)
+        h.source = collect(0:(length(h.t) - 1))
+    else
+        h.t, h.u = convert(Vector{Float64}, sol.t), matrix(sol.u, h.model.n)
+        h.source = sources(sol.t, h.prob.tspan)
+    end
+    return
+end
+
+# Between steps a path is known at its ends only: the state there is the line between them.
+function at_times(times, us::Vector{Vector{T}}, ts, n) where {T}
+    out = Matrix{T}(undef, n, length(ts))
+    for (k, t) in enumerate(ts)
+        if length(times) == 1            # a solve that failed at once
+            out[:, k] = us[1]
+            continue
+        end
+        i, theta = step_of(times, t)
+        for j in 1:n
+            out[j, k] = theta == 1 ? us[i + 1][j] : (1 - theta) * us[i][j] + theta * us[i + 1][j]
+        end
+    end
+    return out
+end
+function step_of(times::Vector{T}, t) where {T}
+    i = clamp(searchsortedlast(times, t), 1, length(times) - 1)
+    t == times[i] && i > 1 && return i - 1, one(T)
+    return i, T(t - times[i]) / (times[i + 1] - times[i])
+end
+
+function densify!(h::NoisyHandle)
+    h.dense && return h
+    lock(h.model.lock) do
+        copyto!(data(h.model.functions), h.c)
+        h.sol, h.reached = Base.invokelatest(
+            integrate_noisy, h.prob, h.alg, h.options, h.seed, true
+        )
+        h.dense = true
+    end
+    return h
+end
+
+function interpolate(h::NoisyHandle, ts, deriv::Integer)
+    densify!(h)
+    return Base.invokelatest(at_times, h.sol.t, h.sol.u, ts, h.model.n)
+end
+
+"The noise at every step, as the columns of a matrix; kept in the handle."
+function path!(h::NoisyHandle{T}) where {T}
+    densify!(h)
+    isempty(h.path_t) || return h
+    ws = Base.invokelatest(noise_values, h.sol)
+    h.path_t, h.path_w = convert(Vector{Float64}, h.sol.t), matrix(ws, length(first(ws)))
+    return h
+end
+
+# The noise process keeps its own times; they have to be the solver's.
+function noise_values(sol)
+    W = sol.W
+    W.t == sol.t || error("the noise was kept at other times than the solution's steps")
+    return [columns_of(x) for x in W.u]
+end
+columns_of(x::Number) = [x]
+columns_of(x::Vector) = x
+
+# -- the border ------------------------------------------------------------------------------------
+
+# `columns` as in `Noisy`.
+function c_new_noisy(
+        functions::Int64, drift::Int64, diffusion::Int64, n::Int64, columns::Int64,
+        id::Ptr{Int64}, message::Ptr{Ptr{UInt8}}
+    )::Cint
+    return guarded(message) do
+        made = Noisy((lookup(FUNCTIONS, i) for i in (functions, drift, diffusion))..., columns)
+        unsafe_store!(id, register!(MODELS, Model(made, n)))
+    end
+end
+
+function c_solve_noisy(request::Ptr{Request}, seed::UInt64, response::Ptr{Response})::Cint
+    try
+        r = unsafe_load(request)
+        unsafe_store!(
+            response, Base.inferencebarrier(solve_noisy)(
+                r, lookup(MODELS, r.model), lookup(OBJECTS, r.alg), seed
+            )::Response
+        )
+        return OK
+    catch error
+        status, message = failure(error)
+        unsafe_store!(response, failed(message))
+        return status
+    end
+end
+
+function solve_noisy(r::Request, model::Model{T}, @nospecialize(alg), seed::UInt64) where {T}
+    u0, p, c = vector(T, r.u0, r.n), vector(T, r.p, r.np), vector(T, r.c, r.nc)
+    h = run_noisy(model, alg, u0, p, c, (T(r.t0), T(r.t1)), options_of(T, r), seed)
+    s = h.sol.stats
+    return Response(
+        register!(HANDLES, h), Int(h.sol.retcode), length(h.t), 0,
+        (s.nf, s.njacs, s.naccept, s.nreject, s.nsolve, s.nnonliniter),
+        pointer(h.t), pointer(h.u), pointer(h.source), C_NULL, C_NULL, Float64(h.reached), C_NULL
+    )
+end
+
+"Where the noise of a solve lies: `m` processes at `count` times."
+struct PathResponse
+    count::Int64
+    m::Int64
+    t::Ptr{Float64}
+    w::Ptr{Cvoid}
+end
+
+function c_noise_path(
+        handle::Int64, response::Ptr{PathResponse}, message::Ptr{Ptr{UInt8}}
+    )::Cint
+    return guarded(message) do
+        h = path!(lookup(HANDLES, handle))
+        m, count = size(h.path_w)
+        unsafe_store!(response, PathResponse(count, m, pointer(h.path_t), pointer(h.path_w)))
+    end
+end
+
+function adjoint_request(r::AdjointRequest, h::NoisyHandle{T}, @nospecialize(_)) where {T}
+    n = h.model.n
+    cotangents = reshape(vector(T, r.cotangents, r.m * n), n, Int(r.m))
+    du0, dp = pathwise(h, times_of(T, r.times, r.m), cotangents)
+    for (to, x) in ((r.du0, du0), (r.dp, dp))
+        GC.@preserve x unsafe_copyto!(Ptr{T}(to), pointer(x), length(x))
+    end
+    return
+end

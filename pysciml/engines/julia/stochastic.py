@@ -1,0 +1,157 @@
+"""Stochastic equations in Julia: drift and diffusion as kernels, the seed, the noise's path."""
+
+from __future__ import annotations
+
+import ctypes as ct
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from pysciml.algorithms import Algorithm, algorithm
+from pysciml.engines.base import FlatGradient, FlatProblem, FlatSolution, SolveOptions
+from pysciml.engines.julia.bridge import AdjointRequest, address, array
+from pysciml.engines.julia.names import algorithm_expression
+from pysciml.errors import EngineError, InputError
+from pysciml.stochasticdiffeq import ADDITIVE, DIAGONAL, FIXED_STEP, PATHWISE
+
+if TYPE_CHECKING:
+    from pysciml.engines.julia.engine import Handle, JuliaEngine
+
+__all__ = ["adjoint", "check_stochastic", "default_algorithm", "noise_path", "solve"]
+
+Array = npt.NDArray[np.float64]
+_WORKS = "EM, LambaEM, EulerHeun, LambaEulerHeun and RKMil"
+
+
+class PathResponse(ct.Structure):
+    """See ``stochastic.jl``."""
+
+    _fields_ = [
+        ("count", ct.c_int64),
+        ("m", ct.c_int64),
+        ("t", ct.c_void_p),
+        ("w", ct.c_void_p),
+    ]
+
+
+def check_stochastic(problem_kind: str, alg: Algorithm | None) -> None:
+    """Raise EngineError where an algorithm for SDEs meets another problem, or the reverse."""
+    if alg is None:
+        return
+    stochastic = alg.package == "StochasticDiffEq"
+    if stochastic and problem_kind != "sde":
+        raise EngineError(
+            f"{alg.name} is for stochastic equations (SDEProblem), but this problem has no noise; "
+            "use e.g. pysciml.Tsit5() or pysciml.Rodas5P(), or write an SDEProblem."
+        )
+    if problem_kind == "sde" and not stochastic:
+        raise EngineError(
+            f"{alg.name} does not solve stochastic equations (SDEProblem); use e.g. "
+            "pysciml.SOSRI(), or pysciml.EM() with dt=."
+        )
+
+
+def default_algorithm(problem: FlatProblem) -> Algorithm:
+    """StochasticDiffEq's own choice: SOSRI, and LambaEM for general noise."""
+    return algorithm("LambaEM" if problem.columns > 0 else "SOSRI")()
+
+
+def _require_fit(problem: FlatProblem, alg: Algorithm, options: SolveOptions) -> None:
+    """Raise where algorithm, noise, steps and gradients do not go together."""
+    if problem.columns > 0 and alg.name in DIAGONAL:
+        raise EngineError(
+            f"{alg.name} takes diagonal and scalar noise only, but this problem's is general "
+            "(noise_rate_prototype); use pysciml.LambaEM(), pysciml.EM() or, for Stratonovich's "
+            "equation, pysciml.EulerHeun()."
+        )
+    if alg.name in ADDITIVE and _reads_state(problem):
+        raise EngineError(
+            f"{alg.name} takes additive noise only, but g depends on the state here; use "
+            "pysciml.SOSRI() or pysciml.ImplicitEM()."
+        )
+    if options.dt is None and (alg.name in FIXED_STEP or not options.adaptive):
+        raise InputError(f"{alg.name} takes steps of one size, which is not given; give dt=.")
+    if options.gradient and alg.name not in PATHWISE:
+        raise EngineError(
+            f"{alg.name} has no gradients: they are pathwise, along the steps of {_WORKS}; name "
+            "one of these, or solve in torch.no_grad()."
+        )
+    if options.sensealg is not None:
+        raise InputError(
+            f"sensealg is {options.sensealg!r}, but gradients of an SDEProblem are pathwise, by "
+            "the steps run backwards; leave it out."
+        )
+
+
+def _reads_state(problem: FlatProblem) -> bool:
+    """Whether the diffusion depends on the state, as far as that is known."""
+    kernels = problem.parts[1].kernels
+    if kernels is None:  # called back: the caller's word is trusted
+        return False
+    pattern = problem.parts[1].sparsity("u")
+    return pattern is None or pattern.nnz > 0
+
+
+def solve(
+    engine: JuliaEngine, problem: FlatProblem, alg: Algorithm | None, options: SolveOptions
+) -> FlatSolution:
+    """See :meth:`pysciml.engines.base.Engine.solve`."""
+    alg = alg or default_algorithm(problem)
+    _require_fit(problem, alg, options)
+    functions = engine.functions(problem.functions, "ode", problem.dtype)
+    parts = tuple(engine.functions(f, "ode", problem.dtype) for f in problem.parts)
+    for f in (functions, *parts):
+        f.use(problem.p, problem.c)
+    model = functions.model_of_noise(len(problem.u0), parts, problem.columns)
+    number = engine.object(*algorithm_expression(alg, "sde"))
+    request, keep = engine.request(model, number, 0, problem, options)
+    assert options.seed is not None
+    with engine.first(functions, ("solve", number, problem.columns, options.gradient)):
+        response = engine.bridge.solve(request, options.progress, options.seed + 1)
+    if options.progress is not None:
+        options.progress(response.t_reached)
+    del keep
+    made = engine.solution(response, problem, options, functions, None, alg)
+    made.handle.parts = parts
+    made.stats.nf = made.stats.nf or None  # StochasticDiffEq does not count for all algorithms
+    return made
+
+
+def noise_path(engine: JuliaEngine, solution: FlatSolution) -> tuple[Array, Array]:
+    """See :meth:`pysciml.engines.base.Engine.noise_path`."""
+    handle: Handle = solution.handle
+    engine.use(handle)
+    r = PathResponse()
+    what = (handle.number, ct.addressof(r))
+    with engine.first(handle.functions, ("noise path",)):
+        engine.bridge.interruptibly(lambda: engine.bridge.call("noise_path", *what))
+    return (
+        array(r.t, (r.count,), "float64"),
+        array(r.w, (r.count, r.m), handle.problem.dtype),
+    )
+
+
+def adjoint(
+    engine: JuliaEngine, solution: FlatSolution, grad_u: Array, at: Array | None, by_times: bool
+) -> FlatGradient:
+    """See :meth:`pysciml.engines.base.Engine.adjoint`."""
+    handle: Handle = solution.handle
+    problem = handle.problem
+    if by_times:
+        raise EngineError(
+            "A path of a stochastic equation has no derivative by time; detach saveat, or the "
+            "times of sol(t)."
+        )
+    engine.use(handle)
+    times = np.ascontiguousarray(solution.t if at is None else at, np.float64)
+    order = np.argsort(times, kind="stable")
+    times, cotangents = times[order], np.ascontiguousarray(grad_u, problem.dtype)[order]
+    du0, dp = np.zeros(len(problem.u0), problem.dtype), np.zeros(len(problem.p), problem.dtype)
+    r = AdjointRequest()
+    r.handle, r.m, r.sensealg = handle.number, len(times), engine.object("nothing", ())
+    r.times, r.cotangents = address(times), address(cotangents)
+    r.du0, r.dp = address(du0), address(dp)
+    with engine.first(handle.functions, ("pathwise", repr(handle.alg))):
+        engine.bridge.interruptibly(lambda: engine.bridge.call("adjoint", ct.addressof(r)))
+    return FlatGradient(u0=du0, p=dp, t0=0.0, times=np.zeros(len(times)))

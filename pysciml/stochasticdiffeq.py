@@ -1,0 +1,68 @@
+"""The algorithms of StochasticDiffEq.jl by name: a plain table (StochasticDiffEq 7.1).
+
+``SDE_ALGORITHMS`` maps a name to the options of its own; the sets say what an algorithm takes.
+"""
+
+from __future__ import annotations
+
+_IMPLICIT = (
+    "autodiff", "concrete_jac", "linsolve", "nlsolve", "extrapolant", "theta", "symplectic",
+    "new_jac_conv_bound",
+)  # fmt: skip
+
+SDE_ALGORITHMS: dict[str, tuple[str, ...]] = {
+    # of low order
+    "EM": ("split",),
+    "EulerHeun": (),
+    "LambaEM": ("split",),
+    "LambaEulerHeun": (),
+    "RKMil": ("interpretation",),
+    "RKMilCommute": ("interpretation",),
+    "RKMilGeneral": ("interpretation",),
+    "SimplifiedEM": (),
+    "WangLi3SMil_A": (),
+    "WangLi3SMil_B": (),
+    "WangLi3SMil_C": (),
+    "WangLi3SMil_D": (),
+    "WangLi3SMil_E": (),
+    "WangLi3SMil_F": (),
+    # of high order
+    "SOSRA": (),
+    "SOSRA2": (),
+    "SOSRI": (),
+    "SOSRI2": (),
+    "SRA1": (),
+    "SRA2": (),
+    "SRA3": (),
+    "SRIW1": (),
+    "SRIW2": (),
+    # implicit
+    "ISSEM": _IMPLICIT,
+    "ISSEulerHeun": _IMPLICIT,
+    "ImplicitEM": _IMPLICIT,
+    "ImplicitEulerHeun": _IMPLICIT,
+    "ImplicitRKMil": (*_IMPLICIT, "interpretation"),
+    "SKenCarp": (
+        "autodiff", "concrete_jac", "linsolve", "nlsolve", "extrapolant", "smooth_est",
+        "new_jac_conv_bound", "ode_error_est",
+    ),
+    # weak
+    "DRI1": (),
+    "RI1": (),
+    "RS1": (),
+}  # fmt: skip
+
+#: Fixed steps only.
+FIXED_STEP: frozenset[str] = frozenset(
+    "EM EulerHeun SimplifiedEM RS1 WangLi3SMil_A WangLi3SMil_B WangLi3SMil_C WangLi3SMil_D "
+    "WangLi3SMil_E WangLi3SMil_F".split()
+)
+
+#: Diagonal and scalar noise only.
+DIAGONAL: frozenset[str] = frozenset("RKMil SRIW1 SRIW2 SOSRI SOSRI2 ImplicitRKMil".split())
+
+#: Additive noise only: the diffusion must not depend on the state.
+ADDITIVE: frozenset[str] = frozenset("SRA1 SRA2 SRA3 SOSRA SOSRA2 SKenCarp".split())
+
+#: Algorithms whose steps can be run backwards.
+PATHWISE: tuple[str, ...] = ("EM", "LambaEM", "EulerHeun", "LambaEulerHeun", "RKMil")

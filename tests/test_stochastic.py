@@ -1,0 +1,386 @@
+"""Stochastic equations: closed forms on the same noise, orders, moments, pathwise gradients."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pysciml as ps
+from pysciml.errors import EngineError, InputError
+from pysciml.stochasticdiffeq import ADDITIVE, FIXED_STEP, SDE_ALGORITHMS
+from tests.support import F64, assert_close, central_difference, f64
+
+julia = pytest.mark.julia
+WEAK = ("SimplifiedEM", "DRI1", "RI1", "RS1")
+STRATONOVICH = ("EulerHeun", "LambaEulerHeun", "ImplicitEulerHeun", "ISSEulerHeun", "RS1")
+A, B = 0.5, 0.4
+
+
+def drift(u: Any, p: Any, t: Any) -> Any:
+    return p[0] * u
+
+
+def diffusion(u: Any, p: Any, t: Any) -> Any:
+    return p[1] * u
+
+
+def gbm(paths: int = 400, **options: Any) -> ps.SDEProblem:
+    """Geometric Brownian motion, independent paths as entries of one state."""
+    u0 = torch.ones(paths, dtype=F64)
+    return ps.SDEProblem(drift, diffusion, u0, (0.0, 1.0), f64(A, B), **options)
+
+
+def exact(w: Tensor, stratonovich: bool = False) -> Tensor:
+    return torch.exp(A - (0.0 if stratonovich else B**2 / 2) + B * w)
+
+
+def strong_error(alg: Any, dt: float, prob: Any = None, stratonovich: bool = False) -> float:
+    sol = ps.solve(prob or gbm(), alg, dt=dt, adaptive=False, seed=11, engine="julia")
+    assert sol.t[-1] == 1.0 and len(sol.t) == round(1 / dt) + 1
+    return float((sol.u[-1] - exact(sol.W.u[-1], stratonovich)).abs().mean())
+
+
+@julia
+@pytest.mark.parametrize(
+    ("alg", "order"),
+    [
+        (ps.EM(), 0.5),
+        (ps.RKMil(), 1.0),
+        (ps.SRIW1(), 1.5),
+        (ps.SOSRI(), 1.5),
+        (ps.ImplicitEM(), 0.5),
+    ],
+    ids=lambda x: getattr(x, "name", x),
+)
+def test_strong_order_on_the_same_noise(alg: Any, order: float) -> None:
+    coarse, fine = strong_error(alg, 2.0**-4), strong_error(alg, 2.0**-8)
+    assert abs(math.log2(coarse / fine) / 4 - order) < 0.15
+
+
+@julia
+@pytest.mark.parametrize("alg", [ps.EulerHeun(), ps.RKMil(interpretation="Stratonovich")], ids=repr)
+def test_stratonovich_equation(alg: Any) -> None:
+    coarse, fine = (strong_error(alg, dt, stratonovich=True) for dt in (2.0**-4, 2.0**-8))
+    assert abs(math.log2(coarse / fine) / 4 - 1.0) < 0.15
+
+
+@julia
+@pytest.mark.parametrize("name", sorted(SDE_ALGORITHMS))
+def test_every_algorithm(name: str) -> None:
+    alg = ps.algorithm(name)()
+    if name in ADDITIVE:
+        # du = -2 u dt + 0.3 dW, whose mean is known whatever the noise
+        prob = ps.SDEProblem(
+            lambda u, p, t: -2.0 * u, lambda u, p, t: 0.3 * torch.ones_like(u),
+            torch.ones(400, dtype=F64), (0.0, 1.0),
+        )  # fmt: skip
+        sol = ps.solve(prob, alg, dt=0.05, seed=3, engine="julia")
+        variance = 0.09 * (1 - math.exp(-4)) / 4
+        assert abs(float(sol.u[-1].mean()) - math.exp(-2)) < 4 * math.sqrt(variance / 400)
+        return
+    scalar = name in ("WangLi3SMil_A", "WangLi3SMil_B") or name.startswith("WangLi3SMil")
+    options: dict[str, Any] = {"noise": "scalar"} if scalar else {}
+    prob = gbm(1 if scalar else 400, **options)
+    sol = ps.solve(prob, alg, dt=2.0**-7, adaptive=False, seed=3, engine="julia")
+    assert sol.retcode == "Success" and (name not in FIXED_STEP or sol.stats.nreject in (0, None))
+    if name in WEAK:
+        mean = math.exp(A + (B**2 / 2 if name in STRATONOVICH else 0.0))
+        deviation = mean * math.sqrt(math.exp(B**2) - 1) / 20
+        assert abs(float(sol.u[-1].mean()) - mean) < 4 * deviation
+    else:
+        error = (sol.u[-1] - exact(sol.W.u[-1], name in STRATONOVICH)).abs().mean()
+        assert float(error) < 0.05
+
+
+@julia
+def test_moments_of_ornstein_uhlenbeck() -> None:
+    theta, sigma, n = 1.5, 0.6, 4000
+    prob = ps.SDEProblem(
+        lambda u, p, t: -p[0] * u,
+        lambda u, p, t: p[1] * torch.ones_like(u),
+        torch.full((n,), 2.0, dtype=F64),
+        (0.0, 2.0),
+        f64(theta, sigma),
+    )
+    sol = ps.solve(prob, ps.SOSRA(), seed=5, saveat=[0.5, 1.0, 2.0], engine="julia")
+    for t, u in zip(sol.t.tolist(), sol.u, strict=True):
+        mean = 2.0 * math.exp(-theta * t)
+        variance = sigma**2 * (1 - math.exp(-2 * theta * t)) / (2 * theta)
+        assert abs(float(u.mean()) - mean) < 4 * math.sqrt(variance / n)
+        assert abs(float(u.var()) / variance - 1) < 4 * math.sqrt(2 / n)
+
+
+@julia
+def test_general_noise_is_a_matrix_times_the_processes() -> None:
+    G = f64([1.0, 2.0, 0.5], [0.0, -1.0, 3.0])
+    prob = ps.SDEProblem(
+        lambda u, p, t: torch.zeros_like(u), lambda u, p, t: G, f64(1.0, 2.0), (0.0, 1.0),
+        noise_rate_prototype=torch.zeros(2, 3),
+    )  # fmt: skip
+    for alg in (ps.EM(), ps.EulerHeun(), ps.LambaEM()):
+        sol = ps.solve(prob, alg, dt=0.125, seed=1, engine="julia")
+        assert sol.W.u.shape == (len(sol.t), 3)
+        assert_close(sol.u, f64(1.0, 2.0) + sol.W.u @ G.T, rtol=1e-12)
+
+
+@julia
+def test_scalar_noise_moves_all_entries_alike() -> None:
+    sol = ps.solve(gbm(3, noise="scalar"), ps.SRIW1(), dt=2.0**-8, seed=2, engine="julia")
+    assert sol.W.u.shape == (len(sol.t), 1)
+    assert_close(sol.u[-1], exact(sol.W.u[-1]).expand(3), rtol=1e-3)
+
+
+@julia
+def test_a_seed_gives_equal_bits_and_torchs_generator_gives_the_seed() -> None:
+    def run(**options: Any) -> Any:
+        return ps.solve(gbm(3), ps.SOSRI(), saveat=0.25, engine="julia", **options)
+
+    first, again, other = run(seed=0), run(seed=0), run(seed=1)
+    assert torch.equal(first.u, again.u) and not torch.equal(first.u[1:], other.u[1:])
+    assert first.seed == 0
+    torch.manual_seed(4)
+    drawn = run()
+    torch.manual_seed(4)
+    assert torch.equal(drawn.u, run().u) and torch.equal(drawn.u, run(seed=drawn.seed).u)
+    assert not torch.equal(drawn.u[1:], run().u[1:])
+
+
+@julia
+def test_members_of_an_ensemble_have_noise_of_their_own() -> None:
+    def run(where: Any, **options: Any) -> Any:
+        prob = ps.EnsembleProblem(gbm(1), u0=torch.ones(4, 1, dtype=F64))
+        given = {"dt": 2.0**-6, "saveat": [0.5, 1.0], "engine": "julia", **options}
+        return ps.solve(prob, ps.EM(), where, **given)
+
+    first, again = run(ps.EnsembleThreads(2), seed=1), run(ps.EnsembleSerial(), seed=1)
+    assert torch.equal(first.u, again.u) and len(first.u[:, -1].unique()) == 4
+    torch.manual_seed(0)
+    drawn = run(ps.EnsembleThreads(2))
+    torch.manual_seed(0)
+    assert torch.equal(drawn.u, run(ps.EnsembleThreads(2)).u)
+
+
+@julia
+def test_states_in_any_shape_and_float32() -> None:
+    u0 = {"x": torch.ones(2, 3), "y": torch.tensor(2.0)}
+    prob = ps.SDEProblem(
+        lambda u, p, t: {k: -v for k, v in u.items()},
+        lambda u, p, t: {"x": 0.1 * torch.ones_like(u["x"]), "y": 0.0 * u["y"]},
+        u0, (0.0, 1.0),
+    )  # fmt: skip
+    sol = ps.solve(prob, ps.EM(), dt=0.01, saveat=[0.5, 1.0], seed=1, engine="julia")
+    assert sol.u["x"].shape == (2, 2, 3) and sol.u["x"].dtype == torch.float32
+    assert_close(sol.u["y"], 2 * torch.tensor([0.99**50, 0.99**100]), rtol=1e-5)
+
+
+@julia
+def test_between_steps_a_path_is_a_line() -> None:
+    sol = ps.solve(gbm(2), ps.EM(), dt=0.25, seed=1, engine="julia")
+    assert_close(sol(0.6), 0.6 * sol.u[2] + 0.4 * sol.u[3], rtol=1e-12)
+    thin = ps.solve(gbm(2), ps.EM(), dt=0.25, seed=1, saveat=[0.6, 1.0], engine="julia")
+    assert_close(thin.u[0], sol(0.6), rtol=1e-12)
+    assert torch.equal(thin.W.u, sol.W.u) and torch.equal(thin.W.t, sol.t)
+    with pytest.raises(EngineError, match="no derivative by time"):
+        sol(0.6, deriv=1)
+
+
+# -- gradients -------------------------------------------------------------------------------------
+
+SHIFT = f64(0.3, -0.2)
+
+
+def wave(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
+    return torch.stack([torch.sin(p[0] * u[1]) + t, -u[0] * u[1] + p[1] * u[0]])
+
+
+def spread(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
+    return p[2] * torch.cos(u * p[0] + t)
+
+
+def mixing(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
+    return torch.stack(
+        [torch.stack([p[2] * u[1], u[0], t * p[1]]), torch.stack([u[0] * u[1], p[0] + t, u[1]])]
+    )
+
+
+METHODS = [
+    ps.EM(),
+    ps.EM(split=False),
+    ps.LambaEM(),
+    ps.LambaEM(split=False),
+    ps.EulerHeun(),
+    ps.LambaEulerHeun(),
+    ps.RKMil(),
+    ps.RKMil(interpretation="Stratonovich"),
+]
+
+
+@julia
+@pytest.mark.parametrize("noise", ["diagonal", "scalar", "general"])
+@pytest.mark.parametrize("alg", METHODS, ids=repr)
+def test_gradients_against_differences_on_the_same_noise(alg: Any, noise: str) -> None:
+    if alg.name == "RKMil" and noise == "general":
+        pytest.skip("RKMil takes diagonal and scalar noise only")
+    more: dict[str, Any] = {"noise": noise}
+    if noise == "general":
+        more = {"noise_rate_prototype": torch.zeros(2, 3)}
+
+    def loss(x: Tensor) -> Tensor:
+        u0, p, shift = x[:2], x[2:5], x[5:]
+        prob = ps.SDEProblem(
+            lambda u, p, t: wave(u, p, t) + shift, mixing if noise == "general" else spread,
+            u0, (0.0, 1.0), p, **more,
+        )  # fmt: skip
+        options: dict[str, Any] = {"dt": 0.0625, "adaptive": False, "seed": 6, "engine": "julia"}
+        sol = ps.solve(prob, alg, saveat=[0.25, 0.6, 1.0], **options)
+        weights = f64([1.0, -2.0], [0.5, 1.0], [2.0, 1.5])
+        return (weights * sol.u).square().sum() + sol(0.33).sum()
+
+    x = f64(0.5, -0.4, 1.2, 0.7, 0.3, 0.3, -0.2, grad=True)
+    loss(x).backward()
+    assert_close(x.grad, central_difference(loss, x, h=1e-4), rtol=1e-7)
+
+
+@julia
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_gradients_of_geometric_brownian_motion(adaptive: bool) -> None:
+    u0, p = torch.ones(5, dtype=F64, requires_grad=True), f64(A, B, grad=True)
+    prob = ps.SDEProblem(drift, diffusion, u0, (0.0, 1.0), p)
+    options: dict[str, Any] = {"abstol": 1e-4, "reltol": 1e-4} if adaptive else {"dt": 2.0**-11}
+    sol = ps.solve(prob, ps.RKMil(), adaptive=adaptive, seed=3, engine="julia", **options)
+    end, w = sol.u[-1], sol.W.u[-1]
+    end.sum().backward()
+    known = exact(w)
+    assert_close(u0.grad, known, rtol=5e-3)
+    assert_close(p.grad, torch.stack([known.sum(), ((w - B) * known).sum()]), rtol=5e-3)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = nn.Sequential(nn.Linear(3, 40), nn.Tanh(), nn.Linear(40, 40), nn.Linear(40, 3))
+        self.g = nn.Sequential(nn.Linear(3, 40), nn.Sigmoid(), nn.Linear(40, 3))
+
+
+@julia
+@pytest.mark.parametrize("split", [True, False])
+def test_gradients_of_networks_against_torchs_own_through_the_steps(split: bool) -> None:
+    torch.manual_seed(0)
+    net = Net().double()
+    u0 = torch.randn(4, 3, dtype=F64, requires_grad=True)
+    prob = ps.SDEProblem(
+        lambda u, p, t: p.f(u), lambda u, p, t: p.g(u), u0, (0.0, 1.0), net
+    )  # fmt: skip
+    sol = ps.solve(prob, ps.EM(split=split), dt=0.05, seed=9, engine="julia")
+    inputs = [u0, *net.parameters()]
+    got = torch.autograd.grad(sol.u.square().sum(), inputs)
+
+    u, states, w = u0, [u0], sol.W.u.reshape(-1, 4, 3)
+    for i, dt in enumerate(sol.t.diff().tolist()):
+        moved = u + dt * net.f(u)
+        u = moved + net.g(moved if split else u) * (w[i + 1] - w[i])
+        states.append(u)
+    want = torch.autograd.grad(torch.stack(states).square().sum(), inputs)
+    for a, b in zip(got, want, strict=True):
+        assert_close(a, b, rtol=1e-9)
+
+
+@julia
+def test_functions_that_are_called_back() -> None:
+    def called(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
+        return p[0] * u if float(u.detach().sum()) > -1e9 else -u
+
+    p = f64(A, B, grad=True)
+    results = []
+    for f in (drift, called):
+        prob = ps.SDEProblem(f, diffusion, torch.ones(2, dtype=F64), (0.0, 1.0), p)
+        if f is called:
+            with pytest.warns(ps.CaptureWarning):
+                sol = ps.solve(prob, ps.EM(), dt=0.1, seed=1, engine="julia")
+        else:
+            sol = ps.solve(prob, ps.EM(), dt=0.1, seed=1, engine="julia")
+        results.append((sol.u.detach(), torch.autograd.grad(sol.u[-1].sum(), p)[0]))
+    for a, b in zip(*results, strict=True):
+        assert_close(a, b, rtol=1e-10)
+
+
+# -- bad input -------------------------------------------------------------------------------------
+
+
+def refused(error: type[Exception], match: str, call: Any) -> None:
+    with pytest.raises(error, match=match) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"g": 1.0}, "g is a float; give a function"),
+        ({"g": lambda u, p: u}, r"g takes \(u, p\), but it is called with \(u, p, t\)"),
+        ({"noise_rate_prototype": torch.zeros(3, 2)}, r"shape \(3, 2\), but the state has 2"),
+        ({"noise_rate_prototype": 3}, "noise_rate_prototype is a int"),
+        ({"noise": "white"}, "noise is 'white'; give"),
+        ({"noise": "scalar", "noise_rate_prototype": torch.zeros(2, 2)}, "leave one of them out"),
+        ({"tspan": (1.0, 0.0)}, "runs backwards"),
+        ({"tspan": (0.0, f64(1.0, grad=True))}, "no derivative by time"),
+    ],
+)
+def test_problems_that_cannot_be(options: dict[str, Any], match: str) -> None:
+    given = {"f": drift, "g": diffusion, "u0": f64(1.0, 2.0), "tspan": (0.0, 1.0), **options}
+    refused(InputError, match, lambda: ps.SDEProblem(**given, p=f64(A, B)))
+
+
+def test_without_julia_the_engine_and_torchsde_are_named() -> None:
+    match = "engine='julia'.*torchsde"
+    refused(EngineError, match, lambda: ps.solve(gbm(2), ps.EM(), dt=0.1, engine="sundials"))
+
+
+@julia
+@pytest.mark.parametrize(
+    ("change", "alg", "options", "error", "match"),
+    [
+        ({"g": lambda u, p, t: u[:1]}, ps.EM(), {}, InputError, r"g returned shape \(1,\)"),
+        (
+            {"noise_rate_prototype": torch.zeros(2, 3)}, ps.EM(), {}, InputError,
+            r"g returned shape \(2,\), but noise_rate_prototype has shape \(2, 3\)",
+        ),
+        ({}, ps.Tsit5(), {}, EngineError, "Tsit5 does not solve stochastic equations"),
+        ({}, ps.SOSRA(), {}, EngineError, "SOSRA takes additive noise only"),
+        ({}, ps.EM(), {"dt": None}, InputError, "steps of one size, which is not given; give dt="),
+        ({}, ps.EM(), {"seed": -1}, InputError, "seed is -1"),
+        ({}, ps.EM(), {"sensealg": ps.GaussAdjoint()}, InputError, "pathwise"),
+        ({}, ps.EM(), {"saveat": f64(0.5, 1.0, grad=True)}, InputError, "derivative by time"),
+        ({}, ps.EM(), {"callback": ps.DiscreteCallback(drift, None)}, InputError, "takes none"),
+        ({"p": f64(A, B, grad=True)}, ps.SOSRI(), {}, EngineError, "SOSRI has no gradients.*EM"),
+        ({}, ps.RKMil(interpretation="ito"), {}, InputError, 'give "Ito" or "Stratonovich"'),
+    ],
+    ids=lambda x: x.name if hasattr(x, "name") else None,
+)  # fmt: skip
+def test_solves_that_cannot_be(
+    change: Any, alg: Any, options: Any, error: type[Exception], match: str
+) -> None:
+    given = {"f": drift, "g": diffusion, "u0": f64(1.0, 2.0), "tspan": (0.0, 1.0), "p": f64(A, B)}
+    prob = ps.SDEProblem(**(given | change))
+    options = {"dt": 0.1, "engine": "julia", **options}
+    refused(error, match, lambda: ps.solve(prob, alg, **options))
+
+
+@julia
+def test_noise_and_problems_that_an_algorithm_does_not_take() -> None:
+    general = ps.SDEProblem(
+        drift, lambda u, p, t: u[:, None] * torch.ones(2, 3, dtype=F64), f64(1.0, 2.0), (0.0, 1.0),
+        f64(A, B), noise_rate_prototype=torch.zeros(2, 3),
+    )  # fmt: skip
+    for alg in (ps.SRIW1(), ps.RKMil()):
+        refused(
+            EngineError, "diagonal and scalar noise only",
+            lambda alg=alg: ps.solve(general, alg, dt=0.1, engine="julia"),
+        )  # fmt: skip
+    ode = ps.ODEProblem(drift, f64(1.0, 2.0), (0.0, 1.0), f64(A, B))
+    refused(EngineError, "has no noise", lambda: ps.solve(ode, ps.EM(), dt=0.1, engine="julia"))
+    refused(InputError, "draws no noise", lambda: ps.solve(ode, seed=1, engine="julia"))
