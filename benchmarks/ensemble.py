@@ -194,6 +194,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--members", type=int, default=10_000)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--peers", nargs="+", metavar="NAME", help="only methods that contain NAME")
     parser.add_argument("--quick", action="store_true", help="one run of two tolerances")
     parser.add_argument("--error", type=float, default=1e-5)
     arguments = parser.parse_args()
@@ -205,19 +206,20 @@ def main() -> None:
     print("| model | method | forward | forward + gradient |\n|---|---|---:|---:|")
     for name in arguments.cases:
         e = Ensemble(CASES[name], arguments.members)
-        methods = [by_diffrax(e), by_torchdiffeq(e)]
+        found = [by_diffrax(e), by_torchdiffeq(e)]
         if julia_is_set_up():
-            methods = [by_pysciml(e, 1), by_pysciml(e, arguments.threads), *methods]
-        for method in methods:
-            if method is None:
+            found = [by_pysciml(e, 1), by_pysciml(e, arguments.threads), *found]
+        for method in found:
+            wanted = arguments.peers or [""]
+            if method is None or not any(word in method.label for word in wanted):
                 continue
             points = sweep(method, e, reltols, budget)  # type: ignore[arg-type]
             factor = arguments.members / LOOPED if method.peer == "torchdiffeq" else 1.0
             cells = []
             for what, error in (("forward", arguments.error), ("gradient", 10 * arguments.error)):
                 these = [p for p in points if p.what == what and not p.note]
-                found = at_equal_error(these, error)
-                cells.append(f"{found.how}{factor * found.ms / 1e3:.3g}")
+                at = at_equal_error(these, error)
+                cells.append(f"{at.how}{factor * at.ms / 1e3:.3g}")
             notes = {p.note for p in points if p.note}
             print(f"| {e.case.title} | {method.label} | {cells[0]} | {cells[1]} |", *notes)
 

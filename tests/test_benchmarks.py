@@ -109,3 +109,17 @@ def test_a_fast_wrong_answer_does_not_count() -> None:
     # a dear point that is no better than a cheap one is left out
     points = [point(1.0, 1e-5), point(3.0, 1e-3), point(9.0, 1e-6)]
     assert at_equal_error(points, 1e-4).ms == pytest.approx(1.0)
+
+
+@pytest.mark.timeout(600)
+def test_ensembles_reach_their_error() -> None:
+    pytest.importorskip("torchdiffeq")
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.ensemble", "--quick", "--cases", "sir", "--members",
+         "30", "--peers", "torchdiffeq", "--error", "1e-4"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    cells = done.stdout.strip().splitlines()[-1].split("|")
+    assert cells[1].strip() == "SIR" and "torchdiffeq" in cells[2]
+    assert all(float(cell.strip().lstrip("<")) > 0.0 for cell in cells[3:5])
