@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -127,3 +129,29 @@ def test_a_failing_thread_does_not_disturb_the_others(engine, capfd):
     assert all(same(a, b) for a, b in zip(at_once(work, range(12)), serial, strict=True))
     assert sys.stdout is out
     assert capfd.readouterr().out == ""
+
+
+_IN_A_THREAD = """
+import threading, torch, pysciml as ps
+
+def solve():
+    try:
+        prob = ps.ODEProblem(lambda u, p, t: -u, torch.ones(2).double(), (0.0, 1.0))
+        ps.solve(prob, ps.Tsit5(), engine="julia")
+    except ps.EngineError as error:
+        print(error)
+
+thread = threading.Thread(target=solve, name="background")
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.julia
+def test_julia_is_not_started_by_a_thread_that_may_end():
+    ran = subprocess.run(
+        [sys.executable, "-c", _IN_A_THREAD],
+        capture_output=True, text=True, timeout=120, cwd=Path(__file__).resolve().parents[1],
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert "must be by the main thread" in ran.stdout and "'background'" in ran.stdout

@@ -177,6 +177,13 @@ def _start() -> Julia:
             "Julia has not been set up here; install it with 'python -m pysciml setup' (once, some "
             "minutes), or solve with engine='sundials'."
         )
+    if not running and threading.current_thread() is not threading.main_thread():
+        # Julia waits for the thread that started it: when that had ended, the process did not end
+        raise EngineError(
+            "Julia has not been started yet, and must be by the main thread, but this is the "
+            f"thread {threading.current_thread().name!r}; solve once in the main thread first "
+            "(however small a problem), then in any thread."
+        )
     taken = False
     try:
         if not running:
