@@ -152,9 +152,9 @@ def test_a_seed_gives_equal_bits_and_torchs_generator_gives_the_seed() -> None:
 @julia
 def test_members_of_an_ensemble_have_noise_of_their_own() -> None:
     def run(where: Any, **options: Any) -> Any:
-        prob = ps.EnsembleProblem(gbm(1), u0=torch.ones(4, 1, dtype=F64))
+        prob = ps.EnsembleProblem(gbm(1), prob_func=lambda prob, i: prob)
         given = {"dt": 2.0**-6, "saveat": [0.5, 1.0], "engine": "julia", **options}
-        return ps.solve(prob, ps.EM(), where, **given)
+        return ps.solve(prob, ps.EM(), where, trajectories=4, **given)
 
     first, again = run(ps.EnsembleThreads(2), seed=1), run(ps.EnsembleSerial(), seed=1)
     assert torch.equal(first.u, again.u) and len(first.u[:, -1].unique()) == 4
@@ -255,8 +255,8 @@ def test_gradients_of_geometric_brownian_motion(adaptive: bool) -> None:
     end, w = sol.u[-1], sol.W.u[-1]
     end.sum().backward()
     known = exact(w)
-    assert_close(u0.grad, known, rtol=5e-3)
-    assert_close(p.grad, torch.stack([known.sum(), ((w - B) * known).sum()]), rtol=5e-3)
+    assert_close(u0.grad, known, rtol=2e-2)
+    assert_close(p.grad, torch.stack([known.sum(), ((w - B) * known).sum()]), rtol=2e-2)
 
 
 class Net(nn.Module):

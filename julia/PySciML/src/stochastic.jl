@@ -14,11 +14,11 @@ struct Noisy{T}
     diffusion::Functions{T}
     columns::Int
 end
-Noisy(whole::Functions{T}, drift, diffusion, columns) where {T} = Noisy{T}(
+noisy(whole::Functions{T}, drift, diffusion, columns) where {T} = Noisy{T}(
     whole, over(drift, data(whole)), over(diffusion, data(whole)), Int(columns)
 )
 data(x::Noisy) = data(x.whole)
-clone(x::Noisy) = Noisy(clone(x.whole), clone(x.drift), clone(x.diffusion), x.columns)
+clone(x::Noisy) = noisy(clone(x.whole), clone(x.drift), clone(x.diffusion), x.columns)
 
 # The diffusion as SciML calls it, with a matrix to be filled where the noise is general.
 struct Diffusion{T} <: Function
@@ -166,7 +166,9 @@ end
 # The noise process keeps its own times; they have to be the solver's.
 function noise_values(sol)
     W = sol.W
-    W.t == sol.t || error("the noise was kept at other times than the solution's steps")
+    # the last step ends at the end of the time span, to which the noise's times come by addition
+    length(W.t) == length(sol.t) && all(isapprox.(W.t, sol.t; rtol = sqrt(eps(eltype(W.t))))) ||
+        error("the noise was kept at other times than the solution's steps")
     return [columns_of(x) for x in W.u]
 end
 columns_of(x::Number) = [x]
@@ -180,7 +182,7 @@ function c_new_noisy(
         id::Ptr{Int64}, message::Ptr{Ptr{UInt8}}
     )::Cint
     return guarded(message) do
-        made = Noisy((lookup(FUNCTIONS, i) for i in (functions, drift, diffusion))..., columns)
+        made = noisy((lookup(FUNCTIONS, i) for i in (functions, drift, diffusion))..., columns)
         unsafe_store!(id, register!(MODELS, Model(made, n)))
     end
 end
