@@ -21,17 +21,20 @@ def paths(p, seed, count, end=20.0):
     return ps.solve(prob, ps.EM(), dt=0.05, saveat=0.5, seed=seed, engine="julia")
 
 
+def features(u):
+    return torch.stack([u.pow(2).mean(), u.pow(4).mean(), u.diff(dim=0).pow(2).mean()])
+
+
 def main(argv=None):
     args = arguments(__doc__, argv)
-    count, steps = (500, 60) if args.quick else (4000, 200)
+    count, steps = (500, 80) if args.quick else (4000, 200)
     data = paths(torch.tensor([1.0, 0.5], dtype=f64), 0, count).u[10:]
     p = torch.tensor([0.6, 0.9], dtype=f64, requires_grad=True)
-    optimiser = torch.optim.Adam([p], lr=0.03)
+    optimiser = torch.optim.Adam([p], lr=0.05)
     for step in range(steps):
         optimiser.zero_grad()
         u = paths(p, step + 1, count).u[10:]
-        loss = sum((u.pow(k).mean() - data.pow(k).mean()) ** 2 for k in (2, 4))
-        loss.backward()
+        (features(u) / features(data) - 1).square().sum().backward()
         optimiser.step()
     print(f"well {p[0].item():.3f} (true 1), noise {p[1].item():.3f} (true 0.5)")
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))

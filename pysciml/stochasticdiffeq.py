@@ -18,7 +18,6 @@ SDE_ALGORITHMS: dict[str, tuple[str, ...]] = {
     "LambaEulerHeun": (),
     "RKMil": ("interpretation",),
     "RKMilCommute": ("interpretation",),
-    "RKMilGeneral": ("interpretation",),
     "SimplifiedEM": (),
     "WangLi3SMil_A": (),
     "WangLi3SMil_B": (),
@@ -49,12 +48,11 @@ SDE_ALGORITHMS: dict[str, tuple[str, ...]] = {
     # weak
     "DRI1": (),
     "RI1": (),
-    "RS1": (),
 }  # fmt: skip
 
 #: Fixed steps only.
 FIXED_STEP: frozenset[str] = frozenset(
-    "EM EulerHeun SimplifiedEM RS1 WangLi3SMil_A WangLi3SMil_B WangLi3SMil_C WangLi3SMil_D "
+    "EM EulerHeun SimplifiedEM WangLi3SMil_A WangLi3SMil_B WangLi3SMil_C WangLi3SMil_D "
     "WangLi3SMil_E WangLi3SMil_F".split()
 )
 
