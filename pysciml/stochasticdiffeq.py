@@ -20,11 +20,6 @@ SDE_ALGORITHMS: dict[str, tuple[str, ...]] = {
     "RKMilCommute": ("interpretation",),
     "SimplifiedEM": (),
     "WangLi3SMil_A": (),
-    "WangLi3SMil_B": (),
-    "WangLi3SMil_C": (),
-    "WangLi3SMil_D": (),
-    "WangLi3SMil_E": (),
-    "WangLi3SMil_F": (),
     # of high order
     "SOSRA": (),
     "SOSRA2": (),
@@ -51,10 +46,7 @@ SDE_ALGORITHMS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 #: Fixed steps only.
-FIXED_STEP: frozenset[str] = frozenset(
-    "EM EulerHeun SimplifiedEM WangLi3SMil_A WangLi3SMil_B WangLi3SMil_C WangLi3SMil_D "
-    "WangLi3SMil_E WangLi3SMil_F".split()
-)
+FIXED_STEP: frozenset[str] = frozenset("EM EulerHeun SimplifiedEM WangLi3SMil_A".split())
 
 #: Diagonal and scalar noise only.
 DIAGONAL: frozenset[str] = frozenset("RKMil SRIW1 SRIW2 SOSRI SOSRI2 ImplicitRKMil".split())
