@@ -10,7 +10,7 @@ from torch import Tensor
 
 import pysciml as ps
 from pysciml.errors import InputError, SolveError
-from tests.support import F64, assert_close, f64
+from support import F64, assert_close, f64
 
 
 def logistic(u: Tensor, p: Tensor, t: Tensor) -> Tensor:

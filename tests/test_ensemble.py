@@ -14,7 +14,7 @@ from torch import Tensor
 
 import pysciml as ps
 from pysciml.errors import InputError, PyscimlError, SolveError
-from tests.support import F64, assert_close, f64, nonstiff
+from support import F64, assert_close, f64, nonstiff
 
 TIGHT = {"reltol": 1e-8, "abstol": 1e-8}
 BATCH = torch.Generator().manual_seed(5)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import pysciml as ps
 from pysciml.errors import EngineError, InputError
-from tests.support import F64, assert_close, central_difference, f64, nonstiff, stiff
+from support import F64, assert_close, central_difference, f64, nonstiff, stiff
 
 TIGHT = {"reltol": 1e-9, "abstol": 1e-9}
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import pysciml as ps
 from pysciml.errors import InputError, PyscimlError, SolveError
-from tests.support import F64, assert_close, f64, stiff
+from support import F64, assert_close, f64, stiff
 
 
 def reactor(u: Tensor, p: Tensor, t: Tensor) -> Tensor:

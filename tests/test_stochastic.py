@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import pysciml as ps
 from pysciml.errors import EngineError, InputError
 from pysciml.stochasticdiffeq import ADDITIVE, FIXED_STEP, SDE_ALGORITHMS
-from tests.support import F64, assert_close, central_difference, f64
+from support import F64, assert_close, central_difference, f64
 
 julia = pytest.mark.julia
 WEAK = ("SimplifiedEM", "DRI1", "RI1")

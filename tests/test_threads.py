@@ -131,6 +131,27 @@ def test_a_failing_thread_does_not_disturb_the_others(engine, capfd):
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.julia
+def test_split_equations_with_constants_at_once():
+    rates = torch.linspace(1.0, 40.0, 12, dtype=torch.float64)
+
+    def stiff_part(u, p, t):
+        return -rates * u
+
+    prob = ps.SplitODEProblem(
+        stiff_part, lambda u, p, t: p * torch.cos(t + rates), torch.ones(12).double(), (0.0, 20.0),
+        f64(1.0),
+    )  # fmt: skip
+
+    def work(a):
+        options = {"engine": "julia", "saveat": 5.0, "reltol": 1e-8, "abstol": 1e-8}
+        return (ps.solve(ps.remake(prob, p=f64(a)), ps.KenCarp4(), **options).u,)
+
+    values = [1.0 + 0.05 * i for i in range(16)]
+    serial = [work(a) for a in values]
+    assert all(same(a, b) for a, b in zip(at_once(work, values), serial, strict=True))
+
+
 _IN_A_THREAD = """
 import threading, torch, pysciml as ps
 

@@ -14,11 +14,12 @@ struct Parts{T}
     nv::Int
     linear::Bool
 end
-Parts(whole::Functions{T}, first, second, nv, linear) where {T} = Parts{T}(
+# The parts read the whole's data: a name of its own, as the default constructor takes the same.
+parts_of(whole::Functions{T}, first, second, nv, linear) where {T} = Parts{T}(
     whole, over(first, data(whole)), over(second, data(whole)), Int(nv), linear != 0
 )
 data(x::Parts) = data(x.whole)
-clone(x::Parts) = Parts(clone(x.whole), clone(x.first), clone(x.second), x.nv, x.linear)
+clone(x::Parts) = parts_of(clone(x.whole), clone(x.first), clone(x.second), x.nv, x.linear)
 
 # The functions with kernels of their own over the data vector `c`.
 function over(f::Functions{T}, c::Vector{T}) where {T}
@@ -93,7 +94,7 @@ function c_new_parts(
         id::Ptr{Int64}, message::Ptr{Ptr{UInt8}}
     )::Cint
     return guarded(message) do
-        parts = Parts((lookup(FUNCTIONS, i) for i in (functions, first, second))..., nv, linear)
+        parts = parts_of((lookup(FUNCTIONS, i) for i in (functions, first, second))..., nv, linear)
         unsafe_store!(id, register!(MODELS, Model(parts, n)))
     end
 end
