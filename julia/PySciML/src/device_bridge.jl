@@ -25,11 +25,13 @@ function solve_on_device(r::Request, m::DeviceModel{T}, alg) where {T}
     )
 end
 
-# Copy an array to an address: of the host, or of the handle's device.
-function deliver(h::Handle, to::Ptr, x::Array)
+function to_host(to::Ptr, x::Array)
     GC.@preserve x unsafe_copyto!(Ptr{eltype(x)}(to), pointer(x), length(x))
     return
 end
+
+# Copy an array to an address: of the host, or of the handle's device.
+deliver(h::Handle, to::Ptr, x::Array) = to_host(to, x)
 function deliver(h::DeviceHandle{T}, to::Ptr, x) where {T}
     isempty(x) || copyto!(wrap(h.model.device, T, to, length(x)), reshape(x, length(x)))
     settle(h.model.device)

@@ -232,6 +232,8 @@ function c_noise_path(
     end
 end
 
+deliver(h::NoisyHandle, to::Ptr, x::Array) = to_host(to, x)
+
 function adjoint_request(r::AdjointRequest, h::NoisyHandle{T}, @nospecialize(_)) where {T}
     n = h.model.n
     cotangents = reshape(vector(T, r.cotangents, r.m * n), n, Int(r.m))
