@@ -123,7 +123,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Every algorithm is an attribute of the package: pysciml.Tsit5, pysciml.CVODE_BDF, ...
     if name in algorithm_names():
-        return algorithm(name)
+        # kept: the next use is an attribute like any other
+        found = globals()[name] = algorithm(name)
+        return found
     hint = "" if name.startswith("__") else did_you_mean(name, (*__all__, *algorithm_names()))
     raise AttributeError(f"module 'pysciml' has no attribute {name!r}.{hint}")
 
