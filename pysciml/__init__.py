@@ -34,7 +34,6 @@ from pysciml.ensemble import (
     EnsembleSolution,
     EnsembleThreads,
 )
-from pysciml.ensemble_solve import solve_ensemble as _  # noqa: F401  (registers itself)
 from pysciml.errors import (
     CaptureWarning,
     EngineError,
@@ -60,7 +59,6 @@ from pysciml.solution import Event, Solution
 from pysciml.solve import solve
 from pysciml.split import SemilinearODEProblem, SplitODEProblem
 from pysciml.steady import DynamicSS, SSRootfind, SteadyStateProblem, SteadyStateSolution
-from pysciml.steady_solve import solve_steady_state as _steady  # noqa: F401  (registers itself)
 from pysciml.stochastic import SDEProblem
 
 __version__ = "0.1.0"

@@ -20,7 +20,7 @@ from pysciml.errors import InputError, SolveError
 from pysciml.flatten import ParameterSpec, StateSpec, to_numpy
 from pysciml.flattened import Flattened
 from pysciml.options import positive, state_indices, times_within
-from pysciml.problems import ODEProblem, describe, describe_html, require_callable
+from pysciml.problems import ODEProblem, Problem, require_callable
 from pysciml.solution import Solution
 from pysciml.solve import ADVICE, once
 from pysciml.transforms import leave_compiler, plain_mode, refuse_transforms, resume_compiler
@@ -34,7 +34,7 @@ _MOST_STEPS = 1e8
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class DiscreteProblem:
+class DiscreteProblem(Problem):
     """``u[k+1] = f(u[k], p, t[k+1])`` with ``u[0] = u0`` and ``t[k] = t0 + k dt``.
 
     Parameters
@@ -68,8 +68,7 @@ class DiscreteProblem:
     def __post_init__(self) -> None:
         require_callable(self.f, "f(u, p, t)")
         made = ODEProblem(self.f, self.u0, self.tspan, self.p)
-        for name in ("state_spec", "params_spec", "tspan"):
-            object.__setattr__(self, name, getattr(made, name))
+        self._take(made, "state_spec", "params_spec", "tspan")
         if any(isinstance(x, Tensor) and x.requires_grad for x in self.tspan):
             raise InputError(
                 "tspan requires grad, but the times of a map have no gradient; detach them."
@@ -79,12 +78,6 @@ class DiscreteProblem:
                 f"tspan {tuple(map(float, self.tspan))} runs backwards, but a map runs forward; "
                 "give t0 < t1."
             )
-
-    def __repr__(self) -> str:
-        return describe(self)
-
-    def _repr_html_(self) -> str:
-        return describe_html(self)
 
 
 @solves(DiscreteProblem)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pysciml.errors import InputError
 
-__all__ = ["front_door", "refuse_ensemble_options", "solves"]
+__all__ = ["front_door", "refuse_ensemble_options", "solved_by", "solves"]
 
 Solver = TypeVar("Solver", bound=Callable[..., Any])
+Problem = TypeVar("Problem", bound=type)
 
-#: ``function(solve, prob, alg, ensemblealg, **options)`` by the class of the problem.
-_SOLVERS: dict[type, Callable[..., Any]] = {}
+#: ``function(solve, prob, alg, ensemblealg, **options)`` by the class of the problem; or the
+#: function's module and name, for one that is loaded when it is needed.
+_SOLVERS: dict[type, Any] = {}
 
 
 def solves(*problems: type) -> Callable[[Solver], Solver]:
@@ -31,6 +34,19 @@ def solves(*problems: type) -> Callable[[Solver], Solver]:
     return register
 
 
+def solved_by(module: str, function: str) -> Callable[[Problem], Problem]:
+    """As :func:`solves`, from the side of the problem: the function's module is loaded on need.
+
+    For functions whose module needs ``solve`` itself, or takes long to import.
+    """
+
+    def register(problem: Problem) -> Problem:
+        _SOLVERS[problem] = (module, function)
+        return problem
+
+    return register
+
+
 def front_door(solve: Solver) -> Solver:
     """``solve`` for all kinds of problems: those of ``solves`` go their own way."""
 
@@ -39,6 +55,9 @@ def front_door(solve: Solver) -> Solver:
         own = _SOLVERS.get(type(prob))
         if own is None:
             return solve(prob, alg, *args, **options)
+        if isinstance(own, tuple):
+            module, name = own
+            own = _SOLVERS[type(prob)] = getattr(importlib.import_module(module), name)
         return own(door, prob, alg, *args, **options)
 
     return door  # type: ignore[return-value]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pysciml.dispatch import solved_by
 from pysciml.engines.base import Stats
 from pysciml.errors import InputError, PyscimlError
 from pysciml.problems import DAEProblem, ODEProblem, require_finite
@@ -77,6 +78,7 @@ class EnsembleExecutor(EnsembleAlgorithm):
             )
 
 
+@solved_by("pysciml.ensemble_solve", "solve_ensemble")
 @dataclass(frozen=True, eq=False, repr=False)
 class EnsembleProblem:
     """One problem many times over.

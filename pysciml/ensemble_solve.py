@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pysciml.callbacks import as_callbacks
-from pysciml.dispatch import solves
 from pysciml.engines.base import Stats
 from pysciml.ensemble import (
     EnsembleAlgorithm,
@@ -40,7 +39,6 @@ _DEFAULTS = {
 }
 
 
-@solves(EnsembleProblem)
 def solve_ensemble(
     solve: Callable[..., Any],
     prob: EnsembleProblem,

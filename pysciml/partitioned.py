@@ -13,18 +13,13 @@ from torch.utils import _pytree as pytree
 from pysciml.dispatch import solves
 from pysciml.errors import InputError
 from pysciml.flatten import state_spec
-from pysciml.problems import (
-    ODEProblem,
-    describe,
-    describe_html,
-    require_callable,
-)
+from pysciml.problems import ODEProblem, Problem, require_callable
 
 __all__ = ["DynamicalODEProblem", "HamiltonianProblem", "SecondOrderODEProblem"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class DynamicalODEProblem:
+class DynamicalODEProblem(Problem):
     """``v' = f1(v, u, p, t)``, ``u' = f2(v, u, p, t)`` with ``v(t0) = v0``, ``u(t0) = u0``.
 
     Parameters
@@ -61,7 +56,7 @@ class DynamicalODEProblem:
     def __post_init__(self) -> None:
         require_callable(self.f1, "f1(v, u, p, t)", "f1")
         require_callable(self.f2, "f2(v, u, p, t)", "f2")
-        _checked(self, self.v0)
+        self._take(self.first_order(), "state_spec", "tspan", "callback")
 
     def first_order(self) -> ODEProblem:
         """The equation as one of first order, in the state ``(v, u)``."""
@@ -69,15 +64,9 @@ class DynamicalODEProblem:
             _both(self.f1, self.f2), (self.v0, self.u0), self.tspan, self.p, callback=self.callback
         )
 
-    def __repr__(self) -> str:
-        return describe(self)
-
-    def _repr_html_(self) -> str:
-        return describe_html(self)
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SecondOrderODEProblem:
+class SecondOrderODEProblem(Problem):
     """``u'' = f(u', u, p, t)`` with ``u'(t0) = du0``, ``u(t0) = u0``.
 
     Parameters
@@ -111,7 +100,7 @@ class SecondOrderODEProblem:
         require_callable(self.f, "f(du, u, p, t)")
         spec = state_spec(self.u0)
         spec.flatten_like(self.du0, "du0", verb="has")
-        _checked(self, spec.in_order(self.du0))
+        self._take(self.first_order(), "state_spec", "tspan", "callback")
 
     def first_order(self) -> ODEProblem:
         """The equation as one of first order, in the state ``(du, u)``."""
@@ -120,15 +109,9 @@ class SecondOrderODEProblem:
             callback=self.callback,
         )  # fmt: skip
 
-    def __repr__(self) -> str:
-        return describe(self)
-
-    def _repr_html_(self) -> str:
-        return describe_html(self)
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class HamiltonianProblem:
+class HamiltonianProblem(Problem):
     """``p' = -dH/dq``, ``q' = dH/dp`` with ``p(t0) = p0``, ``q(t0) = q0``.
 
     Parameters
@@ -163,19 +146,13 @@ class HamiltonianProblem:
         require_callable(self.H, "H(p, q, params, t)", "H")
         spec = state_spec(self.q0, "q0")
         spec.flatten_like(self.p0, "p0", expected="q0", verb="has")
-        _checked(self, spec.in_order(self.p0))
+        self._take(self.first_order(), "state_spec", "tspan", "callback")
 
     def first_order(self) -> ODEProblem:
         """The equation as one of first order, in the state ``(p, q)``."""
         return PartitionedODE(
             _flow(self.H), (self.p0, self.q0), self.tspan, self.p, callback=self.callback
         )
-
-    def __repr__(self) -> str:
-        return describe(self)
-
-    def _repr_html_(self) -> str:
-        return describe_html(self)
 
 
 class PartitionedODE(ODEProblem):
@@ -192,13 +169,6 @@ class PartitionedODE(ODEProblem):
 
 class SecondOrderODE(PartitionedODE):
     form = "second_order"
-
-
-def _checked(prob: Any, first: Any) -> None:
-    """Check everything by making the problem of first order once."""
-    made = prob.first_order()
-    for name in ("state_spec", "tspan", "callback"):
-        object.__setattr__(prob, name, getattr(made, name))
 
 
 def _both(f1: Any, f2: Any) -> Callable[[Any, Any, Any], Any]:

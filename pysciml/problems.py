@@ -88,8 +88,27 @@ def _check_tspan(tspan: Any) -> tuple[Any, Any]:
     return t0, t1
 
 
+class Problem:
+    """What all problems have in common: how they are shown, and made on top of another one."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}: {v}' for k, v in _facts(self))})"
+
+    def _repr_html_(self) -> str:
+        left = "style='text-align:left'"
+        rows = "".join(
+            f"<tr><th {left}>{k}</th><td {left}>{escape(v)}</td></tr>" for k, v in _facts(self)
+        )
+        return f"<table><caption>{type(self).__name__}</caption>{rows}</table>"
+
+    def _take(self, made: Any, *names: str) -> None:
+        """These attributes from a problem that was made of this one and checked its inputs."""
+        for name in names:
+            object.__setattr__(self, name, getattr(made, name))
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class ODEProblem:
+class ODEProblem(Problem):
     """``M u' = f(u, p, t)`` with ``u(t0) = u0``.
 
     Parameters
@@ -152,15 +171,9 @@ class ODEProblem:
     state_spec: StateSpec = dataclasses.field(init=False)
     params_spec: ParameterSpec = dataclasses.field(init=False)
 
-    def __repr__(self) -> str:
-        return describe(self)
-
-    def _repr_html_(self) -> str:
-        return describe_html(self)
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class DAEProblem:
+class DAEProblem(Problem):
     """``0 = f(u', u, p, t)`` with ``u(t0) = u0`` and ``u'(t0) = du0``, of index 1.
 
     Parameters
@@ -218,15 +231,6 @@ class DAEProblem:
                     f"has {spec.size}; give one boolean for each entry of u0."
                 )
 
-    def __repr__(self) -> str:
-        return describe(self)
-
-    def _repr_html_(self) -> str:
-        return describe_html(self)
-
-
-Problem = ODEProblem | DAEProblem
-
 
 def require_callable(f: Any, signature: str, name: str = "f") -> None:
     """Raise InputError for a function that is none."""
@@ -280,15 +284,3 @@ def _describe_p(p: Any) -> str:
     leaves = pytree.tree_leaves(p)
     count = sum(x.numel() if isinstance(x, Tensor) else 1 for x in leaves)
     return f"{count} value{'s' if count != 1 else ''} in {type(p).__name__}"
-
-
-def describe(prob: Any) -> str:
-    return f"{type(prob).__name__}({', '.join(f'{k}: {v}' for k, v in _facts(prob))})"
-
-
-def describe_html(prob: Any) -> str:
-    rows = "".join(
-        f"<tr><th style='text-align:left'>{k}</th><td style='text-align:left'>{escape(v)}</td></tr>"
-        for k, v in _facts(prob)
-    )
-    return f"<table><caption>{type(prob).__name__}</caption>{rows}</table>"

@@ -13,13 +13,13 @@ from torch import Tensor
 from pysciml.dispatch import solves
 from pysciml.errors import InputError
 from pysciml.flatten import state_spec
-from pysciml.problems import ODEProblem, describe, describe_html, require_callable, require_finite
+from pysciml.problems import ODEProblem, Problem, require_callable, require_finite
 
 __all__ = ["SemilinearODEProblem", "SplitODEProblem"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SplitODEProblem:
+class SplitODEProblem(Problem):
     """``u' = f1(u, p, t) + f2(u, p, t)`` with ``u(t0) = u0``, ``f1`` the stiff side.
 
     Parameters
@@ -51,7 +51,7 @@ class SplitODEProblem:
     def __post_init__(self) -> None:
         require_callable(self.f1, "f1(u, p, t)", "f1")
         require_callable(self.f2, "f2(u, p, t)", "f2")
-        _checked(self)
+        self._take(self.sum(), "state_spec", "tspan", "callback")
 
     def sum(self) -> ODEProblem:
         """The equation as an engine gets it: its sides one after the other."""
@@ -59,15 +59,9 @@ class SplitODEProblem:
             _sides(self.f1, self.f2), self.u0, self.tspan, self.p, callback=self.callback
         )
 
-    def __repr__(self) -> str:
-        return describe(self)
-
-    def _repr_html_(self) -> str:
-        return describe_html(self)
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SemilinearODEProblem:
+class SemilinearODEProblem(Problem):
     """``u' = A u + f(u, p, t)`` with ``u(t0) = u0``: a stiff linear side and another one.
 
     Parameters
@@ -113,19 +107,13 @@ class SemilinearODEProblem:
                 f"{str(spec.dtype)[6:]} on {spec.device}; convert one of them."
             )
         require_finite(self.A, "A")
-        _checked(self)
+        self._take(self.sum(), "state_spec", "tspan", "callback")
 
     def sum(self) -> ODEProblem:
         """The equation as an engine gets it: its sides one after the other."""
         spec = state_spec(self.u0)
         made = _sides(_linear(self.A, spec), self.f)
         return SemilinearODE(made, self.u0, self.tspan, self.p, callback=self.callback)
-
-    def __repr__(self) -> str:
-        return describe(self)
-
-    def _repr_html_(self) -> str:
-        return describe_html(self)
 
 
 class SplitODE(ODEProblem):
@@ -136,12 +124,6 @@ class SplitODE(ODEProblem):
 
 class SemilinearODE(SplitODE):
     form = "semilinear"
-
-
-def _checked(prob: Any) -> None:
-    made = prob.sum()
-    for name in ("state_spec", "tspan", "callback"):
-        object.__setattr__(prob, name, getattr(made, name))
 
 
 def _sides(f1: Any, f2: Any) -> Callable[[Any, Any, Any], Any]:

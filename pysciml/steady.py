@@ -9,17 +9,19 @@ from typing import Any
 import torch
 
 from pysciml.algorithms import Algorithm, AlgorithmName
+from pysciml.dispatch import solved_by
 from pysciml.engines.base import Stats
 from pysciml.errors import InputError
 from pysciml.flatten import StateSpec
 from pysciml.options import positive
-from pysciml.problems import ODEProblem, describe, describe_html, require_callable
+from pysciml.problems import ODEProblem, Problem, require_callable
 
 __all__ = ["DynamicSS", "SSRootfind", "SteadyStateProblem", "SteadyStateSolution"]
 
 
+@solved_by("pysciml.steady_solve", "solve_steady_state")
 @dataclass(frozen=True, eq=False, repr=False)
-class SteadyStateProblem:
+class SteadyStateProblem(Problem):
     """``f(u, p, t) = 0`` near ``u0``: the steady state of ``u' = f(u, p, t)``.
 
     Parameters
@@ -57,21 +59,14 @@ class SteadyStateProblem:
                     "A SteadyStateProblem was given an ODEProblem with a mass matrix or in two "
                     "parts; give its right-hand side as a function f(u, p, t)."
                 )
-            for name in ("u0", "p", "f"):
-                object.__setattr__(self, name, getattr(self.f, name))
+            self._take(self.f, "u0", "p", "f")  # f last: it is the problem
         require_callable(self.f, "f(u, p, t)")
-        object.__setattr__(self, "state_spec", self.as_ode(1.0).state_spec)
+        self._take(self.as_ode(1.0), "state_spec")
 
     def as_ode(self, end: float, callback: Any = None) -> ODEProblem:
         """The equation ``u' = f(u, p, t)`` from ``t = 0`` on."""
         assert not isinstance(self.f, ODEProblem)
         return ODEProblem(self.f, self.u0, (0.0, end), self.p, callback=callback)
-
-    def __repr__(self) -> str:
-        return describe(self)
-
-    def _repr_html_(self) -> str:
-        return describe_html(self)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from scipy.sparse.linalg import LinearOperator, gmres
 from torch import Tensor
 
 from pysciml.callback_library import TerminateSteadyState
-from pysciml.dispatch import solves
 from pysciml.engines.base import FlatGradient, Stats
 from pysciml.engines.choice import engine as choose_engine
 from pysciml.errors import InputError, PyscimlError, SolveError
@@ -33,7 +32,6 @@ Array = npt.NDArray[np.float64]
 _DENSE = 2000
 
 
-@solves(SteadyStateProblem)
 def solve_steady_state(
     solve: Callable[..., Any],
     prob: SteadyStateProblem,

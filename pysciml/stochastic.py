@@ -18,14 +18,14 @@ from pysciml.dispatch import solves
 from pysciml.errors import InputError
 from pysciml.flatten import ParameterSpec, StateSpec
 from pysciml.julia_function import JuliaFunction
-from pysciml.problems import ODEProblem, describe, describe_html, require_callable
+from pysciml.problems import ODEProblem, Problem, require_callable
 from pysciml.solution import Solution
 
 __all__ = ["SDEProblem"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SDEProblem:
+class SDEProblem(Problem):
     """``du = f(u, p, t) dt + g(u, p, t) dW`` with ``u(t0) = u0``.
 
     Parameters
@@ -75,8 +75,7 @@ class SDEProblem:
         for name in ("f", "g"):
             _require_function(getattr(self, name), name)
         made = ODEProblem(self.f, self.u0, self.tspan, self.p)
-        for name in ("state_spec", "params_spec", "tspan"):
-            object.__setattr__(self, name, getattr(made, name))
+        self._take(made, "state_spec", "params_spec", "tspan")
         if any(isinstance(x, Tensor) and x.requires_grad for x in self.tspan):
             raise InputError(
                 "tspan requires grad, but a path of a stochastic equation has no derivative by "
@@ -124,12 +123,6 @@ class SDEProblem:
         made = PairOfSDE(_pair(self.f, self.g, flat), self.u0, self.tspan, self.p)
         object.__setattr__(made, "columns", self.columns)
         return made
-
-    def __repr__(self) -> str:
-        return describe(self)
-
-    def _repr_html_(self) -> str:
-        return describe_html(self)
 
 
 class PairOfSDE(ODEProblem):
