@@ -105,6 +105,17 @@ for _name, _options in SDE_ALGORITHMS.items():
     _NAMES[_name] = AlgorithmName(_name, "StochasticDiffEq", _options)
 
 
+def as_algorithm(given: Any, example: str) -> Algorithm | None:
+    """What a user gave for an algorithm as one; None stays. Raises InputError, with ``example``."""
+    if isinstance(given, AlgorithmName):
+        given = given()
+    if given is not None and not isinstance(given, Algorithm):
+        raise InputError(
+            f"alg is a {type(given).__name__}; give an algorithm such as pysciml.{example}()."
+        )
+    return given
+
+
 def algorithm_names() -> tuple[str, ...]:
     """Every algorithm name there is, sorted."""
     return tuple(sorted(_NAMES))

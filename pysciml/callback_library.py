@@ -22,6 +22,7 @@ from pysciml.callbacks import (
     terminate,
 )
 from pysciml.errors import InputError
+from pysciml.problems import require_callable
 
 __all__ = [
     "ManifoldProjection",
@@ -32,11 +33,6 @@ __all__ = [
     "TerminateSteadyState",
     "VectorContinuousCallback",
 ]
-
-
-def _require_function(f: Any, name: str, call: str) -> None:
-    if not callable(f):
-        raise InputError(f"{name} is a {type(f).__name__}; give a function {call}.")
 
 
 def _require_size(x: Any, name: str) -> None:
@@ -71,7 +67,7 @@ class VectorContinuousCallback(Callback):
     def __post_init__(self) -> None:
         if type(self.len) is not int or self.len < 1:
             raise InputError(f"len is {self.len!r}; give the number of conditions.")
-        _require_function(self.condition, "condition", "condition(u, p, t) of shape (len,)")
+        require_callable(self.condition, "condition(u, p, t) of shape (len,)", "condition")
         self._component(0)
 
     def _component(self, i: int) -> ContinuousCallback:
@@ -189,7 +185,7 @@ class SavingCallback(Callback):
     saveat: Any = None
 
     def __post_init__(self) -> None:
-        _require_function(self.save_func, "save_func", "save_func(u, p, t)")
+        require_callable(self.save_func, "save_func(u, p, t)", "save_func")
         if not isinstance(self.saved_values, SavedValues):
             raise InputError(
                 f"saved_values is a {type(self.saved_values).__name__}; give a "
@@ -243,7 +239,7 @@ class ManifoldProjection(Callback):
     abstol: float = 1e-8
 
     def __post_init__(self) -> None:
-        _require_function(self.g, "g", "g(u, p, t)")
+        require_callable(self.g, "g(u, p, t)", "g")
         _require_size(self.abstol, "abstol")
 
     def for_problem(self, prob: Any, t0: float, t1: float) -> tuple[Callback, ...]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pysciml.algorithms import Algorithm, AlgorithmName
+from pysciml.algorithms import as_algorithm
 from pysciml.engines.base import (
     FIRST_EVENT,
     FROM_T0,
@@ -23,7 +23,6 @@ from pysciml.engines.base import (
 )
 from pysciml.engines.choice import engine as choose_engine
 from pysciml.ensemble import EnsembleProblem
-from pysciml.errors import InputError
 from pysciml.flatten import to_numpy
 from pysciml.flattened import Flattened
 from pysciml.options import (
@@ -34,7 +33,7 @@ from pysciml.options import (
     times_within,
 )
 from pysciml.solution import Solution
-from pysciml.solve import once
+from pysciml.solve import cotangents_of_times, once
 from pysciml.transforms import leave_compiler, plain_mode, refuse_transforms, resume_compiler
 
 __all__ = ["solve_batch"]
@@ -63,12 +62,7 @@ def solve_batch(
             template, unknown, o["abstol"], o["reltol"], o["dt"], o["dtmax"], o["dtmin"],
             o["maxiters"], o["sensealg"],
         )  # fmt: skip
-        if isinstance(alg, AlgorithmName):
-            alg = alg()
-        if alg is not None and not isinstance(alg, Algorithm):
-            raise InputError(
-                f"alg is a {type(alg).__name__}; give an algorithm such as pysciml.Tsit5()."
-            )
+        alg = as_algorithm(alg, "Tsit5")
         engine = choose_engine(o["engine"])
         mass = getattr(template, "mass_matrix", None)
         engine.check(template.kind, alg, mass is not None)
@@ -241,13 +235,7 @@ class _SolveBatch(torch.autograd.Function):
             d_t1 = float(g.times[flat.source == FROM_T1].sum())
         else:
             d_grid = g.times.reshape(-1, len(saveat)).sum(0)
-        times = []
-        for value, ref, want in zip(
-            (d_grid, d_t0, d_t1), (ctx.grid, *ctx.inputs[:2]), wanted[:3], strict=True
-        ):
-            use = want and value is not None and ref is not None
-            like = None if not use else torch.as_tensor(value).to(ref.device, ref.dtype)
-            times.append(None if like is None else like.reshape(ref.shape))
+        times = cotangents_of_times((d_grid, d_t0, d_t1), (ctx.grid, *ctx.inputs[:2]), wanted[:3])
         out = (*times, *run.batch.cotangents(g, wanted[3:]))
         return (None, *once(out, *ctx.inputs, ctx.grid, grad_u))
 
@@ -289,13 +277,13 @@ class _Members:
             value: Tensor = inner[0]._interpolate(at, deriv)
             return value
 
-        names = ("nf", "njacs", "naccept", "nreject", "nsolve", "nnonliniter")
-        counts = dict(zip(names, flat.stats[i].tolist(), strict=True))
+        stats = Stats(*flat.stats[i].tolist())
+        stats.algorithm = flat.algorithm
         return Solution(
             t=t,
             u=spec.unflatten(self.u[rows]) if self.entries is None else self.u[rows],
             retcode=flat.retcodes[i],
-            stats=Stats(**counts, algorithm=flat.algorithm),
+            stats=stats,
             engine=run.setup.engine.name,
             algorithm=flat.algorithm,
             prob=prob,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pysciml.algorithms import Algorithm, AlgorithmName
+from pysciml.algorithms import Algorithm, AlgorithmName, as_algorithm
 from pysciml.callbacks import as_callbacks
 from pysciml.dispatch import front_door, refuse_ensemble_options
 from pysciml.engines.base import (
@@ -118,12 +118,7 @@ def solve(
         if ensemblealg is not None or trajectories is not None:
             refuse_ensemble_options(prob, ensemblealg, trajectories)
         check_options(prob, unknown, abstol, reltol, dt, dtmax, dtmin, maxiters, sensealg)
-        if isinstance(alg, AlgorithmName):
-            alg = alg()
-        if alg is not None and not isinstance(alg, Algorithm):
-            raise InputError(
-                f"alg is a {type(alg).__name__}; give an algorithm such as pysciml.CVODE_BDF()."
-            )
+        alg = as_algorithm(alg, "CVODE_BDF")
         if seed is not None and getattr(prob, "form", "") != "sde":
             raise InputError(
                 f"seed was given with a {type(prob).__name__}, which draws no noise; leave it out."
@@ -314,13 +309,20 @@ def _cotangents(
 ) -> tuple[Any, ...]:
     """Cotangents of the grid, t0, t1 and the leaves, like these; None where not wanted."""
     setup = run.setup
-    of_times: list[Tensor | None] = []
-    for value, ref, want in zip(times, (grid, setup.t0_t, setup.t1_t), wanted[:3], strict=True):
-        if not want or value is None or ref is None:
-            of_times.append(None)
-        else:
-            of_times.append(torch.as_tensor(value).to(ref.device, ref.dtype).reshape(ref.shape))
+    of_times = cotangents_of_times(times, (grid, setup.t0_t, setup.t1_t), wanted[:3])
     return (*of_times, *setup.cotangents(gradient, wanted[3:]))
+
+
+def cotangents_of_times(
+    values: Sequence[Any], like: Sequence[Tensor | None], wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """Cotangents of the output times and the time span like these; None where not wanted."""
+    return [
+        torch.as_tensor(value).to(ref.device, ref.dtype).reshape(ref.shape)
+        if want and value is not None and ref is not None
+        else None
+        for value, ref, want in zip(values, like, wanted, strict=True)
+    ]
 
 
 def once(gradients: tuple[Any, ...], *inputs: Tensor | None) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ import signal
 import struct
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -39,7 +40,7 @@ class Response(NamedTuple):
     retcode: int
     m: int
     nevents: int
-    counts: tuple[int, ...]
+    counts: tuple[int, int, int, int, int, int]
     t: int
     u: int
     source: int
@@ -249,6 +250,10 @@ class Bridge:
         status = getattr(self, f"_{name}")(*arguments, ct.addressof(message))
         if status != OK:
             self.fail(status, message.value)
+
+    def drop_with(self, owner: Any, what: int, number: int) -> None:
+        """Drop one of Julia's objects once its ``owner`` here is gone."""
+        weakref.finalize(owner, self.drop, what, number).atexit = False  # Julia has ended by then
 
     def number(self, name: str, *arguments: Any) -> int:
         """As ``call``, for one that makes a thing and gives its number."""

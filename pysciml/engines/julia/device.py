@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes as ct
-import math
-import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,7 +18,7 @@ from torch import Tensor
 
 from pysciml.algorithms import Algorithm, algorithm
 from pysciml.engines.base import FlatGradient, FlatProblem, FlatSolution, SolveOptions, Stats
-from pysciml.engines.julia.bridge import HANDLES, REQUEST, AdjointRequest, address, array
+from pysciml.engines.julia.bridge import HANDLES, AdjointRequest, address, array
 from pysciml.engines.julia.dlpack import tensor_at
 from pysciml.engines.julia.models import JuliaFunctions
 from pysciml.engines.julia.names import algorithm_expression
@@ -94,35 +92,24 @@ def solve(
     functions = engine.functions(problem.functions, problem.kind, problem.dtype)
     where = device_of(u0.device)
     assert where is not None
-    o, nan = options, math.nan
-    tolerance = np.asarray(o.abstol, np.float64).reshape(-1)
-    saveat, tstops = (
-        np.zeros(0) if x is None else np.ascontiguousarray(x, np.float64)
-        for x in (o.saveat, o.tstops)
-    )
-    request = REQUEST.pack(
-        functions.device_model(len(u0), len(c), *where),
-        engine.object(*algorithm_expression(alg, problem.kind)),
-        0, o.gradient, o.adaptive, o.maxiters, len(u0), len(p), len(c), len(saveat),
-        len(tstops), len(tolerance), u0.data_ptr(), p.data_ptr(), c.data_ptr(),
-        address(saveat), address(tstops), address(tolerance), 0, 0,
-        problem.t0, problem.t1, o.reltol,
-        *(nan if x is None else x for x in (o.dt, o.dtmax, o.dtmin)),
-    )  # fmt: skip
+    model = functions.device_model(len(u0), len(c), *where)
+    number = engine.object(*algorithm_expression(alg, problem.kind))
+    at = (u0.data_ptr(), p.data_ptr(), c.data_ptr())
+    request, keep = engine.request(model, number, 0, problem, options, at)
     _wait(u0)
     with engine.first(functions, ("device solve", alg.name)):
-        r = engine.bridge.solve(request, o.progress)
+        r = engine.bridge.solve(request, options.progress)
+    del keep
     handle = DeviceHandle(r.handle, problem, options, functions, alg)
-    weakref.finalize(handle, engine.bridge.drop, HANDLES, r.handle).atexit = False
-    if o.progress is not None:
-        o.progress(r.t_reached)
-    nf, njacs, naccept, nreject, nsolve, nnonliniter = r.counts
+    engine.bridge.drop_with(handle, HANDLES, r.handle)
+    if options.progress is not None:
+        options.progress(r.t_reached)
     return FlatSolution(
         t=array(r.t, (r.m,), "float64"),
         u=tensor_at(r.u, (r.m, len(u0)), u0.dtype, u0.device, handle),  # type: ignore[arg-type]
         source=array(r.source, (r.m,), "int64"),
         retcode=engine.bridge.retcodes[r.retcode],
-        stats=Stats(nf, njacs, naccept, nreject, nsolve, nnonliniter, alg.name),
+        stats=Stats(*r.counts, alg.name),
         handle=handle,
         t_reached=r.t_reached,
     )

@@ -332,15 +332,23 @@ class JuliaEngine(Engine):
         return model, self.object(*algorithm_expression(alg, problem.kind))
 
     def request(
-        self, model: int, alg: int, events: int, problem: FlatProblem, options: SolveOptions
+        self,
+        model: int,
+        alg: int,
+        events: int,
+        problem: FlatProblem,
+        options: SolveOptions,
+        at: tuple[int, int, int] | None = None,
     ) -> tuple[bytes, list[Array | None]]:
-        """The request, and the arrays it points to, to be kept alive."""
+        """The request, and the arrays it points to, to be kept alive.
+
+        ``at``: where u0, p and c are, if they are not the problem's own arrays.
+        """
         dtype = problem.dtype
         tolerance = np.asarray(options.abstol, np.float64).reshape(-1)
+        own = (problem.u0, problem.p, problem.c) if at is None else ()
         arrays = [
-            _flat(problem.u0, dtype),
-            _flat(problem.p, dtype),
-            _flat(problem.c, dtype),
+            *(_flat(x, dtype) for x in own),
             _flat(options.saveat, "float64"),
             _flat(options.tstops, "float64"),
             tolerance,
@@ -354,7 +362,7 @@ class JuliaEngine(Engine):
             0 if o.saveat is None else len(o.saveat),
             0 if o.tstops is None else len(o.tstops),
             len(tolerance),
-            *map(address, arrays),
+            *(at or ()), *map(address, arrays),
             problem.t0, problem.t1, o.reltol,
             nan if o.dt is None else o.dt,
             nan if o.dtmax is None else o.dtmax,
@@ -372,12 +380,8 @@ class JuliaEngine(Engine):
         alg: Algorithm | None,
     ) -> FlatSolution:
         handle = Handle(r.handle, problem, options, functions, events, alg)
-        weakref.finalize(
-            handle, self.bridge.drop, HANDLES, r.handle
-        ).atexit = False  # Julia has ended by then
+        self.bridge.drop_with(handle, HANDLES, r.handle)
         m, k = r.m, r.nevents
-        nf, njacs, naccept, nreject, nsolve, nnonliniter = r.counts
-        name = alg.name if alg else "default"
         happened: list[tuple[float, int]] = []
         if k:
             times = array(r.event_times, (k,), "float64").tolist()
@@ -388,7 +392,7 @@ class JuliaEngine(Engine):
             u=array(r.u, (m, len(problem.u0)), problem.dtype),
             source=array(r.source, (m,), "int64"),
             retcode=self.bridge.retcodes[r.retcode],
-            stats=Stats(nf, njacs, naccept, nreject, nsolve, nnonliniter, name),
+            stats=Stats(*r.counts, alg.name if alg else "default"),
             handle=handle,
             t_reached=r.t_reached,
             events=happened,

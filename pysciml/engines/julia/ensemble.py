@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes as ct
-import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -84,13 +83,16 @@ def solve(
     """See :meth:`pysciml.engines.base.Engine.solve_members`; ``options`` are checked already."""
     functions, model, number = engine.prepared(problem, alg)
     count, width = members.own.shape
-    packed, keep = engine.request(model, number, 0, problem, options)
-    u0, own = (np.ascontiguousarray(x, problem.dtype) for x in (members.u0, members.own))
+    # u0 of all members in place of the problem's own
+    u0, p, c, own = (
+        np.ascontiguousarray(x, problem.dtype)
+        for x in (members.u0, problem.p, problem.c, members.own)
+    )
     at = np.ascontiguousarray(members.at, np.int64)
-    fields = list(REQUEST.unpack(packed))
-    fields[12] = address(u0)  # of all members in place of the problem's own
+    where = (address(u0), address(p), address(c))
+    packed, keep = engine.request(model, number, 0, problem, options, where)
     request = EnsembleRequest()
-    ct.memmove(ct.addressof(request), REQUEST.pack(*fields), REQUEST.size)
+    ct.memmove(ct.addressof(request), packed, REQUEST.size)
     request.members, request.threads, request.nown = count, threads, width
     request.at, request.own = address(at), address(own)
     response = EnsembleResponse()
@@ -100,9 +102,7 @@ def solve(
     del keep
     sensealg = options.sensealg or default_sensealg(problem, alg)
     handle = Handle(response.handle, problem, options, functions, sensealg, (count, width))
-    weakref.finalize(
-        handle, engine.bridge.drop, HANDLES, response.handle
-    ).atexit = False  # Julia has ended by then
+    engine.bridge.drop_with(handle, HANDLES, response.handle)
     n, total = len(problem.u0), response.total
     every = total if options.saveat is None else 0
     return FlatEnsemble(

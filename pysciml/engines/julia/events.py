@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes as ct
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -47,9 +46,7 @@ class JuliaEvents:
         self.number = bridge.number(
             "new_events", dtype == "float32", ct.addressof(specs), len(callbacks)
         )
-        weakref.finalize(
-            self, bridge.drop, EVENTS, self.number
-        ).atexit = False  # Julia has ended by then
+        bridge.drop_with(self, EVENTS, self.number)
 
     def use(self, callbacks: tuple[FlatCallback, ...]) -> None:
         for i, (c, pair) in enumerate(zip(callbacks, self.functions, strict=True)):
