@@ -93,7 +93,7 @@ PROBLEMS = {
 }  # fmt: skip
 
 
-def _check(
+def check_gradient(
     name: str,
     alg: ps.Algorithm | None,
     engine: str,
@@ -120,34 +120,34 @@ def _check(
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.parametrize("alg", [ps.CVODE_BDF(), ps.CVODE_Adams()], ids=repr)
 def test_sundials(name: str, alg: ps.Algorithm) -> None:
-    _check(name, alg, "sundials", 1e-6, 2e-3)
+    check_gradient(name, alg, "sundials", 1e-6, 2e-3)
 
 
 @pytest.mark.parametrize("tol", [1e-4, 1e-8])
 @pytest.mark.parametrize("name", ["wave-20", "wave-140", "in-turn-140", "dense-100"])
 def test_follows_the_tolerance(name: str, tol: float) -> None:
-    _check(name, None, "sundials", tol, 400 * tol + 2e-5)
+    check_gradient(name, None, "sundials", tol, 400 * tol + 2e-5)
 
 
 @pytest.mark.parametrize("name", ["wave-20", "heat-30"])
 def test_forward_sensitivities(name: str, engine: str) -> None:
     alg = ps.CVODE_BDF() if engine == "sundials" else ps.Rodas5P()
-    _check(name, alg, engine, 1e-6, 2e-3, ps.ForwardSensitivity())
+    check_gradient(name, alg, engine, 1e-6, 2e-3, ps.ForwardSensitivity())
 
 
 def test_many_forward_sensitivities(engine: str) -> None:
     if engine == "sundials":
-        _check("wave-140", ps.CVODE_BDF(), engine, 1e-6, 2e-3, ps.ForwardSensitivity())
+        check_gradient("wave-140", ps.CVODE_BDF(), engine, 1e-6, 2e-3, ps.ForwardSensitivity())
         return
     with pytest.raises(ps.EngineError, match="19880 equations .* 3 GiB; leave sensealg out"):
-        _check("wave-140", ps.Rodas5P(), engine, 1e-6, 2e-3, ps.ForwardSensitivity())
+        check_gradient("wave-140", ps.Rodas5P(), engine, 1e-6, 2e-3, ps.ForwardSensitivity())
 
 
 @pytest.mark.julia
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.parametrize("alg", [None, ps.Tsit5(), ps.Rodas5P()], ids=repr)
 def test_julia(name: str, alg: ps.Algorithm | None) -> None:
-    _check(name, alg, "julia", 1e-6, 2e-3)
+    check_gradient(name, alg, "julia", 1e-6, 2e-3)
 
 
 @pytest.mark.parametrize("form", ["mass matrix", "residual"])

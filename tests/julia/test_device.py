@@ -12,6 +12,7 @@ from torch import nn
 
 import pysciml as ps
 from pysciml.engines.julia import device, dlpack
+from test_gradients_of_modes import check_gradient
 
 pytestmark = pytest.mark.julia
 
@@ -128,6 +129,12 @@ def test_what_does_not_suit_a_device_is_solved_on_the_cpu(jlarrays) -> None:
         other = ps.solve(ps.ODEProblem(f, u0, (0.0, 3.0)), ps.RadauIIA5(), engine="julia", **TIGHT)
     assert abs(float(ended.t[-1]) - np.pi / 2) < 1e-7
     torch.testing.assert_close(other.u[-1, 0], torch.tensor(np.cos(3.0)), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["wave-20", "heat-30"])
+def test_modes_that_the_steps_do_not_resolve(name, jlarrays) -> None:
+    with device.standing_in("jlarrays"):
+        check_gradient(name, ps.Tsit5(), "julia", 1e-6, 2e-3)
 
 
 def test_states_come_back_without_a_copy_and_outlive_their_solution(jlarrays) -> None:

@@ -84,8 +84,9 @@ function finish!(g::Gathered{T}) where {T}
     return g.dp
 end
 
-# y += a x, for as many entries as y has
-@inline function add!(y, a, x)
+# y += a x, for as many entries as y has; on a device they have the same
+add!(y, a, x) = (y .+= a .* x; y)
+@inline function add!(y::Vector, a, x)
     @inbounds @simd for i in eachindex(y)
         y[i] = muladd(a, x[i], y[i])
     end

@@ -67,9 +67,13 @@ struct AdjointRequest
     devents::Ptr{Cvoid}
 end
 
-function c_solve(request::Ptr{Request}, response::Ptr{Response})::Cint
+c_solve(request::Ptr{Request}, response::Ptr{Response})::Cint =
+    answered(() -> solve_request(unsafe_load(request)), response)
+
+# What `solve` gives, or what it failed with, as the response.
+function answered(solve::F, response::Ptr{Response}) where {F}
     try
-        unsafe_store!(response, solve_request(unsafe_load(request)))
+        unsafe_store!(response, solve())
         return OK
     catch error
         status, message = failure(error)

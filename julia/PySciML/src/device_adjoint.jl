@@ -40,66 +40,15 @@ zeros_like(x, n) = fill!(similar(x, n), zero(eltype(x)))
 # -- Tsit5, step by step -----------------------------------------------------------------------
 
 function backwards(::DiscreteAdjoint, h::DeviceHandle{T}, ts, cotangents, abstol, reltol) where {T}
-    times, us, stages, p = h.sol.t, h.sol.u, h.sol.k, h.prob.p
-    n, u0 = h.model.n, h.prob.u0
-    lambda, y = zeros_like(u0, n), zeros_like(u0, n)
-    nu = [zeros_like(u0, n) for _ in 1:7]      # cotangents of the stages
-    passed = zeros_like(u0, n)
-    both, total = zeros_like(u0, n + length(p)), zeros_like(p, length(p))
-    pulled, of_p = view(both, 1:n), view(both, (n + 1):(n + length(p)))
-    function pull!(w, u, t)
-        h.model.vjp_up(both, w, u, p, t)
-        total .+= of_p
-        return
-    end
-    j, watch, moved = length(ts), Watch(), false    # whether any cotangent has come in
-    for i in (length(times) - 1):-1:1
-        watch(nothing, times[i], nothing)
-        t, dt, u, k = times[i], times[i + 1] - times[i], us[i], stages[i + 1]
-        dt == 0 && continue
-        # the last stage is the first one of the step after this
-        nu[7], passed = passed, nu[7]
-        foreach(s -> fill!(nu[s], zero(T)), 1:6)
-        fill!(y, zero(T))                      # of u at the step's beginning, by the outputs
-        while j >= 1 && (ts[j] - t) / dt > 0
-            theta, cotangent = (ts[j] - t) / dt, view(cotangents, :, j)
-            if theta >= 1
-                lambda .+= cotangent
-            else
-                y .+= cotangent
-                for s in 1:7
-                    nu[s] .+= T(dt * weight(s, theta)) .* cotangent
-                end
-            end
-            moved, j = true, j - 1
-        end
-        moved || continue
-        pull!(nu[7], us[i + 1], times[i + 1])
-        lambda .+= pulled
-        for s in 1:6
-            nu[s] .+= T(dt * TSIT5_A[7][s]) .* lambda
-        end
-        lambda .+= y
-        for s in 6:-1:2
-            copyto!(y, u)
-            for r in 1:(s - 1)
-                y .+= T(dt * TSIT5_A[s][r]) .* k[r]
-            end
-            pull!(nu[s], y, T(t + TSIT5_C[s] * dt))
-            lambda .+= pulled
-            for r in 1:(s - 1)
-                nu[r] .+= T(dt * TSIT5_A[s][r]) .* pulled
-            end
-        end
-        nu[1], passed = passed, nu[1]
-    end
-    if moved
-        pull!(passed, us[1], times[1])
-        lambda .+= pulled
-    end
-    for i in j:-1:1
-        lambda .+= view(cotangents, :, i)
-    end
+    n, p = h.model.n, h.prob.p
+    both, total = zeros_like(p, n + length(p)), zeros_like(p, length(p))
+    of_p = view(both, (n + 1):(n + length(p)))
+    product!(w, u, t) = h.model.vjp_up(both, w, u, p, t)
+    keep!(weight, w, u, t) = add!(total, weight, of_p)
+    lambda = steps_back(
+        product!, keep!, view(both, 1:n), zeros_like(h.prob.u0, n), h.sol.t, h.sol.u, h.sol.k, ts,
+        cotangents, reltol
+    )
     return lambda, total
 end
 

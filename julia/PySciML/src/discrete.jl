@@ -76,144 +76,31 @@ function backwards(
         reltol::T
     ) where {T}
     n = length(first(us))
-    lambda, passed, y = zeros(T, n), zeros(T, n), zeros(T, n)
-    nu = [zeros(T, n) for _ in 1:7]      # cotangents of the stages
     # with few parameters both products come from one sweep, and `pulled` holds them all
     gathered = Gathered(f, p, n)
     together = !gathered.batched
     pulled = zeros(T, together ? n + length(p) : n)
     total = zeros(T, length(pulled))
     product!(w, u, t) = together ? f.vjp_up(pulled, w, u, p, t) : f.vjp(pulled, w, u, p, t)
-    # through f at a stage's state, whose cotangent is `w`: the first n of `pulled`; the parameters'
-    # part counts `weight` times
-    function pull!(w, u, t, weight = one(T))
-        product!(w, u, t)
+    keep!(weight, w, u, t) =
         together ? add!(total, weight, pulled) : gather!(gathered, weight, w, u, t)
-        return
-    end
-    growth = Growth(lambda)
-    reach = T(resolved(max(reltol, eps(T))))
-    limit = T(1.5) * reach
-    j, watch = length(ts), Watch()
-    for i in (length(times) - 1):-1:1
-        watch(nothing, times[i], nothing)
-        t, dt, u, k = times[i], times[i + 1] - times[i], us[i], stages[i + 1]
-        dt == 0 && continue
-        if !all(iszero, lambda) || j >= 1 && (ts[j] - t) / dt > 0
-            z = abs(dt) * follow!(growth, dt, limit) do v
-                product!(v, us[i + 1], times[i + 1])
-                pulled
-            end
-            if z > limit
-                if !all(iszero, passed)
-                    pull!(passed, us[i + 1], times[i + 1])
-                    add!(lambda, one(T), pulled)
-                    fill!(passed, zero(T))
-                end
-                from = one(T)
-                while true
-                    inside = j >= 1 && (ts[j] - t) / dt > 0
-                    to = inside ? min(T((ts[j] - t) / dt), one(T)) : zero(T)
-                    parts = ceil(Int, min((from - to) * z / reach, T(MOST_PARTS)))
-                    for m in parts:-1:1
-                        b = to + m * (from - to) / parts
-                        substep!(pull!, lambda, pulled, nu, y, u, k, t, dt, b, (from - to) / parts)
-                    end
-                    inside || break
-                    add!(lambda, one(T), view(cotangents, :, j))
-                    j, from = j - 1, to
-                end
-                continue
-            end
-        end
-        # the last stage is the first one of the step after this
-        nu[7], passed = passed, nu[7]
-        for s in 1:6
-            fill!(nu[s], zero(T))
-        end
-        fill!(y, zero(T))                # of u at the step's beginning, by the outputs
-        while j >= 1 && (ts[j] - t) / dt > 0
-            theta = (ts[j] - t) / dt
-            if theta >= 1
-                add!(lambda, one(T), view(cotangents, :, j))
-            else
-                add!(y, one(T), view(cotangents, :, j))
-                for s in 1:7
-                    add!(nu[s], T(dt * weight(s, theta)), view(cotangents, :, j))
-                end
-            end
-            j -= 1
-        end
-        if !all(iszero, nu[7])
-            pull!(nu[7], us[i + 1], times[i + 1])
-            add!(lambda, one(T), pulled)
-        end
-        for s in 1:6
-            add!(nu[s], T(dt * TSIT5_A[7][s]), lambda)
-        end
-        add!(lambda, one(T), y)
-        for s in 6:-1:2
-            all(iszero, nu[s]) && continue
-            copyto!(y, u)
-            for r in 1:(s - 1)
-                add!(y, T(dt * TSIT5_A[s][r]), k[r])
-            end
-            pull!(nu[s], y, T(t + TSIT5_C[s] * dt))
-            add!(lambda, one(T), pulled)
-            for r in 1:(s - 1)
-                add!(nu[r], T(dt * TSIT5_A[s][r]), pulled)
-            end
-        end
-        nu[1], passed = passed, nu[1]
-    end
-    if !all(iszero, passed)
-        pull!(passed, us[1], times[1])
-        add!(lambda, one(T), pulled)
-    end
-    for i in j:-1:1
-        add!(lambda, one(T), view(cotangents, :, i))
-    end
+    lambda = steps_back(
+        product!, keep!, view(pulled, 1:n), zeros(T, n), times, us, stages, ts, cotangents, reltol
+    )
     return lambda, together ? total[(n + 1):end] : finish!(gathered)
 end
 
-# lambda from u(t + b dt) to u(t + (b - length) dt), by a step of the same method on the continuous
-# adjoint along the dense solution. The products are put in `nu`.
-function substep!(
-        pull!::F, lambda::Vector{T}, pulled, nu, y, u, k, t::T, dt::T, b, length
-    ) where {F, T}
-    h = length * dt
-    for s in 1:6
-        theta = b - TSIT5_C[s] * length
-        copyto!(y, u)
-        for r in 1:7
-            add!(y, T(dt * weight(r, theta)), k[r])
-        end
-        stage = nu[7]
-        copyto!(stage, lambda)
-        for r in 1:(s - 1)
-            add!(stage, T(h * TSIT5_A[s][r]), nu[r])
-        end
-        pull!(stage, y, T(t + theta * dt), T(h * TSIT5_A[7][s]))
-        copyto!(nu[s], 1, pulled, 1, Base.length(lambda))
-    end
-    for s in 1:6
-        add!(lambda, T(h * TSIT5_A[7][s]), nu[s])
-    end
-    return
-end
-
 # The size of the transposed Jacobian by power iteration, carried from step to step.
-mutable struct Growth{T}
-    v::Vector{T}
+mutable struct Growth{T, V}
+    const v::V
     rate::T
     since::Int                       # steps since it was looked at
 end
 
-function Growth(like::Vector{T}) where {T}
+function Growth(like::AbstractVector{T}) where {T}
     # any vector will do that holds something of every mode
     v = [one(T) + T(0.5) * sin(T(37) * i * i) for i in eachindex(like)]
-    v ./= norm(v)
-    return Growth{T}(v, T(-1), 0)
+    return Growth(copyto!(similar(like), v ./ norm(v)), T(-1), 0)
 end
 
 # The rate at which the fastest mode moves; `product` multiplies with the Jacobian. Two products at
@@ -228,14 +115,184 @@ function follow!(product::F, g::Growth{T}, dt, limit) where {F, T}
         square = one(T)
         for _ in 1:2
             product_of_v = product(g.v)
-            size = norm(view(product_of_v, 1:length(g.v)))
+            size = sqrt(sum(abs2, product_of_v))
             (isfinite(size) && size > 0) || return g.rate = zero(T)
             square *= size
-            for i in eachindex(g.v)
-                g.v[i] = product_of_v[i] / size
-            end
+            g.v .= product_of_v ./ size
         end
         g.rate = sqrt(square)
     end
     return g.rate
+end
+
+# One step of a solution: u(t), the step's length, and its stages.
+struct Step{T, V}
+    t::T
+    dt::T
+    u::V
+    k::Vector{V}
+end
+
+# y = u(t + theta dt)
+function state!(y, s::Step{T}, theta) where {T}
+    copyto!(y, s.u)
+    for r in 1:7
+        add!(y, T(s.dt * weight(r, theta)), s.k[r])
+    end
+    return y
+end
+
+# The way back over the steps, on the host or a device.
+mutable struct StepsBack{T, V, P, K, X, C}
+    const product!::P                # (w, u, t): the product with the Jacobian at u, into `pulled`
+    const keep!::K                   # (weight, w, u, t): adds the parameters' part of the product
+    const pulled::X
+    const lambda::V
+    const y::V
+    const nu::Vector{V}              # cotangents of the stages
+    passed::V                        # of the stage that the step before shares with this one
+    handed::Bool                     # whether that is anything
+    const ts::Vector{T}
+    const cotangents::C
+    j::Int                           # outputs that are still to come in
+    moved::Bool                      # whether any cotangent has
+    const growth::Growth{T, V}
+    const reach::T
+end
+
+# Gives the cotangent of the first state; `lambda` are zeros like it.
+function steps_back(
+        product!::P, keep!::K, pulled, lambda::V, times::Vector{T}, us, stages, ts::Vector{T},
+        cotangents, reltol
+    ) where {P, K, T, V}
+    empty_() = zero(lambda)
+    b = StepsBack(
+        product!, keep!, pulled, lambda, empty_(), [empty_() for _ in 1:7], empty_(), false, ts,
+        cotangents, length(ts), false, Growth(lambda), T(resolved(max(reltol, eps(T))))
+    )
+    watch, limit = Watch(), T(1.5) * b.reach
+    for i in (length(times) - 1):-1:1
+        watch(nothing, times[i], nothing)
+        step = Step(times[i], times[i + 1] - times[i], us[i], stages[i + 1])
+        (step.dt == 0 || !b.moved && !arrives(b, step)) && continue
+        u, t = us[i + 1], times[i + 1]
+        rate = follow!(b.growth, step.dt, limit) do v
+            product!(v, u, t)
+            pulled
+        end
+        z = abs(step.dt) * rate
+        z > limit ? in_parts!(b, step, u, t, z) : as_taken!(b, step, u, t)
+    end
+    b.handed && pull!(b, b.passed, us[1], times[1])
+    while b.j >= 1
+        take!(b)
+    end
+    return b.lambda
+end
+
+# Through f at a state, whose rate has the cotangent `w`; the parameters' part counts `weight` times.
+function pull!(b::StepsBack{T}, w, u, t) where {T}
+    b.product!(w, u, t)
+    b.keep!(one(T), w, u, t)
+    add!(b.lambda, one(T), b.pulled)
+    return
+end
+
+arrives(b::StepsBack, s::Step) = b.j >= 1 && (b.ts[b.j] - s.t) / s.dt > 0
+
+# The next output's cotangent, which comes in at the end of what is still to be gone through.
+function take!(b::StepsBack{T}) where {T}
+    cotangent = view(b.cotangents, :, b.j)
+    b.moved = b.moved || !all(iszero, cotangent)
+    add!(b.lambda, one(T), cotangent)
+    b.j -= 1
+    return
+end
+
+# Through a step as the solver took it, from its end (u, t).
+function as_taken!(b::StepsBack{T}, step::Step{T}, u, t) where {T}
+    dt, nu, lambda, y = step.dt, b.nu, b.lambda, b.y
+    # the last stage is the first one of the step after this
+    nu[7], b.passed = b.passed, nu[7]
+    for s in 1:(b.handed ? 6 : 7)
+        fill!(nu[s], zero(T))
+    end
+    fill!(y, zero(T))                    # of u at the step's beginning, by the outputs
+    while arrives(b, step)
+        theta = (b.ts[b.j] - step.t) / dt
+        if theta >= 1
+            take!(b)
+            continue
+        end
+        cotangent = view(b.cotangents, :, b.j)
+        add!(y, one(T), cotangent)
+        for s in 1:7
+            add!(nu[s], T(dt * weight(s, theta)), cotangent)
+        end
+        b.moved = b.moved || !all(iszero, cotangent)
+        b.handed = true
+        b.j -= 1
+    end
+    b.moved || return
+    b.handed && pull!(b, nu[7], u, t)
+    for s in 1:6
+        add!(nu[s], T(dt * TSIT5_A[7][s]), lambda)
+    end
+    add!(lambda, one(T), y)
+    for s in 6:-1:2
+        copyto!(y, step.u)
+        for r in 1:(s - 1)
+            add!(y, T(dt * TSIT5_A[s][r]), step.k[r])
+        end
+        pull!(b, nu[s], y, T(step.t + TSIT5_C[s] * dt))
+        for r in 1:(s - 1)
+            add!(nu[r], T(dt * TSIT5_A[s][r]), b.pulled)
+        end
+    end
+    nu[1], b.passed = b.passed, nu[1]
+    b.handed = true
+    return
+end
+
+# Through a step that is too long for the fastest mode, |h lambda| = z, by the continuous adjoint.
+function in_parts!(b::StepsBack{T}, step::Step{T}, u, t, z) where {T}
+    if b.handed
+        pull!(b, b.passed, u, t)
+        b.handed = false
+    end
+    from = one(T)
+    while true
+        inside = arrives(b, step)
+        to = inside ? min(T((b.ts[b.j] - step.t) / step.dt), one(T)) : zero(T)
+        parts = ceil(Int, min((from - to) * z / b.reach, T(MOST_PARTS)))
+        for m in parts:-1:1
+            substep!(b, step, to + m * (from - to) / parts, (from - to) / parts)
+        end
+        inside || return
+        take!(b)
+        from = to
+    end
+    return
+end
+
+# lambda from u(t + theta dt) back by `part` of the step: by one step of the same method on the
+# continuous adjoint along the dense solution. The products are put in `nu`.
+function substep!(b::StepsBack{T}, step::Step{T}, theta, part) where {T}
+    h, nu, stage = part * step.dt, b.nu, b.nu[7]
+    for s in 1:6
+        at = theta - TSIT5_C[s] * part
+        state!(b.y, step, at)
+        copyto!(stage, b.lambda)
+        for r in 1:(s - 1)
+            add!(stage, T(h * TSIT5_A[s][r]), nu[r])
+        end
+        time = T(step.t + at * step.dt)
+        b.product!(stage, b.y, time)
+        b.keep!(T(h * TSIT5_A[7][s]), stage, b.y, time)
+        copyto!(nu[s], b.pulled)
+    end
+    for s in 1:6
+        add!(b.lambda, T(h * TSIT5_A[7][s]), nu[s])
+    end
+    return
 end

@@ -187,21 +187,13 @@ function c_new_noisy(
     end
 end
 
-function c_solve_noisy(request::Ptr{Request}, seed::UInt64, response::Ptr{Response})::Cint
-    try
+c_solve_noisy(request::Ptr{Request}, seed::UInt64, response::Ptr{Response})::Cint =
+    answered(response) do
         r = unsafe_load(request)
-        unsafe_store!(
-            response, Base.inferencebarrier(solve_noisy)(
-                r, lookup(MODELS, r.model), lookup(OBJECTS, r.alg), seed
-            )::Response
-        )
-        return OK
-    catch error
-        status, message = failure(error)
-        unsafe_store!(response, failed(message))
-        return status
+        Base.inferencebarrier(solve_noisy)(
+            r, lookup(MODELS, r.model), lookup(OBJECTS, r.alg), seed
+        )::Response
     end
-end
 
 function solve_noisy(r::Request, model::Model{T}, @nospecialize(alg), seed::UInt64) where {T}
     u0, p, c = vector(T, r.u0, r.n), vector(T, r.p, r.np), vector(T, r.c, r.nc)
