@@ -22,6 +22,7 @@ from pysciml.callbacks import (
     terminate,
 )
 from pysciml.errors import InputError
+from pysciml.options import times_within
 from pysciml.problems import require_callable
 
 __all__ = [
@@ -174,10 +175,12 @@ class SavingCallback(Callback):
     saved_values
         A :class:`SavedValues`, filled by every solve.
     saveat
-        Times to save at; the solution's own output times where None.
+        Times to save at; the solution's own output times where None. Of a solve that ends before,
+        those that it reached.
 
     The values are computed from the solution when it is there, so that gradients flow through
-    them. Raises InputError for what is no function, or no SavedValues.
+    them. Raises InputError for what is no function, or no SavedValues, and at the solve for times
+    that do not lie within tspan, in its direction.
     """
 
     save_func: Callable[[Any, Any, Any], Any]
@@ -193,7 +196,17 @@ class SavingCallback(Callback):
             )
 
     def for_problem(self, prob: Any, t0: float, t1: float) -> tuple[Callback, ...]:
+        if self.saveat is not None:
+            times_within(self._times(), "saveat", t0, t1)
         return ()
+
+    def _times(self) -> Tensor:
+        try:
+            return torch.as_tensor(self.saveat, dtype=torch.float64).reshape(-1)
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(
+                f"saveat is {self.saveat!r}; give a 1-d tensor or sequence of times."
+            ) from None
 
     def finish(self, sol: Any) -> None:
         if self.saveat is None:
@@ -205,7 +218,9 @@ class SavingCallback(Callback):
                 )
             states = sol.u
         else:
-            times = torch.as_tensor(self.saveat, dtype=torch.float64).reshape(-1)
+            times = self._times()
+            start, reached = sol._span
+            times = times[(times - start) * (times - reached) <= 0.0]
             states = sol.spec.unflatten(sol._interpolate(times, 0))
         values = [self.save_func(_row(states, i), sol.prob.p, t) for i, t in enumerate(times)]
         self.saved_values.t = times
@@ -307,6 +322,8 @@ class TerminateSteadyState(Callback):
     def __post_init__(self) -> None:
         _require_size(self.abstol, "abstol")
         _require_size(self.reltol, "reltol")
+        if self.min_t is not None and not isinstance(self.min_t, numbers.Real):
+            raise InputError(f"min_t is {self.min_t!r}; give a number, or None.")
 
     def for_problem(self, prob: Any, t0: float, t1: float) -> tuple[Callback, ...]:
         if prob.kind != "ode" or getattr(prob, "mass_matrix", None) is not None:

@@ -182,6 +182,15 @@ def test_a_solve_ends_at_rest(engine) -> None:
     assert ps.solve(two, stiff(engine), engine=engine, **TIGHT).retcode == "Terminated"
 
 
+def test_a_solve_that_ends_early_saves_what_it_reached(engine: str) -> None:
+    saved = ps.SavedValues()
+    save = ps.SavingCallback(lambda u, p, t: u[0], saved, saveat=[0.25, 0.5, 0.75])
+    stop = ps.ContinuousCallback(lambda u, p, t: u[0] - 0.55, ps.terminate)  # at t = 0.598
+    ps.solve(ODE, stiff(engine), engine=engine, callback=[save, stop], **TIGHT)
+    assert saved.t.tolist() == [0.25, 0.5]
+    assert_close(saved.saveval, torch.exp(-saved.t), 1e-6)
+
+
 ODE = ps.ODEProblem(decay, f64([1.0]), (0.0, 1.0), f64(1.0))
 BAD: dict[str, tuple[Any, str]] = {
     "len": (lambda: ps.VectorContinuousCallback(decay, None, 0), "len is 0; give the number"),
@@ -194,6 +203,19 @@ BAD: dict[str, tuple[Any, str]] = {
         ),
         r"returned \(1,\); return a tensor of shape \(2,\)",
     ),
+    "times outside": (
+        lambda: ps.solve(
+            ODE, engine="sundials", callback=ps.SavingCallback(decay, saveat=[0.5, 50.0])
+        ),
+        r"saveat\[1\] = 50",
+    ),
+    "time nan": (
+        lambda: ps.solve(
+            ODE, engine="sundials", callback=ps.SavingCallback(decay, saveat=[float("nan")])
+        ),
+        r"saveat\[0\] is nan; give finite times",
+    ),
+    "min_t": (lambda: ps.TerminateSteadyState(min_t="x"), "min_t is 'x'; give a number"),
     "period": (lambda: ps.PeriodicCallback(None, 0.0), "dt is 0.0; give a positive number"),
     "phase": (lambda: ps.PeriodicCallback(None, 1.0, phase=-1.0), "phase is -1.0; give a number"),
     "start": (
