@@ -59,12 +59,16 @@ def parted(
     """A vector's parts as tensors like the leaves (shape, dtype, device), None where unwanted."""
     if not any(wanted):
         return [None] * len(leaves)
-    whole = flat if isinstance(flat, Tensor) else torch.from_numpy(np.ascontiguousarray(flat))
-    parts, position = [], 0
+    parts: list[Tensor | None] = []
+    position = 0
     for leaf, want in zip(leaves, wanted, strict=True):
         end = position + leaf.numel()
-        part = whole[position:end].view(leaf.shape) if want else None
-        parts.append(None if part is None else part.to(leaf.device, leaf.dtype))
+        part = flat[position:end].reshape(leaf.shape) if want else None
+        if isinstance(part, np.ndarray):
+            part = torch.from_numpy(part)
+        if part is not None and (part.dtype is not leaf.dtype or part.device != leaf.device):
+            part = part.to(leaf.device, leaf.dtype)
+        parts.append(part)
         position = end
     return parts
 
@@ -126,9 +130,10 @@ class StateSpec:
 
     def unflatten(self, flat: Tensor) -> Any:
         """A vector (..., n) as the tree, each leaf of shape (..., *leaf), as views."""
-        lead = flat.shape[:-1]
         if self.is_tensor:
-            return flat.reshape(lead + self.shapes[0])
+            shape = self.shapes[0]
+            return flat if len(shape) == 1 else flat.reshape(flat.shape[:-1] + shape)
+        lead = flat.shape[:-1]
         parts = flat.split(list(self.sizes), dim=-1)
         leaves = [x.reshape(lead + s) for x, s in zip(parts, self.shapes, strict=True)]
         return pytree.tree_unflatten(leaves, self.treedef)
@@ -186,6 +191,16 @@ class StateSpec:
         return self.flatten(tree)
 
 
+_LEAF = pytree.tree_structure(0)
+
+
+def _flattened(tree: Any) -> tuple[list[tuple[Any, Any]], Any]:
+    """``tree_flatten_with_path``, which takes its time over a single leaf."""
+    if isinstance(tree, (Tensor, nn.Module)):
+        return [((), tree)], _LEAF
+    return pytree.tree_flatten_with_path(tree)
+
+
 def _in_order(tree: Any, like: Any) -> Any:
     if type(tree) is not type(like):
         return tree
@@ -221,7 +236,7 @@ def _describe(tree: Any) -> str:
 
 def state_spec(u0: Any, name: str = "u0") -> StateSpec:
     """The :class:`StateSpec` of a state. Raises InputError where it cannot be one."""
-    paths, treedef = pytree.tree_flatten_with_path(u0)
+    paths, treedef = _flattened(u0)
     if not paths:
         raise InputError(f"{name} holds no tensor; give a tensor or a structure of tensors.")
     first: Tensor | None = None
@@ -358,7 +373,7 @@ class ParameterSpec:
 
         Raises InputError for a tensor of another dtype or device than the state's.
         """
-        paths, treedef = pytree.tree_flatten_with_path(p)
+        paths, treedef = _flattened(p)
         slots: list[tuple[int, ...] | None] = []
         static: list[Any] = []
         leaves: list[Tensor] = []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,10 +22,13 @@ from pysciml.errors import InputError
 from pysciml.flatten import ParameterSpec, StateSpec, constant, joined, parted, to_numpy
 from pysciml.functions import FlatFunction, FlatFunctions, functions_for
 from pysciml.julia_function import JuliaFunction, JuliaSource
+from pysciml.kernels.captured import CapturedFunctions
 from pysciml.kernels.parts import halves_added, stretch
 from pysciml.options import times_within
 
 __all__ = ["Flattened"]
+
+_NOTHING = np.empty(0)
 
 
 class Flattened:
@@ -39,7 +43,8 @@ class Flattened:
         self, prob: Any, engine: Engine, more: tuple[Callback, ...], tensors: bool = False
     ) -> None:
         """With ``tensors`` vectors stay tensors on their device: see ``Engine.takes_tensors``."""
-        self.prob, self.engine = prob, engine
+        self.prob: Any = prob
+        self.engine = engine
         spec: StateSpec = prob.state_spec
         self.state = spec
         cpu = torch.device("cpu")
@@ -66,6 +71,7 @@ class Flattened:
         elif self.form == "sde":
             role = "noise"
         self.functions = self._functions(prob.f, role, "f")
+        self._captured: Any = self.functions
         self.parts: tuple[Any, ...] = ()
         if self.form:
             self._take_apart(getattr(prob, "parts", 0))
@@ -87,6 +93,56 @@ class Flattened:
             if functions.kernels is None
             for x in functions.closures_p
         ]
+        self._flat: FlatProblem | None = None
+        self._mass: tuple[Tensor, int] | None = None
+
+    def kept(self) -> Flattened | None:
+        """This without the values of tensors, for :meth:`again`; None where that cannot be had.
+
+        It cannot where functions are called back, or not guarded, or belong to callbacks.
+        """
+        if self.callbacks or self.keeps_tensors or self.form or self.prob.kind != "ode":
+            return None
+        mass = getattr(self.prob, "mass_matrix", None)
+        if mass is not None and not isinstance(mass, Tensor):
+            return None  # an array that is written to does not tell
+        captured = self._captured
+        if not isinstance(captured, CapturedFunctions) or not captured.guarded:
+            return None
+        spec = self.state
+        times = all(type(t) in (int, float) for t in self.prob.tspan)
+        if not times or spec.dtype is not torch.float64 or spec.device.type != "cpu":
+            return None
+        kept = copy.copy(self)
+        kept._flat = self.flat_problem().at(_NOTHING, _NOTHING, _NOTHING)
+        kept.prob, kept.leaves, kept.c = None, [], _NOTHING
+        kept.u0 = kept.p = torch.empty(0)
+        kept.total_p = _NOTHING
+        kept._mass = None if mass is None else (mass, mass._version)
+        return kept
+
+    def again(self, prob: Any) -> Flattened | None:
+        """The same for a problem like the one this is of, with the present values of its tensors.
+
+        None where more than these changed.
+        """
+        spec, functions = self.state, cast(Any, self._captured)
+        if prob.state_spec is not spec and prob.state_spec != spec:
+            return None
+        p = self.params.leaves(prob.p)
+        if p is None or not functions.ok():
+            return None
+        if self._mass is not None and self._mass[0]._version != self._mass[1]:
+            return None
+        new = object.__new__(Flattened)
+        new.__dict__.update(self.__dict__)
+        u0 = spec.leaves(prob.u0)
+        new.prob, new.leaves = prob, [*u0, *p, *functions.closures_p]
+        new.u0 = joined(u0, spec.dtype, spec.device)
+        total = joined(new.leaves[len(u0) :], spec.dtype, spec.device)
+        new.p, new.total_p = total[: self.params.size], total.numpy()
+        new.c = to_numpy(functions.data()) if functions.sizes["c"] else _NOTHING
+        return new
 
     def _take_apart(self, first: int) -> None:
         """The functions of a partitioned or split equation, and those of its two parts."""
@@ -195,6 +251,8 @@ class Flattened:
 
     def flat_problem(self) -> FlatProblem:
         prob, spec = self.prob, self.state
+        if self._flat is not None:
+            return self._flat.at(self.u0.numpy(), self.total_p, self.c)
         mass = getattr(prob, "mass_matrix", None)
         flags = getattr(prob, "differential_vars", None)
         if flags is not None:
@@ -225,9 +283,10 @@ class Flattened:
         if isinstance(x, Tensor):
             return x.detach()  # the engine's own must not become part of a graph
         out = torch.from_numpy(np.ascontiguousarray(x))
-        if time:
-            return out.to(self.state.device)
-        return out.to(self.state.device, self.state.dtype)
+        spec = self.state
+        if out.dtype is spec.dtype and spec.device.type == "cpu":
+            return out
+        return out.to(spec.device) if time else out.to(spec.device, spec.dtype)
 
     def to_engine(self, x: Tensor) -> np.ndarray:
         """A cotangent of the states as the engine takes it."""

@@ -23,7 +23,21 @@ from pysciml.transforms import refuse_transforms
 __all__ = ["DAEProblem", "ODEProblem", "remake"]
 
 
+def _is_fine(leaf: Any) -> bool:
+    """Whether a leaf is known at once to be finite."""
+    if isinstance(leaf, Tensor):
+        plain = leaf.layout == torch.strided and not leaf.is_meta
+        # what is not finite makes a sum that is not
+        return plain and leaf.dtype.is_floating_point and math.isfinite(float(leaf.detach().sum()))
+    if isinstance(leaf, torch.nn.Module):
+        return all(map(_is_fine, leaf.parameters()))
+    return leaf is None or (type(leaf) in (int, float) and math.isfinite(leaf))
+
+
 def require_finite(tree: Any, name: str) -> None:
+    single = isinstance(tree, (Tensor, torch.nn.Module))
+    if all(map(_is_fine, (tree,) if single else pytree.tree_leaves(tree))):
+        return
     for path, leaf in pytree.tree_flatten_with_path(tree)[0]:
         where = name + pytree.keystr(path)
         if isinstance(leaf, np.ndarray):
@@ -89,7 +103,10 @@ def _check_tspan(tspan: Any) -> tuple[Any, Any]:
 
 
 class Problem:
-    """What all problems have in common: how they are shown, and made on top of another one."""
+    """What all problems have in common: how they are shown, copied, and made of another one."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k != "_plans"}  # see plan.py
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}: {v}' for k, v in _facts(self))})"
@@ -253,7 +270,10 @@ def remake(prob: Any, **changes: Any) -> Any:
                 f"{type(prob).__name__} has no field {key!r} (it has {', '.join(fields)})."
                 f"{did_you_mean(key, fields)}"
             )
-    return dataclasses.replace(prob, **changes)
+    made = dataclasses.replace(prob, **changes)
+    if plans := vars(prob).get("_plans"):
+        vars(made)["_plans"] = plans  # what fits of them is used, see plan.py
+    return made
 
 
 def _facts(prob: Any) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,13 @@ from pysciml.errors import InputError, PyscimlError, SolveError
 from pysciml.flatten import to_numpy
 from pysciml.flattened import Flattened
 from pysciml.options import (
-    Grid,
     absolute_tolerance,
     check_options,
     saveat_grid,
     state_indices,
     times_within,
 )
+from pysciml.plan import Plan, find_plan, keep_plan
 from pysciml.progress import progress_bar
 from pysciml.solution import Event, Solution
 from pysciml.transforms import (
@@ -115,6 +116,18 @@ def solve(
     compiler = leave_compiler()
     try:
         refuse_transforms(getattr(prob, "u0", None), getattr(prob, "p", None), saveat)
+        asked = (
+            alg, saveat, abstol, reltol, sensealg, save_idxs, tstops, dt, dtmax, dtmin, maxiters,
+            adaptive, raise_on_failure,
+        )  # fmt: skip
+        plain = (
+            not (unknown or progress) and ensemblealg is trajectories is callback is seed is None
+        )
+        if plain and hasattr(prob, "_plans"):
+            plan, again = find_plan(prob, choose_engine(engine), asked)
+            if plan is not None and again is not None:
+                with plain_mode():
+                    return _solved(plan, again)
         if ensemblealg is not None or trajectories is not None:
             refuse_ensemble_options(prob, ensemblealg, trajectories)
         check_options(prob, unknown, abstol, reltol, dt, dtmax, dtmin, maxiters, sensealg)
@@ -135,41 +148,60 @@ def solve(
             index = state_indices(save_idxs, setup.state)
             if tstops is not None:
                 tstops = times_within(tstops, "tstops", setup.t0, setup.t1)
-            options = {
-                "abstol": absolute_tolerance(abstol, setup.state),
-                "reltol": float(reltol),
-                "tstops": tstops,
-                "dt": dt,
-                "dtmax": dtmax,
-                "dtmin": dtmin,
-                "maxiters": int(maxiters),
-                "adaptive": adaptive,
-                "sensealg": sensealg,
-                "seed": seed,
-            }
-            want = torch.is_grad_enabled() and any(
-                x.requires_grad for x in (*setup.tensors(), *grid.inputs)
+            options = SolveOptions(
+                abstol=absolute_tolerance(abstol, setup.state),
+                reltol=float(reltol),
+                saveat=grid.values,
+                tstops=tstops,
+                dt=dt,
+                dtmax=dtmax,
+                dtmin=dtmin,
+                maxiters=int(maxiters),
+                adaptive=adaptive,
+                sensealg=sensealg,
+                seed=seed,
             )
-            if want:
-                setup.require_differentiable()
+            plan = Plan(
+                asked,
+                engine=chosen,
+                alg=alg,
+                grid=grid,
+                index=index,
+                options=options,
+                raises=raise_on_failure,
+                of=(prob.f, prob.tspan, mass),
+            )
             with progress_bar(progress, setup.t0, setup.t1) as report:
-                solve_options = SolveOptions(
-                    saveat=grid.values, gradient=want, progress=report, **options
-                )
-                run = _Run(setup, alg, solve_options, raise_on_failure)
-                if want:
-                    t, u = _Solve.apply(run, grid.tensor, *setup.tensors())
-                else:
-                    flat = run.forward()
-                    t, u = setup.from_numpy(flat.t, time=True), setup.from_numpy(flat.u)
-            assert run.flat is not None
-            t = _times_of(run.flat, grid, setup, t)
-            sol = _solution(run, t, u, index)
-            for c in setup.callbacks:
-                c.finish(sol)
+                if report is not None:
+                    plan.options = replace(options, progress=report)
+                sol = _solved(plan, setup)
+            if plain:
+                keep_plan(prob, plan, setup)
             return sol
     finally:
         resume_compiler(compiler)
+
+
+def _solved(plan: Plan, setup: Flattened) -> Solution:
+    grid = plan.grid
+    want = torch.is_grad_enabled() and any(
+        x.requires_grad for x in (*setup.tensors(), *grid.inputs)
+    )
+    if want:
+        setup.require_differentiable()
+    run = _Run(setup, plan.alg, plan.options_for(want), plan.raises)
+    if want:
+        t, u = _Solve.apply(run, grid.tensor, *setup.tensors())
+    else:
+        t, u = run.outputs()
+    if t is None:
+        assert run.flat is not None
+        # the very tensor given as saveat, where there is one
+        t = setup.from_numpy(run.flat.t, time=True) if grid.tensor is None else grid.tensor
+    sol = _solution(run, t, u, plan.index)
+    for c in setup.callbacks:
+        c.finish(sol)
+    return sol
 
 
 class _Run:
@@ -187,6 +219,15 @@ class _Run:
         if not flat.success and self.raises:
             _fail(self, flat)
         return flat
+
+    def outputs(self) -> tuple[Tensor | None, Tensor]:
+        """Times and states; None for times that are exactly those asked for."""
+        flat, saveat = self.forward(), self.options.saveat
+        u = self.setup.from_numpy(flat.u)
+        whole = saveat is not None and len(flat.t) == len(saveat)
+        if flat.at_saveat or (whole and bool((flat.source >= 0).all())):
+            return None, u
+        return self.setup.from_numpy(flat.t, time=True), u
 
 
 ADVICE = {
@@ -222,25 +263,29 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, run: _Run, grid: Any, *inputs: Tensor) -> Any:
-        flat = run.forward()
         ctx.run, ctx.grid = run, grid
-        t = run.setup.from_numpy(flat.t, time=True)
-        return t, run.setup.from_numpy(flat.u)
+        ctx.set_materialize_grads(False)
+        return run.outputs()
 
     @staticmethod
-    def backward(ctx: Any, grad_t: Tensor, grad_u: Tensor) -> Any:
+    def backward(ctx: Any, grad_t: Tensor | None, grad_u: Tensor | None) -> Any:
         run: _Run = ctx.run
         flat = run.flat
         assert flat is not None
         run.setup.require_unchanged()
-        g_u, g_t = run.setup.to_engine(grad_u), to_numpy(grad_t)
+        if grad_u is None:
+            grad_u = torch.zeros_like(run.setup.from_numpy(flat.u))
+        g_u = run.setup.to_engine(grad_u)
+        g_t = None if grad_t is None else to_numpy(grad_t)
         wanted = ctx.needs_input_grad[1:]
         by_times = any(wanted[:3])
         with plain_mode():
             gradient = run.setup.engine.adjoint(flat, g_u, g_t, by_times=by_times)
         d_t0 = d_t1 = d_grid = None
         if by_times:
-            times = gradient.times + np.where(flat.source > FIRST_EVENT, g_t, 0.0)
+            times = gradient.times
+            if g_t is not None:
+                times = times + np.where(flat.source > FIRST_EVENT, g_t, 0.0)
             source = flat.source
             d_t0 = gradient.t0 + float(times[source == FROM_T0].sum())
             d_t1 = float(times[source == FROM_T1].sum())
@@ -331,13 +376,6 @@ def once(gradients: tuple[Any, ...], *inputs: Tensor | None) -> tuple[Any, ...]:
         return gradients
     out: tuple[Any, ...] = _NotTwice.apply(list(gradients), *inputs)
     return out
-
-
-def _times_of(flat: FlatSolution, grid: Grid, setup: Flattened, t: Tensor) -> Tensor:
-    """Output times; the very tensor given as saveat where the outputs are exactly it."""
-    if grid.tensor is not None and len(flat.t) == len(grid.tensor) and (flat.source >= 0).all():
-        return grid.tensor
-    return t
 
 
 def _solution(run: _Run, t: Tensor, u: Tensor, index: Tensor | None) -> Solution:

@@ -99,6 +99,8 @@ class FlatProblem:
     ``"split"``: ``parts`` sum up to ``functions`` (``"semilinear"``: the first is linear in u);
     ``"sde"``: ``parts`` are drift and diffusion, which stand one after the other in ``functions``,
     the diffusion's matrix of ``columns`` columns column by column (0: diagonal noise, -1: scalar).
+
+    memo: what an engine keeps for the next problem that differs in ``u0``, ``p`` and ``c`` alone.
     """
 
     kind: Literal["ode", "dae"]
@@ -118,6 +120,13 @@ class FlatProblem:
     parts: tuple[Functions, ...] = ()
     split: int = 0
     columns: int = 0
+    memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def at(self, u0: Array, p: Array, c: Array) -> FlatProblem:
+        """The same problem, the memo included, from other values."""
+        new = object.__new__(FlatProblem)
+        new.__dict__.update(self.__dict__, u0=u0, p=p, c=c)  # replace() takes ten times as long
+        return new
 
 
 @dataclass(frozen=True)
@@ -172,6 +181,7 @@ class FlatSolution:
         For each output: index into ``saveat``, or FROM_T0, FROM_T1, FIXED (an inner step), or
         ``FIRST_EVENT - k`` for the k-th event of ``events``.
     events : list of (time, index of the callback)
+    at_saveat : whether the outputs are known to be all of ``saveat``, and nothing else
     """
 
     t: Array
@@ -183,6 +193,7 @@ class FlatSolution:
     message: str = ""
     t_reached: float = 0.0
     events: list[tuple[float, int]] = field(default_factory=list)
+    at_saveat: bool = False
 
     @property
     def success(self) -> bool:

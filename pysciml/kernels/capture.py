@@ -76,20 +76,22 @@ class Capture:
         """The current values of the closed-over tensors that do not require grad (1-d)."""
         return self._joined([c.detach() for c in self.closures_c])
 
-    def relifted(self, closures_p: Sequence[Tensor], closures_c: Sequence[Tensor]) -> Capture:
+    def relifted(
+        self, closures_p: Sequence[Tensor], closures_c: Sequence[Tensor], guards: Guards
+    ) -> Capture:
         """The same graph over other closed-over tensors, of the same shapes and dtypes.
 
-        Nothing guards it: the caller knows that the Python state is equal.
+        The caller knows that the Python state is equal, and what to guard.
         """
         return replace(
-            self, closures_p=tuple(closures_p), closures_c=tuple(closures_c), guards=Guards(),
+            self, closures_p=tuple(closures_p), closures_c=tuple(closures_c), guards=guards,
             constants=(),
         )  # fmt: skip
 
     def detached(self) -> Capture:
         """The same graph over the same values, without the user's own tensors and objects."""
         p = [x.detach().requires_grad_() for x in self.closures_p]
-        return self.relifted(p, [x.detach() for x in self.closures_c])
+        return self.relifted(p, [x.detach() for x in self.closures_c], Guards())
 
     def _joined(self, parts: Sequence[Tensor]) -> Tensor:
         flat = [x.reshape(-1).to(self.device, self.dtype) for x in parts]

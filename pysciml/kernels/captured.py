@@ -11,6 +11,7 @@ from scipy import sparse
 from torch import Tensor
 
 from pysciml.kernels.capture import Capture
+from pysciml.kernels.guards import Guards
 from pysciml.kernels.kernels import Kernels
 
 Array = npt.NDArray[np.float64]
@@ -25,8 +26,10 @@ class CapturedFunctions:
             an engine derives, it keeps with this.
     """
 
-    def __init__(self, capture: Capture, shared: CapturedFunctions | None = None) -> None:
-        self.capture = capture
+    def __init__(
+        self, capture: Capture, shared: CapturedFunctions | None = None, guarded: bool = False
+    ) -> None:
+        self.capture, self._guarded = capture, guarded
         self.names = capture.names
         self.sizes = capture.sizes
         self.n_out = capture.n_out
@@ -37,13 +40,17 @@ class CapturedFunctions:
     @classmethod
     def of(cls, capture: Capture) -> CapturedFunctions:
         """The functions of a fresh capture."""
-        return cls(capture, cls(capture.detached()))
+        return cls(capture, cls(capture.detached()), guarded=True)
 
     def relifted(
-        self, closures_p: Sequence[Tensor], closures_c: Sequence[Tensor]
+        self,
+        closures_p: Sequence[Tensor],
+        closures_c: Sequence[Tensor],
+        guards: Guards | None = None,
     ) -> CapturedFunctions:
-        """The same functions over other closed-over tensors."""
-        return CapturedFunctions(self.capture.relifted(closures_p, closures_c), self.shared)
+        """The same functions over other closed-over tensors; without guards, for one use."""
+        capture = self.capture.relifted(closures_p, closures_c, guards or Guards())
+        return CapturedFunctions(capture, self.shared, guards is not None)
 
     @property
     def closures_p(self) -> tuple[Tensor, ...]:
@@ -62,6 +69,11 @@ class CapturedFunctions:
     @property
     def opaque(self) -> bool:
         return self.capture.guards.opaque
+
+    @property
+    def guarded(self) -> bool:
+        """Whether ``ok`` alone says that the capture still holds, for the function it is of."""
+        return self._guarded and not self.opaque
 
     def sparsity(self, wrt: str) -> sparse.csr_matrix | None:
         return self._kernels.sparsity(wrt)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pysciml.kernels.captured import CapturedFunctions
+from pysciml.kernels.guards import Guards
 from pysciml.kernels.walk import Walk
 
 __all__ = ["Relifts"]
@@ -53,6 +54,16 @@ class _Known:
             _without(walk.tokens, self.counters) == self.tokens
             and all(_same_values(walk.tensors[i], value) for i, value in self.constants)
         )
+
+    def guards(self, walk: Walk, p: tuple[Tensor, ...], c: tuple[Tensor, ...]) -> Guards | None:
+        """Guards of what was walked; None where it changes itself, or will not come again."""
+        if self.counters or not all(x.is_leaf for x in (*p, *c)):
+            return None
+        guards = Guards(walk=walk)
+        guards.watch_closures(p, c)
+        for i, _ in self.constants:
+            guards.watch_constant(walk.tensors[i])
+        return guards
 
 
 class Relifts:
@@ -106,7 +117,7 @@ class Relifts:
             if known.functions is None:
                 return True, None
             p, c = (tuple(walk.tensors[k] for k in at) for at in (known.p_at, known.c_at))
-            return True, known.functions.relifted(p, c)
+            return True, known.functions.relifted(p, c, known.guards(walk, p, c))
         return False, None
 
 

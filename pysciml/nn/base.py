@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from pysciml.nn.regularise import (
     RandomEndTime,
     as_regularisers,
 )
+from pysciml.plan import Plan, hand_on, plans_of
 from pysciml.problems import ODEProblem
 from pysciml.solution import Solution
 from pysciml.solve import solve
@@ -36,6 +38,7 @@ class Last:
     """What a module's last call left. Kept outside of it: kernels watch modules' attributes."""
 
     stats: Stats | None = None
+    plans: tuple[Plan, ...] = ()
     penalty: Tensor | None = None
     events: list[list[float]] | None = None
 
@@ -153,8 +156,10 @@ class ContinuousModule(nn.Module):
         check_field(self.vector_field)
         self._field.vector_field = self.vector_field  # it may have been replaced
         prob = ODEProblem(f, u0, tspan, p)
+        last = last_of(self)
+        hand_on(last.plans, prob)
         sol = solve(prob, self.alg, engine=self.engine, saveat=saveat, **self.options, **more)
-        last_of(self).stats = sol.stats
+        last.stats, last.plans = sol.stats, plans_of(prob)
         return sol
 
     def _states(self, u0: Any, saveat: Any = None, tspan: Any = None) -> Any:
@@ -165,7 +170,7 @@ class ContinuousModule(nn.Module):
         if self.training and self.regularise:
             return self._regularised(u0, saveat, span)
         last_of(self).penalty = None
-        grid = torch.as_tensor(span[1], dtype=torch.float64)[None] if saveat is None else saveat
+        grid = _end(span[1]) if saveat is None else saveat
         u = self._solve(self._field, u0, span, saveat=grid).u
         return pytree.tree_map(lambda x: x[0], u) if saveat is None else u
 
@@ -222,7 +227,7 @@ class ContinuousModule(nn.Module):
     ) -> tuple[Any, Tensor]:
         """States as :meth:`_states`, and the integrals over the whole span, (batch, k)."""
         t0, t1 = (float(torch.as_tensor(t).detach()) for t in span)
-        grid = torch.as_tensor(span[1], dtype=torch.float64)[None] if saveat is None else saveat
+        grid = _end(span[1]) if saveat is None else saveat
         batch, k = (len(u0) if u0.ndim > 1 else 1), len(kinds)
         if not kinds:
             u = self._solve(self._field, u0, span, saveat=grid).u
@@ -241,6 +246,17 @@ class ContinuousModule(nn.Module):
     def extra_repr(self) -> str:
         alg = "default" if self.alg is None else self.alg
         return f"tspan={self.tspan}, alg={alg}, engine={self.engine!r}"
+
+
+def _end(t1: Any) -> Tensor:
+    """The end of a time span as the only output time."""
+    return torch.as_tensor(t1, dtype=torch.float64)[None] if isinstance(t1, Tensor) else _only(t1)
+
+
+@lru_cache(maxsize=64)
+def _only(t: float) -> Tensor:
+    # the same tensor each time, by which a plan is found again
+    return torch.tensor([t], dtype=torch.float64)
 
 
 def _span(tspan: Any) -> tuple[Any, Any]:

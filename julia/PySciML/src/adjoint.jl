@@ -30,27 +30,31 @@ function segment_adjoint end
 isforward(sensealg) = false
 
 """
-    adjoint(handle, ts, source, cotangents, of_events, sensealg, abstol, reltol) -> Gradient
+    adjoint(
+        handle, ts, source, cotangents, of_events, sensealg, abstol, reltol, by_times = true
+    ) -> Gradient
 
-Gradient of `sum(cotangents .* u(ts)) + sum(of_events .* event times)`. `source` says what moves each time: see FlatSolution in
-Python; an event's outputs come in the order (before, after) as they were saved.
+Gradient of `sum(cotangents .* u(ts)) + sum(of_events .* event times)`. `source` says what moves
+each time: see FlatSolution in Python; an event's outputs come in the order (before, after) as they
+were saved. Without `by_times` nothing is computed for t0 and the output times.
 """
 function adjoint(
         h::Handle{T}, ts::Vector{T}, source::Vector{Int}, cotangents::Matrix{T},
-        of_events::Vector{Float64}, sensealg, abstol, reltol
+        of_events::Vector{Float64}, sensealg, abstol, reltol, by_times::Bool = true
     ) where {T}
     densify!(h)
     return lock(h.model.lock) do
         copyto!(data(h.model.functions), h.c)
-        if isempty(h.log)
-            smooth(h, ts, source, cotangents, sensealg, abstol, reltol)
-        else
+        du0, dp, events = isempty(h.log) ?
+            smooth(h, ts, cotangents, sensealg, abstol, reltol) :
             with_events(h, ts, source, cotangents, of_events, sensealg, abstol, reltol)
-        end
+        by_times || return Gradient{T}(du0, dp, zero(T), Float64[], events)
+        dt0, dtimes = time_gradients(h, ts, source, cotangents, du0)
+        Gradient{T}(du0, dp, dt0, dtimes, events)
     end
 end
 
-function smooth(h::Handle{T}, ts, source, cotangents, sensealg, abstol, reltol) where {T}
+function smooth(h::Handle{T}, ts, cotangents, sensealg, abstol, reltol) where {T}
     times, joined = join_equal(ts, cotangents)
     du0, dp = if isempty(times)
         zeros(T, h.model.n), zeros(T, length(h.prob.p))
@@ -61,9 +65,7 @@ function smooth(h::Handle{T}, ts, source, cotangents, sensealg, abstol, reltol) 
             sensealg, h.sol, h.alg, times, joined, abstol, reltol, h.model
         )::Tuple{Vector{T}, Vector{T}}
     end
-    dtimes = time_gradients(h, ts, source, cotangents)
-    dt0 = -dot(du0, slope(h, h.prob.u0, h.prob.tspan[1]))
-    return Gradient{T}(du0, dp, dt0, dtimes, no_events(h))
+    return du0, dp, no_events(h)
 end
 
 no_events(h::Handle{T}) where {T} =
@@ -88,8 +90,9 @@ slope(h::Handle, u, t) = rate(Equation(h.model), u, h.prob.p, t, guess(h, t))
 guess(h::Handle{T, <:Model{T, <:Functions}}, t, continuity = :left) where {T} = nothing
 guess(h::Handle, t, continuity = :left) = h.sol(t, Val{1}; continuity)
 
-# How the loss changes with each output time through the state there; events move by themselves.
-function time_gradients(h::Handle{T}, ts, source, cotangents) where {T}
+# How the loss changes with t0, and with each output time through the state there; events move by
+# themselves.
+function time_gradients(h::Handle{T}, ts, source, cotangents, du0) where {T}
     dtimes = zeros(Float64, length(ts))
     u = zeros(T, h.model.n)
     for i in eachindex(ts)
@@ -99,7 +102,7 @@ function time_gradients(h::Handle{T}, ts, source, cotangents) where {T}
             dtimes[i] = dot(cotangent, slope(h, u, ts[i]))
         end
     end
-    return dtimes
+    return -dot(du0, slope(h, h.prob.u0, h.prob.tspan[1])), dtimes
 end
 
 state!(u, h::Handle, t) = copyto!(u, h.sol(t))
@@ -188,12 +191,9 @@ function with_events(
         h::Handle{T}, ts, source, cotangents, of_events, sensealg, abstol, reltol
     ) where {T}
     o = Outputs(h, ts, source, cotangents, of_events)
-    du0, dp, events = isforward(sensealg) ?
+    return isforward(sensealg) ?
         forward_through_events(sensealg, h, ts, cotangents, o, abstol, reltol) :
         back_through_events(sensealg, h, ts, cotangents, o, abstol, reltol)
-    dtimes = time_gradients(h, ts, source, cotangents)
-    dt0 = -dot(du0, slope(h, h.prob.u0, h.prob.tspan[1]))
-    return Gradient{T}(du0, dp, dt0, dtimes, events)
 end
 
 function back_through_events(sensealg, h::Handle{T}, ts, cotangents, o, abstol, reltol) where {T}

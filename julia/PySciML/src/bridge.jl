@@ -49,7 +49,7 @@ struct Response
     error::Ptr{UInt8}
 end
 
-"What a gradient is asked for, and where it is to be written."
+"What a gradient is asked for, and where it is to be written; no times where those are null."
 struct AdjointRequest
     handle::Int64
     sensealg::Int64
@@ -154,13 +154,16 @@ function adjoint_request(r::AdjointRequest, h::Handle{T}, @nospecialize(sensealg
     cotangents = reshape(vector(T, r.cotangents, r.m * n), n, Int(r.m))
     g = Base.inferencebarrier(adjoint)(
         h, times_of(T, r.times, r.m), vector(Int64, r.source, r.m), cotangents,
-        vector(Float64, r.event_times, length(h.log)), sensealg, T(r.abstol), T(r.reltol)
+        vector(Float64, r.event_times, length(h.log)), sensealg, T(r.abstol), T(r.reltol),
+        r.dtimes != C_NULL
     )::Gradient{T}
     write_out(to, x) = GC.@preserve x unsafe_copyto!(Ptr{eltype(x)}(to), pointer(x), length(x))
     write_out(r.du0, g.u0)
     write_out(r.dp, g.p)
-    write_out(r.dtimes, g.times)
-    unsafe_store!(r.dt0, g.t0)
+    if r.dtimes != C_NULL
+        write_out(r.dtimes, g.times)
+        unsafe_store!(r.dt0, g.t0)
+    end
     position = Ptr{T}(r.devents)
     for pair in g.events, part in pair
         isempty(part) && continue

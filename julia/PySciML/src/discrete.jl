@@ -87,7 +87,7 @@ function backwards(
     lambda = steps_back(
         product!, keep!, view(pulled, 1:n), zeros(T, n), times, us, stages, ts, cotangents, reltol
     )
-    return lambda, together ? total[(n + 1):end] : finish!(gathered)
+    return lambda, together ? deleteat!(total, 1:n) : finish!(gathered)
 end
 
 # The size of the transposed Jacobian by power iteration, carried from step to step.

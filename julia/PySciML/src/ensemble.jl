@@ -222,14 +222,13 @@ function ensemble_adjoint(e::Ensemble{T}, cotangents::Matrix{T}, sensealg, absto
         ts = m == 0 ? convert(Vector{T}, e.t[range]) : e.options.saveat[1:e.counts[i]]
         source = m == 0 ? e.source[range] : collect(0:(e.counts[i] - 1))
         h = member_handle(model, e, i)
-        g = smooth(h, ts, source, w, sensealg, abstol, reltol)
-        du0[:, i] .= g.u0
-        sums[b + 1] .+= g.p
+        u0, p, _ = smooth(h, ts, w, sensealg, abstol, reltol)
+        du0[:, i] .= u0
+        sums[b + 1] .+= p
         for (k, j) in enumerate(e.members.at)
-            own[k, i] = g.p[j]
+            own[k, i] = p[j]
         end
-        dt0[i] = g.t0
-        dtimes[range] .= g.times
+        dt0[i], dtimes[range] = time_gradients(h, ts, source, w, u0)
         return
     end
     # the first member with a gradient fetches what kernels are needed

@@ -28,6 +28,11 @@ OK, FAILED, INTERRUPTED, CALLBACK_FAILED = 0, 1, 2, 3
 #: maxiters, n, np, nc, nsaveat, ntstops, nabstol; the addresses of u0, p, c, saveat, tstops,
 #: abstol, du0, differential_vars; t0, t1, reltol, dt, dtmax, dtmin.
 REQUEST = struct.Struct("@12q8Q6d")
+#: Of the request: the addresses of u0, p and c.
+ADDRESSES = struct.Struct("@3Q")
+#: The request of a gradient: handle, sensealg, m; the addresses of times, source, cotangents,
+#: event_times; abstol, reltol; the addresses of du0, dp, dt0, dtimes, devents.
+ADJOINT_REQUEST = struct.Struct("@3q4Q2d5Q")
 #: The response: handle, retcode, m, nevents, six counts; the addresses of t, u, source,
 #: event_times, event_indices; t_reached; the address of an error's text.
 RESPONSE = struct.Struct("@10q5QdQ")
@@ -47,25 +52,6 @@ class Response(NamedTuple):
     event_times: int
     event_indices: int
     t_reached: float
-
-
-class AdjointRequest(ct.Structure):
-    _fields_ = [
-        ("handle", ct.c_int64),
-        ("sensealg", ct.c_int64),
-        ("m", ct.c_int64),
-        ("times", ct.c_void_p),
-        ("source", ct.c_void_p),
-        ("cotangents", ct.c_void_p),
-        ("event_times", ct.c_void_p),
-        ("abstol", ct.c_double),
-        ("reltol", ct.c_double),
-        ("du0", ct.c_void_p),
-        ("dp", ct.c_void_p),
-        ("dt0", ct.c_void_p),
-        ("dtimes", ct.c_void_p),
-        ("devents", ct.c_void_p),
-    ]
 
 
 class Source(ct.Structure):
@@ -282,6 +268,23 @@ class Bridge:
         if status != OK:
             self.fail(status, fields[-1])
         return Response._make((*fields[:4], fields[4:10], *fields[10:16]))
+
+    def adjoint(
+        self,
+        handle: int,
+        sensealg: int,
+        m: int,
+        given: tuple[int, int, int, int],
+        tolerances: tuple[float, float],
+        to: tuple[int, int, int, int, int],
+    ) -> None:
+        """Differentiate the solution ``handle`` at ``m`` times; all else are addresses.
+
+        ``given``: of times, source, cotangents and event_times; ``to``: of du0, dp, dt0, dtimes
+        and devents, which are filled. 0 for what there is not.
+        """
+        request = ADJOINT_REQUEST.pack(handle, sensealg, m, *given, *tolerances, *to)
+        self.interruptibly(lambda: self.call("adjoint", request))
 
     def new_functions(self, dae: bool, single: bool, nc: int) -> int:
         require_this_process()

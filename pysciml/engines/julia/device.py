@@ -7,7 +7,6 @@ back by DLPack. Either side waits for the device before the other one goes on.
 from __future__ import annotations
 
 import contextlib
-import ctypes as ct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from pysciml.algorithms import Algorithm, algorithm
 from pysciml.engines.base import FlatGradient, FlatProblem, FlatSolution, SolveOptions, Stats
-from pysciml.engines.julia.bridge import HANDLES, AdjointRequest, address, array
+from pysciml.engines.julia.bridge import HANDLES, address, array
 from pysciml.engines.julia.dlpack import tensor_at
 from pysciml.engines.julia.models import JuliaFunctions
 from pysciml.engines.julia.names import algorithm_expression
@@ -144,22 +143,19 @@ def adjoint(
         times, cotangents = times[order], cotangents[torch.as_tensor(order, device=u0.device)]
     sensealg = options.sensealg or (DiscreteAdjoint() if handle.alg.name == "Tsit5" else None)
     name = "DiscreteAdjoint" if isinstance(sensealg, DiscreteAdjoint) else "DeviceAdjoint"
-    tolerances = [float(np.min(options.abstol)), float(options.reltol)]
+    tolerances = (float(np.min(options.abstol)), float(options.reltol))
     if sensealg is not None:
-        tolerances = [sensealg.abstol or tolerances[0], sensealg.reltol or tolerances[1]]
+        tolerances = (sensealg.abstol or tolerances[0], sensealg.reltol or tolerances[1])
     du0, dp = torch.empty_like(u0), torch.empty_like(p)
     dt0, dtimes = np.zeros(1), np.zeros(len(times))
-    r = AdjointRequest()
-    r.handle, r.m = handle.number, len(times)
-    r.sensealg = engine.object(f"PySciML.{name}()", ())
-    r.times, r.cotangents = address(times), cotangents.data_ptr()
-    r.abstol, r.reltol = tolerances
-    r.du0, r.dp = du0.data_ptr(), dp.data_ptr()
-    if by_times:
-        r.dt0, r.dtimes = address(dt0), address(dtimes)
+    by = (address(dt0), address(dtimes)) if by_times else (0, 0)
+    number = engine.object(f"PySciML.{name}()", ())
     _wait(u0)
     with engine.first(handle.functions, ("device adjoint", name)):
-        engine.bridge.interruptibly(lambda: engine.bridge.call("adjoint", ct.addressof(r)))
+        engine.bridge.adjoint(
+            handle.number, number, len(times), (address(times), 0, cotangents.data_ptr(), 0),
+            tolerances, (du0.data_ptr(), dp.data_ptr(), *by, 0),
+        )  # fmt: skip
     if order is not None:
         unsorted = np.empty_like(dtimes)
         unsorted[order] = dtimes

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes as ct
 import math
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -33,9 +32,9 @@ from pysciml.engines.base import (
 )
 from pysciml.engines.julia import device, ensemble, stochastic
 from pysciml.engines.julia.bridge import (
+    ADDRESSES,
     HANDLES,
     REQUEST,
-    AdjointRequest,
     Bridge,
     Response,
     address,
@@ -64,6 +63,8 @@ from pysciml.sensitivity import CollocationAdjoint, SensitivityAlgorithm
 
 Array = npt.NDArray[np.float64]
 
+
+_DONE = nullcontext()
 
 _NEEDS = {
     "dae": "residuals (DAEProblem)",
@@ -159,6 +160,42 @@ class Handle:
     parts: tuple[JuliaFunctions, ...] = ()  # of a stochastic equation: drift and diffusion
 
 
+@dataclass(frozen=True, eq=False)
+class Differentiation:
+    """How solutions with these options are differentiated: ``sensealg`` by its number."""
+
+    options: SolveOptions
+    sensealg: int
+    tolerances: tuple[float, float]
+    what: tuple[Any, ...]
+
+
+#: Where the request's addresses of u0, p and c stand.
+_VALUES = slice(12 * 8, 15 * 8)
+
+
+class Again:
+    """A solve as it was asked for, for the next one that differs in u0, p and c alone."""
+
+    def __init__(
+        self,
+        options: SolveOptions,
+        checked: SolveOptions,
+        alg: Algorithm | None,
+        functions: JuliaFunctions,
+        request: bytes,
+        keep: list[Array | None],
+    ) -> None:
+        self.options, self.checked = options, checked
+        self.alg, self.functions = alg, functions
+        self._before, self._after = request[: _VALUES.start], request[_VALUES.stop :]
+        self._keep = keep[3:]  # the arrays that the rest of the request points to
+
+    def request(self, problem: FlatProblem) -> bytes:
+        where = map(address, (problem.u0, problem.p, problem.c))
+        return self._before + ADDRESSES.pack(*where) + self._after
+
+
 class JuliaEngine(Engine):
     """DifferentialEquations.jl: ODEs and DAEs by any of its algorithms, with gradients."""
 
@@ -190,16 +227,18 @@ class JuliaEngine(Engine):
     def loader(self) -> Loader:
         return Loader(self.bridge)
 
-    @contextmanager
-    def first(self, functions: JuliaFunctions, what: tuple[Any, ...]) -> Iterator[None]:
+    def first(
+        self, functions: JuliaFunctions, what: tuple[Any, ...]
+    ) -> AbstractContextManager[None]:
         """Let one thread alone do what these functions have not done before.
 
         The first time Julia compiles, and asks Python for kernels: threads that did so at once
         were seen to wait for each other for ever.
         """
-        if what in functions.done:
-            yield
-            return
+        return _DONE if what in functions.done else self._alone(functions, what)
+
+    @contextmanager
+    def _alone(self, functions: JuliaFunctions, what: tuple[Any, ...]) -> Iterator[None]:
         with self._compiling:
             yield
             functions.done.add(what)
@@ -302,6 +341,10 @@ class JuliaEngine(Engine):
     def solve(
         self, problem: FlatProblem, alg: Algorithm | None, options: SolveOptions
     ) -> FlatSolution:
+        again = problem.memo.get(id(options))
+        if again is not None and again.options is options:
+            return self._solve_again(again, problem)
+        asked = options
         if problem.form == "sde":
             return stochastic.solve(self, problem, alg, options)
         options = checked_options(alg, options)
@@ -318,8 +361,24 @@ class JuliaEngine(Engine):
             response = self.bridge.solve(request, options.progress)
         if options.progress is not None:
             options.progress(response.t_reached)
-        del keep
+        elif (
+            events is None
+            and problem.dtype == "float64"
+            and functions.functions.kernels is not None
+        ):
+            problem.memo[id(asked)] = Again(asked, options, alg, functions, request, keep)
         return self.solution(response, problem, options, functions, events, alg)
+
+    def _solve_again(self, again: Again, problem: FlatProblem) -> FlatSolution:
+        """Solve what was solved before, from other values."""
+        return self.solution(
+            self.bridge.solve(again.request(problem)),
+            problem,
+            again.checked,
+            again.functions,
+            None,
+            again.alg,
+        )
 
     def _in_parts(
         self, problem: FlatProblem, functions: JuliaFunctions, alg: Algorithm | None
@@ -381,21 +440,27 @@ class JuliaEngine(Engine):
     ) -> FlatSolution:
         handle = Handle(r.handle, problem, options, functions, events, alg)
         self.bridge.drop_with(handle, HANDLES, r.handle)
-        m, k = r.m, r.nevents
+        m, k, saveat = r.m, r.nevents, options.saveat
         happened: list[tuple[float, int]] = []
         if k:
             times = array(r.event_times, (k,), "float64").tolist()
             which = array(r.event_indices, (k,), "int64").tolist()
             happened = list(zip(times, which, strict=True))
+        at_saveat = saveat is not None and not k and m == len(saveat)
+        if saveat is not None and at_saveat:
+            t, source = saveat.copy(), np.arange(m)
+        else:
+            t, source = array(r.t, (m,), "float64"), array(r.source, (m,), "int64")
         return FlatSolution(
-            t=array(r.t, (m,), "float64"),
+            t=t,
             u=array(r.u, (m, len(problem.u0)), problem.dtype),
-            source=array(r.source, (m,), "int64"),
+            source=source,
             retcode=self.bridge.retcodes[r.retcode],
             stats=Stats(*r.counts, alg.name if alg else "default"),
             handle=handle,
             t_reached=r.t_reached,
             events=happened,
+            at_saveat=at_saveat,
         )
 
     def interpolate(self, solution: FlatSolution, ts: Array, deriv: int = 0) -> Array:
@@ -450,6 +515,25 @@ class JuliaEngine(Engine):
 
     # -- backward ------------------------------------------------------------------------------
 
+    def _how_to_differentiate(self, handle: Handle) -> Differentiation:
+        """By which sensitivity algorithm, to which tolerances. Raises where it cannot be done."""
+        problem, options = handle.problem, handle.options
+        known: Differentiation | None = problem.memo.get("differentiation")
+        if known is not None and known.options is options:
+            return known
+        sensealg = options.sensealg or default_sensealg(problem, handle.alg)
+        refuse_adjoint(problem, sensealg)
+        number = self.object(*sensealg_expression(sensealg))
+        abstol = options.abstol if np.ndim(options.abstol) == 0 else np.min(options.abstol)
+        made = Differentiation(
+            options,
+            number,
+            (float(sensealg.abstol or abstol), float(sensealg.reltol or options.reltol)),
+            ("adjoint", number, handle.events is None),
+        )
+        problem.memo["differentiation"] = made
+        return made
+
     def adjoint(
         self,
         solution: FlatSolution,
@@ -465,46 +549,38 @@ class JuliaEngine(Engine):
             return stochastic.adjoint(self, solution, grad_u, at, by_times)
         if taken_apart(handle.problem, handle.alg):
             return adjoint_of_parts(self, solution, grad_u, grad_t, at, by_times)
-        problem, options = handle.problem, handle.options
-        sensealg = options.sensealg or default_sensealg(problem, handle.alg)
-        refuse_adjoint(problem, sensealg)
+        problem = handle.problem
+        how = self._how_to_differentiate(handle)
         self.use(handle)
         times = np.ascontiguousarray(solution.t if at is None else at, np.float64)
-        source = (
-            np.ascontiguousarray(solution.source, np.int64)
-            if at is None
-            else np.full(len(times), FIXED, np.int64)
-        )
+        source = solution.source if at is None else np.full(len(times), FIXED, np.int64)
         cotangents = np.ascontiguousarray(grad_u, problem.dtype)
         if at is not None:
             order = np.argsort(times if problem.t1 >= problem.t0 else -times, kind="stable")
             times, cotangents = times[order], cotangents[order]
-        of_events = np.zeros(len(solution.events))
-        if grad_t is not None and at is None:
-            moved = source <= FIRST_EVENT
-            np.add.at(of_events, FIRST_EVENT - source[moved], np.asarray(grad_t)[moved])
-        r = AdjointRequest()
-        r.handle, r.m = handle.number, len(times)
-        r.sensealg = self.object(*sensealg_expression(sensealg))
-        r.times, r.source, r.cotangents = address(times), address(source), address(cotangents)
-        r.event_times = address(of_events)
-        abstol = options.abstol if np.ndim(options.abstol) == 0 else np.min(options.abstol)
-        r.abstol = float(sensealg.abstol or abstol)
-        r.reltol = float(sensealg.reltol or options.reltol)
+        of_events = None
+        if solution.events:
+            of_events = np.zeros(len(solution.events))
+            if grad_t is not None and at is None:
+                moved = source <= FIRST_EVENT
+                np.add.at(of_events, FIRST_EVENT - source[moved], np.asarray(grad_t)[moved])
         du0 = np.zeros(len(problem.u0), problem.dtype)
         dp = np.zeros(len(problem.p), problem.dtype)
-        dt0 = np.zeros(1)
-        dtimes = np.zeros(len(times))
+        dt0, dtimes = np.zeros(1), np.zeros(len(times))
         sizes = [
             [0 if x is None else len(x) for x in (c.condition_p, c.affect_p)]
             for c in problem.callbacks
         ]
         devents = np.zeros(sum(map(sum, sizes)), problem.dtype)
-        r.du0, r.dp, r.dt0 = address(du0), address(dp), address(dt0)
-        r.dtimes, r.devents = address(dtimes), address(devents)
-        what = ("adjoint", r.sensealg, handle.events is None)
-        with self.first(handle.functions, what):
-            self.bridge.interruptibly(lambda: self.bridge.call("adjoint", ct.addressof(r)))
+        given = (times, source, cotangents, of_events)
+        to = (du0, dp, *((dt0, dtimes) if by_times else (None, None)), devents)
+        with self.first(handle.functions, how.what):
+            self.bridge.adjoint(
+                handle.number, how.sensealg, len(times),
+                tuple(map(address, given)),  # type: ignore[arg-type]
+                how.tolerances,
+                tuple(map(address, to)),  # type: ignore[arg-type]
+            )  # fmt: skip
         if at is not None:
             unsorted = np.empty_like(dtimes)
             unsorted[order] = dtimes

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pysciml.algorithms import Algorithm, algorithm
 from pysciml.engines.base import FlatGradient, FlatProblem, FlatSolution, SolveOptions
-from pysciml.engines.julia.bridge import AdjointRequest, address, array
+from pysciml.engines.julia.bridge import address, array
 from pysciml.engines.julia.names import algorithm_expression
 from pysciml.errors import EngineError, InputError
 from pysciml.stochasticdiffeq import ADDITIVE, DIAGONAL, FIXED_STEP, PATHWISE
@@ -148,10 +148,10 @@ def adjoint(
     order = np.argsort(times, kind="stable")
     times, cotangents = times[order], np.ascontiguousarray(grad_u, problem.dtype)[order]
     du0, dp = np.zeros(len(problem.u0), problem.dtype), np.zeros(len(problem.p), problem.dtype)
-    r = AdjointRequest()
-    r.handle, r.m, r.sensealg = handle.number, len(times), engine.object("nothing", ())
-    r.times, r.cotangents = address(times), address(cotangents)
-    r.du0, r.dp = address(du0), address(dp)
+    number = engine.object("nothing", ())
     with engine.first(handle.functions, ("pathwise", repr(handle.alg))):
-        engine.bridge.interruptibly(lambda: engine.bridge.call("adjoint", ct.addressof(r)))
+        engine.bridge.adjoint(
+            handle.number, number, len(times), (address(times), 0, address(cotangents), 0),
+            (0.0, 0.0), (address(du0), address(dp), 0, 0, 0),
+        )  # fmt: skip
     return FlatGradient(u0=du0, p=dp, t0=0.0, times=np.zeros(len(times)))
