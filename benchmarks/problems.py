@@ -242,6 +242,75 @@ def large_node() -> Problem:
     )
 
 
+def latent_ode() -> Problem:
+    """The dynamics of a latent ODE (4-20-20-4), a batch of 100 series at irregular times.
+
+    After the latent ODE of Chen et al. 2018; two damped oscillators stand for what it learned.
+    """
+    generator = torch.Generator().manual_seed(10)
+    x = 3 * torch.randn(2000, 4, generator=generator, dtype=F64)
+    a = torch.zeros(4, 4, dtype=F64)
+    a[:2, :2] = torch.tensor([[-0.1, 2.0], [-2.0, -0.1]], dtype=F64)
+    a[2:, 2:] = torch.tensor([[-0.3, -1.0], [1.0, -0.3]], dtype=F64)
+    p = fitted_network([4, 20, 20, 4], x, torch.tanh(x) @ a.T, 11, iterations=200)
+
+    def rhs(u: Any, p: dict[str, Any], t: Any, xp: Any) -> Any:
+        return network(u, p, 3, xp)
+
+    irregular = 5 * torch.rand(49, generator=generator, dtype=F64).sort().values
+    return Problem(
+        "latent_ode",
+        "latent ODE (4-20-20-4), batch 100",
+        rhs,
+        torch.randn(100, 4, generator=generator, dtype=F64),
+        p,
+        (0.0, float(irregular[-1])),
+        torch.cat([torch.zeros(1, dtype=F64), irregular]),
+        stiff=False,
+        batch=True,
+    )
+
+
+def cnf() -> Problem:
+    """A continuous normalising flow: 512 samples in the plane, each with its log-density.
+
+    Sums of 64 planar flows whose weights are a network of time (1-32-32-320), as in section 5 of
+    Chen et al. 2018; the trace of a planar flow is known.
+    """
+    samples, width = 512, 64
+    generator = torch.Generator().manual_seed(12)
+    times_, target = (
+        torch.linspace(0, 1, 200, dtype=F64)[:, None],
+        torch.randn(3, 5 * width, generator=generator, dtype=F64),
+    )
+    waves = torch.cat([torch.ones_like(times_), times_, torch.sin(6 * times_)], 1)
+    p = fitted_network([1, 32, 32, 5 * width], times_, waves @ target, 13)
+
+    def rhs(u: Any, p: dict[str, Any], t: Any, xp: Any) -> Any:
+        weights = xp.tanh(t * p["w0"][:, 0] + p["b0"])  # t may be a number
+        weights = xp.tanh(p["w1"] @ weights + p["b1"])
+        weights = p["w2"] @ weights + p["b2"]
+        w = xp.reshape(weights[: 2 * width], (width, 2))
+        v = xp.reshape(weights[2 * width : 4 * width], (width, 2))
+        h = xp.tanh(u[..., :2] @ w.T + weights[4 * width :])
+        trace = (1 - h**2) @ (w * v).sum(-1) / width
+        return xp.concatenate([h @ v / width, -trace[..., None]], -1)
+
+    z = torch.randn(samples, 2, generator=generator, dtype=F64)
+    log_density = -(z**2).sum(1, keepdim=True) / 2 - torch.log(torch.tensor(2 * torch.pi))
+    return Problem(
+        "cnf",
+        "continuous normalising flow, 512 samples",
+        rhs,
+        torch.cat([z, log_density], 1),
+        p,
+        (0.0, 1.0),
+        times(1.0, 2),
+        stiff=False,
+        batch=True,
+    )
+
+
 _MAKERS: dict[str, Callable[[], Problem]] = {
     maker.__name__: maker
     for maker in (
@@ -251,6 +320,8 @@ _MAKERS: dict[str, Callable[[], Problem]] = {
         pollu,
         reaction_diffusion_ude,
         large_node,
+        latent_ode,
+        cnf,
     )
 }
 NAMES = tuple(_MAKERS)

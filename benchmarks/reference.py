@@ -58,20 +58,20 @@ def solve(problem: Problem, ps: Sequence[dict[str, Tensor]], reltol: float) -> n
     count, shape = len(ps), problem.u0.shape
     stacked = {key: torch.stack([p[key] for p in ps]) for key in problem.p}
 
-    def one(flat: Tensor, p: dict[str, Tensor]) -> Tensor:
-        return problem.torch_rhs(flat.view(shape), p, 0.0).reshape(-1)
+    def one(flat: Tensor, p: dict[str, Tensor], t: float) -> Tensor:
+        return problem.torch_rhs(flat.view(shape), p, t).reshape(-1)
 
-    rhs = torch.func.vmap(one)
-    jacobian = torch.func.vmap(torch.func.jacfwd(one))
+    rhs = torch.func.vmap(one, (0, 0, None))
+    jacobian = torch.func.vmap(torch.func.jacfwd(one), (0, 0, None))
 
     def states(y: np.ndarray) -> Tensor:
         return torch.from_numpy(y).view(count, -1)
 
     def f(t: float, y: np.ndarray) -> np.ndarray:
-        return rhs(states(y), stacked).numpy().ravel()
+        return rhs(states(y), stacked, t).numpy().ravel()
 
     def jac(t: float, y: np.ndarray) -> csc_matrix:
-        return block_diag(list(jacobian(states(y), stacked).numpy()), format="csc")
+        return block_diag(list(jacobian(states(y), stacked, t).numpy()), format="csc")
 
     sol = solve_ivp(
         f,
