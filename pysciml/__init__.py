@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pysciml import torchsde
 from pysciml.algorithms import Algorithm, algorithm, algorithm_names
 from pysciml.callback_library import (
     ManifoldProjection,
@@ -115,6 +116,7 @@ __all__ = [
     "remake",
     "solve",
     "terminate",
+    "torchsde",
 ]
 
 

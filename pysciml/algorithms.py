@@ -25,7 +25,8 @@ class Algorithm:
     name
         DifferentialEquations.jl's name, e.g. ``"Rodas5P"``.
     package
-        The Julia package that holds it; ``"Sundials"`` for the embedded engine's.
+        The Julia package that holds it; ``"Sundials"`` or ``"torchsde"`` for the embedded
+        engine's.
     options
         Keyword arguments, as Julia takes them.
     parts
@@ -45,7 +46,7 @@ class Algorithm:
     @property
     def engines(self) -> tuple[str, ...]:
         """The engines that have it."""
-        return ("sundials",) if self.package == "Sundials" else ("julia",)
+        return ("sundials",) if self.package in ("Sundials", "torchsde") else ("julia",)
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class AlgorithmName:
             given = ", ".join(repr(p) for p in parts) or "none"
             raise InputError(
                 f"{self.name} takes {what}, but was given {given}; give options by keyword, "
-                f"e.g. pysciml.{self.name}({_example(self)})."
+                f"e.g. {self!r}({_example(self)})."
             )
         for key in options:
             if key not in self.allowed:
@@ -80,7 +81,11 @@ class AlgorithmName:
         return Algorithm(self.name, self.package, dict(options), parts)
 
     def __repr__(self) -> str:
-        return f"pysciml.{self.name}"
+        return (
+            f"pysciml.torchsde.{self.name}"
+            if self.package == "torchsde"
+            else f"pysciml.{self.name}"
+        )
 
 
 def _example(name: AlgorithmName) -> str:

@@ -12,14 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch.utils._pytree import tree_leaves
 
 from pysciml.dispatch import solves
+from pysciml.engines.choice import engine as choose_engine
 from pysciml.errors import InputError
 from pysciml.flatten import ParameterSpec, StateSpec
 from pysciml.julia_function import JuliaFunction
 from pysciml.problems import ODEProblem, Problem, require_callable
 from pysciml.solution import Solution
+from pysciml.stochastic_embedded import solve_embedded
 
 __all__ = ["SDEProblem"]
 
@@ -35,22 +38,26 @@ class SDEProblem(Problem):
     g : callable
         The diffusion ``g(u, p, t)`` in torch. Diagonal noise: like ``u``, each entry of the state
         with a Wiener process of its own. Scalar noise: like ``u``, one process for all. General
-        noise: a matrix (n, m) for m processes, n being the number of entries of the state.
+        noise: a matrix (n, m) for m processes, n being the number of entries of the state; or
+        matrices (b, d, m), b d = n, for b equations of d entries with m processes each.
     u0, tspan, p
         As for :class:`ODEProblem`; tspan runs forward.
-    noise_rate_prototype : tensor (n, m), optional
+    noise_rate_prototype : tensor (n, m) or (b, d, m), optional
         Makes the noise general; its shape alone counts.
-    noise : "diagonal" or "scalar"
-        Of a problem without noise_rate_prototype.
+    noise : "diagonal", "scalar" or "additive"
+        The first two of a problem without noise_rate_prototype. Additive: g does not depend on the
+        state (diagonal, or general with a prototype).
 
     Solved by the ``julia`` engine, Ito's equation or Stratonovich's as the algorithm says (``EM``,
     ``SOSRI``, ``SRIW1``, ``ImplicitEM`` the former, ``EulerHeun`` the latter, ``RKMil`` as its
-    ``interpretation``). ``solve(prob, alg, seed=1)`` draws the same noise at every call; without a
+    ``interpretation``), or without Julia by torchsde's algorithms (:mod:`pysciml.torchsde`).
+    ``solve(prob, alg, seed=1)`` draws the same noise at every call; without a
     seed one is drawn from torch's generator. ``sol.W`` is the noise at the solver's steps. Between
     steps ``sol(t)`` is the line between the states at its ends.
 
     Gradients to u0, p and closures are pathwise: of the computed numbers with the noise held, by
-    the steps run backwards, after EM, LambaEM, EulerHeun, LambaEulerHeun and RKMil.
+    the steps run backwards, after EM, LambaEM, EulerHeun, LambaEulerHeun and RKMil, and after
+    every algorithm of torchsde.
 
     Raises
     ------
@@ -87,22 +94,25 @@ class SDEProblem(Problem):
                 f"tspan ({t0:g}, {t1:g}) runs backwards, but a stochastic equation runs forward; "
                 "give t0 < t1."
             )
-        if self.noise not in ("diagonal", "scalar"):
+        if self.noise not in ("diagonal", "scalar", "additive"):
             raise InputError(
-                f'noise is {self.noise!r}; give "diagonal" or "scalar", or a noise_rate_prototype '
-                "of shape (n, m) for general noise."
+                f'noise is {self.noise!r}; give "diagonal", "scalar" or "additive", or a '
+                "noise_rate_prototype of shape (n, m) for general noise."
             )
         if self.noise_rate_prototype is not None:
             self._check_prototype()
+        if self.noise == "additive":
+            self._require_additive()
 
     def _check_prototype(self) -> None:
         n, given = self.state_spec.size, self.noise_rate_prototype
         shape = tuple(given.shape) if isinstance(given, Tensor) else None
-        if shape is None or len(shape) != 2 or shape[0] != n or shape[1] < 1:
+        sizes = shape or ()
+        if len(sizes) not in (2, 3) or math.prod(sizes[:-1]) != n or sizes[-1] < 1:
             what = f"has shape {shape}" if shape is not None else f"is a {type(given).__name__}"
             raise InputError(
                 f"noise_rate_prototype {what}, but the state has {n} entries; give a tensor of "
-                f"shape ({n}, m) for m noise processes."
+                f"shape ({n}, m) for m noise processes, or (b, d, m) with b * d = {n}."
             )
         if self.noise == "scalar":
             raise InputError(
@@ -110,16 +120,36 @@ class SDEProblem(Problem):
                 "leave one of them out."
             )
 
+    def _require_additive(self) -> None:
+        """Raise InputError where the diffusion is another at another state."""
+        t = torch.as_tensor(
+            float(self.tspan[0]), dtype=self.state_spec.dtype, device=self.state_spec.device
+        )
+        moved = pytree.tree_map(lambda x: x.detach() + 1.0, self.u0)
+        with torch.no_grad():
+            here, there = (tree_leaves(self.g(u, self.p, t)) for u in (self.u0, moved))
+        if not all(torch.equal(a, b) for a, b in zip(here, there, strict=True)):
+            raise InputError(
+                'noise is "additive", which says that g does not depend on the state, but it does; '
+                "leave it out."
+            )
+
     @property
     def columns(self) -> int:
         """Columns of the diffusion's matrix: 0 for diagonal noise, -1 for scalar noise."""
         if self.noise_rate_prototype is not None:
-            return int(self.noise_rate_prototype.shape[1])
+            shape = self.noise_rate_prototype.shape
+            return int(shape[-1]) * (int(shape[0]) if len(shape) == 3 else 1)
         return -1 if self.noise == "scalar" else 0
+
+    def diffusion_matrix(self, value: Any) -> Tensor:
+        """What g returned, where it has the shape of the prototype. Raises InputError."""
+        return _require_matrix(self.state_spec, tuple(self.noise_rate_prototype.shape), value)
 
     def as_pair(self) -> ODEProblem:
         """The equation as an engine gets it: drift and diffusion one after the other."""
-        flat = _flat_diffusion(self.state_spec, max(self.columns, 0))
+        given = self.noise_rate_prototype
+        flat = _flat_diffusion(self.state_spec, () if given is None else tuple(given.shape))
         made = PairOfSDE(_pair(self.f, self.g, flat), self.u0, self.tspan, self.p)
         object.__setattr__(made, "columns", self.columns)
         return made
@@ -158,34 +188,40 @@ def _pair(f: Any, g: Any, flat: Any) -> Callable[[Any, Any, Any], Any]:
 
 
 @functools.lru_cache(maxsize=256)
-def _flat_diffusion(spec: StateSpec, columns: int) -> Callable[[Any], Tensor]:
+def _flat_diffusion(spec: StateSpec, shape: tuple[int, ...]) -> Callable[[Any], Tensor]:
     """What g returned as one vector, matrices column by column. Raises InputError."""
-    if columns == 0:
 
-        def like_state(value: Any) -> Tensor:
-            return spec.flatten_like(value, "g")
-
-        return like_state
+    def like_state(value: Any) -> Tensor:
+        return spec.flatten_like(value, "g")
 
     def matrix(value: Any) -> Tensor:
-        shape = (spec.size, columns)
-        if not isinstance(value, Tensor) or tuple(value.shape) != shape:
-            given = (
-                f"shape {tuple(value.shape)}"
-                if isinstance(value, Tensor)
-                else f"a {type(value).__name__}"
-            )
-            raise InputError(
-                f"g returned {given}, but noise_rate_prototype has shape {shape}; return a tensor "
-                "of that shape."
-            )
-        if value.dtype != spec.dtype:
-            raise InputError(
-                f"g returned {str(value.dtype)[6:]}, but u0 is {str(spec.dtype)[6:]}; convert it."
-            )
-        return value.t().reshape(-1)
+        return _require_matrix(spec, shape, value).t().reshape(-1)
 
-    return matrix
+    def blocks(value: Any) -> Tensor:
+        # equations with processes of their own are the diagonal blocks of one matrix
+        rows = _require_matrix(spec, shape, value).transpose(1, 2)
+        same = torch.eye(shape[0], dtype=spec.dtype, device=spec.device)
+        return (same[:, None, :, None] * rows[:, :, None, :]).reshape(-1)
+
+    return {0: like_state, 2: matrix, 3: blocks}[len(shape)]
+
+
+def _require_matrix(spec: StateSpec, shape: tuple[int, ...], value: Any) -> Tensor:
+    if not isinstance(value, Tensor) or tuple(value.shape) != shape:
+        given = (
+            f"shape {tuple(value.shape)}"
+            if isinstance(value, Tensor)
+            else f"a {type(value).__name__}"
+        )
+        raise InputError(
+            f"g returned {given}, but noise_rate_prototype has shape {shape}; return a tensor "
+            "of that shape."
+        )
+    if value.dtype != spec.dtype:
+        raise InputError(
+            f"g returned {str(value.dtype)[6:]}, but u0 is {str(spec.dtype)[6:]}; convert it."
+        )
+    return value
 
 
 @solves(SDEProblem)
@@ -195,6 +231,7 @@ def solve_sde(
     alg: Any = None,
     ensemblealg: Any = None,
     *,
+    engine: str = "auto",
     seed: int | None = None,
     abstol: Any = 1e-2,
     reltol: float = 1e-2,
@@ -217,10 +254,14 @@ def solve_sde(
         seed = int(torch.randint(2**62, ()))
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise InputError(f"seed is {seed!r}; give a whole number between 0 and 2**63 - 1.")
+    chosen = choose_engine(engine)
     if dt is not None and isinstance(dt, (int, float)) and 0 < dt < math.inf:
         steps = math.ceil((float(prob.tspan[1]) - float(prob.tspan[0])) / dt)
         options.setdefault("maxiters", max(100_000, 2 * steps))
     if ensemblealg is not None:
         options["ensemblealg"] = ensemblealg
-    sol = solve(prob.as_pair(), alg, seed=seed, abstol=abstol, reltol=reltol, dt=dt, **options)
+    options |= {"seed": seed, "abstol": abstol, "reltol": reltol, "dt": dt}
+    if chosen.name == "sundials":
+        return solve_embedded(prob, alg, **options)
+    sol = solve(prob.as_pair(), alg, engine=engine, **options)
     return dataclasses.replace(sol, prob=prob)

@@ -39,6 +39,11 @@ def check_stochastic(problem_kind: str, alg: Algorithm | None) -> None:
     """Raise EngineError where an algorithm for SDEs meets another problem, or the reverse."""
     if alg is None:
         return
+    if alg.package == "torchsde":
+        raise EngineError(
+            f"{alg.name} is torchsde's, and belongs to the sundials engine: use engine='sundials', "
+            "or on the julia engine EM (Ito), EulerHeun (Stratonovich) or SOSRI."
+        )
     stochastic = alg.package == "StochasticDiffEq"
     if stochastic and problem_kind != "sde":
         raise EngineError(

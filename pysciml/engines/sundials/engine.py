@@ -91,12 +91,6 @@ class SundialsEngine(Engine):
     def check(self, problem_kind: str, alg: Algorithm | None, has_mass_matrix: bool) -> None:
         if problem_kind in ("partitioned", "second_order", "split", "semilinear"):
             problem_kind = "ode"  # solved as one of first order, or for the sum
-        if problem_kind == "sde":
-            raise EngineError(
-                "The sundials engine does not solve stochastic equations (SDEProblem), which need "
-                "engine='julia' (install it with: python -m pysciml setup); without Julia, use the "
-                "package torchsde."
-            )
         if problem_kind not in ("ode", "dae"):
             raise EngineError(
                 f"The sundials engine solves ODEs and DAEs, not {problem_kind!r} problems; "
@@ -108,6 +102,11 @@ class SundialsEngine(Engine):
             raise EngineError(
                 f"{alg.name} belongs to the julia engine; install it with 'python -m pysciml "
                 "setup', or use CVODE_BDF, CVODE_Adams or IDA on the sundials engine."
+            )
+        if alg.package == "torchsde":
+            raise EngineError(
+                f"{alg.name} is for stochastic equations (SDEProblem), but this problem has no "
+                "noise; use pysciml.CVODE_BDF(), or write an SDEProblem."
             )
         needs_ida = problem_kind == "dae" or has_mass_matrix
         if needs_ida != (alg.name == "IDA"):
