@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 _IMPLICIT = (
     "autodiff", "concrete_jac", "linsolve", "nlsolve", "extrapolant", "theta", "symplectic",
     "new_jac_conv_bound",
@@ -56,3 +58,12 @@ ADDITIVE: frozenset[str] = frozenset("SRA1 SRA2 SRA3 SOSRA SOSRA2 SKenCarp".spli
 
 #: Algorithms whose steps can be run backwards.
 PATHWISE: tuple[str, ...] = ("EM", "LambaEM", "EulerHeun", "LambaEulerHeun", "RKMil")
+
+_STRATONOVICH = frozenset("EulerHeun LambaEulerHeun ImplicitEulerHeun ISSEulerHeun".split())
+
+
+def interpretation(name: str, options: dict[str, Any]) -> str:
+    """``"Ito"`` or ``"Stratonovich"``: whose equation an algorithm solves."""
+    if "interpretation" in SDE_ALGORITHMS.get(name, ()):
+        return str(options.get("interpretation", "Ito"))
+    return "Stratonovich" if name in _STRATONOVICH else "Ito"

@@ -26,7 +26,7 @@ from pysciml.problems import ODEProblem
 from pysciml.solution import Solution
 from pysciml.solve import solve
 
-__all__ = ["ContinuousModule", "check_times", "last_of"]
+__all__ = ["ContinuousModule", "check_times", "last_of", "time_span"]
 
 _OPTIONS = (
     "abstol reltol sensealg tstops dt dtmax dtmin maxiters adaptive progress raise_on_failure"
@@ -112,7 +112,7 @@ class ContinuousModule(nn.Module):
         self.vector_field = vector_field
         self._field = self._make_field(takes_time(vector_field))
         self._integrals = Integrals(self._field, (), ())
-        self.tspan = _span(tspan)
+        self.tspan = time_span(tspan)
         self.saveat = None if saveat is None else check_times(saveat)
         self.alg, self.engine, self.per_sample = alg, engine, per_sample
         self.regularise = as_regularisers(regularise)
@@ -144,7 +144,7 @@ class ContinuousModule(nn.Module):
 
     def solve(self, u0: Any, saveat: Any = None, tspan: Any = None) -> Solution:
         """The whole :class:`pysciml.Solution` from ``u0``, without regularisers."""
-        span = self.tspan if tspan is None else _span(tspan)
+        span = self.tspan if tspan is None else time_span(tspan)
         return self._solve(self._field, u0, span, saveat=saveat)
 
     def _make_field(self, timed: bool) -> Field:
@@ -259,7 +259,8 @@ def _only(t: float) -> Tensor:
     return torch.tensor([t], dtype=torch.float64)
 
 
-def _span(tspan: Any) -> tuple[Any, Any]:
+def time_span(tspan: Any) -> tuple[Any, Any]:
+    """A pair of different times. Raises InputError."""
     try:
         t0, t1 = tspan
     except (TypeError, ValueError):

@@ -17,15 +17,14 @@ _RANDOM = (nn.modules.dropout._DropoutNd,)
 _RUNNING = (nn.modules.batchnorm._BatchNorm,)
 
 
-def takes_time(field: Callable[..., Any]) -> bool:
+def takes_time(field: Callable[..., Any], name: str = "vector_field") -> bool:
     """Whether a vector field is ``f(u, t)`` and not ``f(u)``, from its signature.
 
     Raises InputError for what cannot be called either way.
     """
     if not callable(field):
         raise InputError(
-            f"vector_field is a {type(field).__name__}; give an nn.Module or a function f(u) or "
-            "f(u, t)."
+            f"{name} is a {type(field).__name__}; give an nn.Module or a function f(u) or f(u, t)."
         )
     call = field.forward if isinstance(field, nn.Module) else field
     try:
@@ -44,7 +43,7 @@ def takes_time(field: Callable[..., Any]) -> bool:
         # f(u, t=0.0) depends on time too
         return count == 2 or (len(needed) == 2 and needed[1].name in ("t", "time"))
     raise InputError(
-        f"vector_field takes {signature}; write it as f(u), or as f(u, t) where it depends on time."
+        f"{name} takes {signature}; write it as f(u), or as f(u, t) where it depends on time."
     )
 
 
@@ -123,22 +122,22 @@ def _trace(pull: Callable[..., Any], u: Tensor, batch: int) -> Tensor:
     return total
 
 
-def check_field(field: Any) -> None:
+def check_field(field: Any, name: str = "vector_field") -> None:
     """Raise InputError for layers that give another value at each call, or change at each."""
     if not isinstance(field, nn.Module):
         return
-    for name, layer in field.named_modules():
+    for where, layer in field.named_modules():
         if not layer.training:
             continue
         if isinstance(layer, _RANDOM) and layer.p > 0:
             raise InputError(
-                f"vector_field has {type(layer).__name__} in training mode ({name or 'itself'}): "
+                f"{name} has {type(layer).__name__} in training mode ({where or 'itself'}): "
                 "it would draw new random numbers at every evaluation, and no solver converges on "
                 "that. Call .eval() on it, leave it out, or put dropout before or after the solve."
             )
         if isinstance(layer, _RUNNING):
             raise InputError(
-                f"vector_field has {type(layer).__name__} in training mode ({name or 'itself'}): "
+                f"{name} has {type(layer).__name__} in training mode ({where or 'itself'}): "
                 "its statistics would change at every evaluation, and couple the samples of a "
                 "batch. Call .eval() on it, or use LayerNorm or GroupNorm."
             )

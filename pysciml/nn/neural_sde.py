@@ -1,0 +1,220 @@
+"""Neural stochastic differential equations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from pysciml import torchsde
+from pysciml.algorithms import Algorithm, algorithm, as_algorithm
+from pysciml.engines.base import Stats
+from pysciml.engines.choice import engine as choose_engine
+from pysciml.errors import InputError, did_you_mean
+from pysciml.nn.base import check_times, last_of, time_span
+from pysciml.nn.field import Field, check_field, takes_time
+from pysciml.solution import Solution
+from pysciml.solve import solve
+from pysciml.stochastic import SDEProblem
+from pysciml.stochasticdiffeq import interpretation as interpretation_in_julia
+
+__all__ = ["NeuralSDE"]
+
+_NOISES = ("diagonal", "scalar", "general", "additive")
+_OPTIONS = (
+    "abstol reltol sensealg tstops dt dtmax dtmin maxiters adaptive progress raise_on_failure"
+).split()
+
+
+class _Diffusion(Field):
+    """A diffusion as g(u, p, t); what it gives for scalar noise in a batch are columns."""
+
+    def __init__(self, vector_field: Callable[..., Any], timed: bool, columns: bool) -> None:
+        super().__init__(vector_field, timed)
+        self.columns = columns
+
+    def __call__(self, u: Any, p: Any, t: Tensor) -> Any:
+        value = self.value(u, t)
+        return value[..., None] if self.columns else value
+
+
+class NeuralSDE(nn.Module):
+    """``u0 -> u(t1)`` of ``du = f(u, t) dt + g(u, t) dW``, or the states at ``saveat``.
+
+    Parameters
+    ----------
+    drift, diffusion : nn.Module or callable
+        ``f(u)`` or ``f(u, t)`` with ``t`` a 0-d tensor; ``drift`` gives the shape of ``u``.
+    tspan : (t0, t1)
+        t0 < t1.
+    alg : Algorithm, optional
+        Of the engine. Where None, one that has gradients: with ``dt`` Euler-Maruyama
+        (``EM(split=False)``, ``euler``) or Heun (``EulerHeun``, ``heun``); without it ``RKMil``
+        (``LambaEM`` and ``LambaEulerHeun`` for general noise), or ``milstein`` and ``heun``.
+    noise : "diagonal", "scalar", "general" or "additive"
+        States are (batch, ...), each sample with noise of its own, or one sample (d,). Diagonal:
+        ``diffusion`` gives the shape of ``u``, each entry with a Wiener process of its own. Scalar:
+        that shape, one process a sample. General: (batch, d, m) for states (batch, d), or (d, m);
+        m processes a sample. Additive: the diagonal or the general shape, whichever ``diffusion``
+        gives, which must not depend on ``u``.
+    interpretation : "Ito" or "Stratonovich"
+        Whose equation it is; an algorithm for the other one is refused.
+    saveat : times, optional
+        Where the solution is given; at ``t1`` only where None.
+    engine : "auto", "julia" or "sundials"
+        On the latter torchsde solves (:mod:`pysciml.torchsde`).
+    options
+        ``dt``: steps of this size, or with ``adaptive=True`` the first. ``abstol``, ``reltol``
+        (1e-3 where not given), ``sensealg``, ``maxiters``, ...
+
+    Each call draws new noise, as a training step needs; ``torch.manual_seed`` makes a run
+    repeatable, and ``model(u0, seed=1)`` draws the same noise again. Sources: Tzen and Raginsky,
+    "Neural stochastic differential equations", arXiv 1905.09883; Li, Wong, Chen, Duvenaud,
+    "Scalable gradients for stochastic differential equations", AISTATS 2020.
+
+    Raises
+    ------
+    InputError
+        At construction for what cannot be meant; at a call where drift or diffusion hold dropout
+        or batch normalisation in training mode, or give shapes that do not fit the state and noise.
+    """
+
+    def __init__(
+        self,
+        drift: Callable[..., Any],
+        diffusion: Callable[..., Any],
+        tspan: Any = (0.0, 1.0),
+        alg: Any = None,
+        *,
+        noise: str = "diagonal",
+        interpretation: str = "Ito",
+        saveat: Any = None,
+        engine: str = "auto",
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        for key in options:
+            if key not in _OPTIONS:
+                raise InputError(f"NeuralSDE does not take {key!r}.{did_you_mean(key, _OPTIONS)}")
+        if noise not in _NOISES:
+            raise InputError(
+                f"noise is {noise!r}; give one of {', '.join(map(repr, _NOISES))}."
+                f"{did_you_mean(str(noise), _NOISES)}"
+            )
+        if interpretation not in ("Ito", "Stratonovich"):
+            raise InputError(f'interpretation is {interpretation!r}; give "Ito" or "Stratonovich".')
+        self.drift, self.diffusion = drift, diffusion
+        self._drift = Field(drift, takes_time(drift, "drift"))
+        timed = takes_time(diffusion, "diffusion")
+        # made once each: kernels are found again by them
+        self._plain, self._columns = (_Diffusion(diffusion, timed, x) for x in (False, True))
+        self.tspan = time_span(tspan)
+        if float(self.tspan[0]) > float(self.tspan[1]):
+            raise InputError(f"tspan {tspan!r} runs backwards; a stochastic equation runs forward.")
+        self.saveat = None if saveat is None else check_times(saveat)
+        self.noise, self.interpretation, self.engine = noise, interpretation, engine
+        self.alg = as_algorithm(alg, "EM")
+        if self.alg is not None and _interpretation(self.alg) != interpretation:
+            raise InputError(
+                f"{self.alg!r} solves the equation of {_interpretation(self.alg)}, but "
+                f"interpretation is {interpretation!r}; name another algorithm, or give "
+                f"interpretation={_interpretation(self.alg)!r}."
+            )
+        adaptive = options.get("dt") is None
+        self.options = {"abstol": 1e-3, "reltol": 1e-3, "adaptive": adaptive, **options}
+
+    @property
+    def stats(self) -> Stats | None:
+        """Counts of the last solve (evaluations, steps), None before the first."""
+        return last_of(self).stats
+
+    def forward(self, u0: Any, saveat: Any = None, seed: int | None = None) -> Any:
+        """From the state at ``t0``, (batch, ...) or (d,), to the solution.
+
+        Returns the state at ``t1`` in the shape of ``u0``; with ``saveat``, here or at
+        construction, the states there, (m, *u0.shape). ``seed``: of the noise; new noise where
+        None.
+        """
+        given = self.saveat if saveat is None else check_times(saveat)
+        end = torch.as_tensor(self.tspan[1], dtype=torch.float64)[None]
+        u = self.solve(u0, end if given is None else given, seed).u
+        return pytree.tree_map(lambda x: x[0], u) if given is None else u
+
+    def solve(self, u0: Any, saveat: Any = None, seed: int | None = None) -> Solution:
+        """The whole :class:`pysciml.Solution` from ``u0``: its steps where ``saveat`` is None."""
+        check_field(self.drift, "drift")
+        check_field(self.diffusion, "diffusion")
+        self._drift.vector_field = self.drift  # they may have been replaced
+        self._plain.vector_field = self._columns.vector_field = self.diffusion
+        prob = self._problem(u0)
+        name = choose_engine(self.engine).name
+        alg = self._default(name, prob.noise_rate_prototype) if self.alg is None else self.alg
+        sol: Solution = solve(prob, alg, engine=name, saveat=saveat, seed=seed, **self.options)
+        last_of(self).stats = sol.stats
+        return sol
+
+    def _problem(self, u0: Any) -> SDEProblem:
+        """The equation of this batch, its noise's shape as the diffusion gives it."""
+        diffusion, prototype, noise = self._plain, None, self.noise
+        if noise != "diagonal":
+            shape = self._shape_of_diffusion(u0)
+            if len(shape) > u0.ndim:
+                prototype = torch.empty(shape)
+            elif noise == "scalar" and u0.ndim == 2:
+                diffusion, prototype = self._columns, torch.empty(*shape, 1)
+        if prototype is not None and noise != "additive":
+            noise = "diagonal"  # the prototype says what it is
+        return SDEProblem(
+            self._drift, diffusion, u0, self.tspan, noise_rate_prototype=prototype, noise=noise
+        )
+
+    def _shape_of_diffusion(self, u0: Any) -> tuple[int, ...]:
+        """Raises InputError where it fits neither state nor noise."""
+        if not isinstance(u0, Tensor) or u0.ndim not in (1, 2):
+            raise InputError(
+                f'noise="{self.noise}" takes a state that is one tensor, (batch, d) or (d,); give '
+                'such a one, or noise="diagonal".'
+            )
+        with torch.no_grad():
+            t0 = torch.as_tensor(self.tspan[0], dtype=u0.dtype, device=u0.device)
+            given = self._plain.value(u0.detach(), t0)
+        shape = tuple(given.shape) if isinstance(given, Tensor) else ()
+        like, matrix = shape == u0.shape, len(shape) == u0.ndim + 1 and shape[:-1] == u0.shape
+        fits = {"scalar": like, "general": matrix, "additive": like or matrix}[self.noise]
+        if not fits:
+            wanted = {"scalar": f"{tuple(u0.shape)}", "general": f"{(*u0.shape, 'm')}"}
+            raise InputError(
+                f"diffusion gave {f'shape {shape}' if shape else 'no tensor'} for a state of shape "
+                f'{tuple(u0.shape)} and noise="{self.noise}"; it must give '
+                f"{wanted.get(self.noise, ' or '.join(wanted.values()))}."
+            )
+        return shape
+
+    def _default(self, engine: str, prototype: Any) -> Algorithm:
+        fixed, ito = not self.options["adaptive"], self.interpretation == "Ito"
+        general = prototype is not None
+        if engine == "sundials":
+            if fixed or (ito and general and self.noise != "additive"):
+                return torchsde.euler() if ito else torchsde.heun()
+            return torchsde.milstein() if ito else torchsde.heun()
+        if fixed:
+            return algorithm("EM")(split=False) if ito else algorithm("EulerHeun")()
+        if general:
+            return algorithm("LambaEM" if ito else "LambaEulerHeun")()
+        return algorithm("RKMil")(interpretation=self.interpretation)
+
+    def extra_repr(self) -> str:
+        alg = "default" if self.alg is None else self.alg
+        return (
+            f"tspan={self.tspan}, alg={alg}, noise={self.noise!r}, "
+            f"interpretation={self.interpretation!r}, engine={self.engine!r}"
+        )
+
+
+def _interpretation(alg: Algorithm) -> str:
+    if alg.package == "torchsde":
+        return torchsde.interpretation(alg).capitalize()
+    return interpretation_in_julia(alg.name, alg.options)
