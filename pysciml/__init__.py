@@ -27,6 +27,7 @@ from pysciml.callbacks import (
     PresetTimeCallback,
     terminate,
 )
+from pysciml.delay import DDEProblem
 from pysciml.discrete import DiscreteProblem
 from pysciml.ensemble import (
     EnsembleExecutor,
@@ -72,6 +73,7 @@ __all__ = [
     "CollocationAdjoint",
     "ContinuousCallback",
     "DAEProblem",
+    "DDEProblem",
     "DiscreteAdjoint",
     "DiscreteCallback",
     "DiscreteProblem",

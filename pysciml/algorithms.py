@@ -3,7 +3,8 @@
 An algorithm object says what to run; the engines know how. ``Tsit5()``, ``CVODE_BDF()`` and the
 rest are instances of :class:`Algorithm` made by calling an :class:`AlgorithmName`.
 The names of OrdinaryDiffEq stand in :mod:`pysciml.ordinarydiffeq`, a plain table, those of
-StochasticDiffEq in :mod:`pysciml.stochasticdiffeq`.
+StochasticDiffEq in :mod:`pysciml.stochasticdiffeq`, those of DelayDiffEq in
+:mod:`pysciml.delaydiffeq`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from pysciml.delaydiffeq import DDE_ALGORITHMS
 from pysciml.errors import InputError, did_you_mean
 from pysciml.ordinarydiffeq import ALGORITHMS, COMMON_OPTIONS, COMPOSITES
 from pysciml.stochasticdiffeq import SDE_ALGORITHMS
@@ -108,6 +110,8 @@ for _name, (_package, _options, _arity) in COMPOSITES.items():
     _NAMES[_name] = AlgorithmName(_name, _package, _options, _arity)
 for _name, _options in SDE_ALGORITHMS.items():
     _NAMES[_name] = AlgorithmName(_name, "StochasticDiffEq", _options)
+for _name, (_options, _arity) in DDE_ALGORITHMS.items():
+    _NAMES[_name] = AlgorithmName(_name, "DelayDiffEq", _options, _arity)
 
 
 def as_algorithm(given: Any, example: str) -> Algorithm | None:

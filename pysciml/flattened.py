@@ -70,6 +70,8 @@ class Flattened:
             role = "sides"
         elif self.form == "sde":
             role = "noise"
+        elif self.form == "dde":
+            role = "delayed"
         self.functions = self._functions(prob.f, role, "f")
         self._captured: Any = self.functions
         self.parts: tuple[Any, ...] = ()
@@ -152,6 +154,11 @@ class Flattened:
         if self.form in ("split", "semilinear"):
             first = self.state.size
             self.functions = halves_added(whole)
+        if self.form == "dde":
+            n, k = self.state.size, self.prob.asks
+            cuts = ((0, n), (n, n + k), (n + k, whole.n_out))
+            self.parts = tuple(stretch(whole, a, b) for a, b in cuts)
+            return
         self.parts = (stretch(whole, 0, first), stretch(whole, first, whole.n_out))
 
     def _all_functions(self) -> list[Any]:
@@ -184,6 +191,8 @@ class Flattened:
         spec = self.state
         flat = FlatFunction(f, role, name, spec, self.params)
         inputs = {"u": self.u0, "p": self.p, "t": constant(self.t0, spec.dtype, spec.device)}
+        if role == "delayed":
+            inputs["u"] = torch.cat([self.u0, self.prob.delayed])
         if role == "residual":
             inputs = {"du": spec.flatten(spec.in_order(self.prob.du0)).detach(), **inputs}
         return functions_for(flat, inputs, self.engine.name)

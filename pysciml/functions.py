@@ -56,6 +56,7 @@ class FlatFunction:
         ``"rhs"``: f(u, p, t) -> like u; ``"residual"``: f(du, u, p, t) -> like u;
         ``"sides"``: f(u, p, t) -> a pair, each like u;
         ``"noise"``: f(u, p, t) -> a pair, like u and a vector;
+        ``"delayed"``: f(x, p, t) -> a vector, x being longer than a state;
         ``"condition"``: f(u, p, t) -> one number; ``"affect"``: f(u, p, t) -> like u.
     name
         How messages call it.
@@ -73,6 +74,9 @@ class FlatFunction:
 
     def __call__(self, *args: Tensor) -> Tensor:
         *states, p, t = args
+        if self.role == "delayed":
+            value: Tensor = self.f(states[0], self.params.unflatten(p), t)
+            return value
         trees = [self.state.unflatten(x) for x in states]
         out = self.f(*trees, self.params.unflatten(p), t)
         if self.role == "condition":

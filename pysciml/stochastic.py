@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,8 +18,8 @@ from pysciml.dispatch import solves
 from pysciml.engines.choice import engine as choose_engine
 from pysciml.errors import InputError
 from pysciml.flatten import ParameterSpec, StateSpec
-from pysciml.julia_function import JuliaFunction
-from pysciml.problems import ODEProblem, Problem, require_callable
+from pysciml.problems import ODEProblem, Problem
+from pysciml.signatures import require_function
 from pysciml.solution import Solution
 from pysciml.stochastic_embedded import solve_embedded
 
@@ -80,7 +79,7 @@ class SDEProblem(Problem):
 
     def __post_init__(self) -> None:
         for name in ("f", "g"):
-            _require_function(getattr(self, name), name)
+            require_function(getattr(self, name), name, ("u", "p", "t"))
         made = ODEProblem(self.f, self.u0, self.tspan, self.p)
         self._take(made, "state_spec", "params_spec", "tspan")
         if any(isinstance(x, Tensor) and x.requires_grad for x in self.tspan):
@@ -159,25 +158,6 @@ class PairOfSDE(ODEProblem):
     """A problem whose function gives the drift, and the diffusion as one vector."""
 
     form = "sde"
-
-
-def _require_function(f: Any, name: str) -> None:
-    require_callable(f, f"{name}(u, p, t)", name)
-    if isinstance(f, JuliaFunction):
-        raise InputError(
-            f"{name} is a julia_function, which an ODEProblem takes as its right-hand side alone; "
-            "write this one in torch."
-        )
-    try:
-        signature = inspect.signature(f)
-        signature.bind("u", "p", "t")
-    except ValueError:  # a builtin without a signature
-        return
-    except TypeError:
-        raise InputError(
-            f"{name} takes {signature}, but it is called with (u, p, t), in SciML's order; give it "
-            "these arguments."
-        ) from None
 
 
 def _pair(f: Any, g: Any, flat: Any) -> Callable[[Any, Any, Any], Any]:

@@ -98,7 +98,9 @@ class FlatProblem:
     the other entries of du (``"second_order"``: the latter are the former entries of u);
     ``"split"``: ``parts`` sum up to ``functions`` (``"semilinear"``: the first is linear in u);
     ``"sde"``: ``parts`` are drift and diffusion, which stand one after the other in ``functions``,
-    the diffusion's matrix of ``columns`` columns column by column (0: diagonal noise, -1: scalar).
+    the diffusion's matrix of ``columns`` columns column by column (0: diagonal noise, -1: scalar);
+    ``"dde"``: the functions take ``x = [u; delayed states]`` for u, and ``parts`` are the rate, the
+    times of the delayed states and the history, which stand one after the other in ``functions``.
 
     memo: what an engine keeps for the next problem that differs in ``u0``, ``p`` and ``c`` alone.
     """
@@ -116,7 +118,7 @@ class FlatProblem:
     callbacks: tuple[FlatCallback, ...] = ()
     dtype: Literal["float64", "float32"] = "float64"
     name: str = "f"
-    form: Literal["", "partitioned", "second_order", "split", "semilinear", "sde"] = ""
+    form: Literal["", "partitioned", "second_order", "split", "semilinear", "sde", "dde"] = ""
     parts: tuple[Functions, ...] = ()
     split: int = 0
     columns: int = 0

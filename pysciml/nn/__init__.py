@@ -13,6 +13,7 @@ from pysciml.nn.hybrid import HybridODE, Transition
 from pysciml.nn.latent_ode import LatentODE
 from pysciml.nn.mechanics import HamiltonianNN, LagrangianNN, StableNeuralFlow
 from pysciml.nn.neural_cde import NeuralCDE
+from pysciml.nn.neural_dde import NeuralDDE
 from pysciml.nn.neural_ode import AugmentedNeuralODE, NeuralODE, ODEBlock, SecondOrderNeuralODE
 from pysciml.nn.neural_sde import NeuralSDE
 from pysciml.nn.paths import (
@@ -42,6 +43,7 @@ __all__ = [
     "LinearPath",
     "MultipleShooting",
     "NeuralCDE",
+    "NeuralDDE",
     "NeuralODE",
     "NeuralSDE",
     "ODEBlock",

@@ -20,8 +20,8 @@ using OrdinaryDiffEqRosenbrock: OrdinaryDiffEqRosenbrock, Rodas5P, Rosenbrock23
 using OrdinaryDiffEqTsit5: OrdinaryDiffEqTsit5, AutoTsit5, Tsit5
 using OrdinaryDiffEqVerner: OrdinaryDiffEqVerner, Vern7
 using OrdinaryDiffEqCore: BrownFullBasicInit
-using SciMLBase: SciMLBase, CallbackSet, ContinuousCallback, DAEFunction, DAEProblem,
-    DiscreteCallback, DynamicalODEFunction, FullSpecialize, ODEFunction, ODEProblem, ReturnCode,
+using SciMLBase: SciMLBase, CallbackSet, ContinuousCallback, DAEFunction, DAEProblem, DDEFunction,
+    DDEProblem, DiscreteCallback, DynamicalODEFunction, FullSpecialize, ODEFunction, ODEProblem, ReturnCode,
     SDEFunction, SDEProblem, SplitFunction, remake, terminate!
 using SciMLBase.RecursiveArrayTools: ArrayPartition
 using SciMLBase.SciMLOperators: MatrixOperator

@@ -176,6 +176,8 @@ end
 include("bridge_ensemble.jl")
 include("stochastic.jl")
 include("pathwise.jl")
+include("delayed.jl")
+include("delayed_adjoint.jl")
 
 """
     entry_points() -> String
@@ -229,6 +231,13 @@ function entry_points()
         solve_noisy = @cfunction(c_solve_noisy, Cint, (Ptr{Request}, UInt64, Ptr{Response})),
         noise_path = @cfunction(
             c_noise_path, Cint, (Int64, Ptr{PathResponse}, Ptr{Ptr{UInt8}})
+        ),
+        new_delayed = @cfunction(
+            c_new_delayed, Cint,
+            (
+                Int64, Int64, Int64, Int64, Int64, Ptr{Int64}, Int64, Ptr{Int64},
+                Ptr{Ptr{UInt8}},
+            )
         ),
         new_events = @cfunction(
             c_new_events, Cint, (Int64, Ptr{EventSpec}, Int64, Ptr{Int64}, Ptr{Ptr{UInt8}})

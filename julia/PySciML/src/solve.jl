@@ -114,7 +114,7 @@ function run(
         copyto!(data(m.functions), c)
         prob = problem(m, u0, p, tspan, du0, differential_vars)
         log = EventRecord{T}[]
-        dense = options.dense || !isempty(events) || isempty(options.saveat)
+        dense = options.dense || !isempty(events) || isempty(options.saveat) || keeps_steps(m)
         sol, reached = Base.inferencebarrier(integrate)(prob, alg, options, dense, events, log)
         handle = Handle{T, typeof(m)}(
             m, alg, events, log, options, c, prob, sol, reached, dense,
@@ -126,6 +126,9 @@ function run(
         release(m)
     end
 end
+
+"Whether every step is kept whatever is asked for."
+keeps_steps(::Model) = false
 
 problem(m::Model{T, <:Functions}, u0, p, tspan, ::Nothing, ::Nothing) where {T} =
     ODEProblem(m.f, u0, tspan, p)

@@ -30,7 +30,7 @@ from pysciml.engines.base import (
     SolveOptions,
     Stats,
 )
-from pysciml.engines.julia import device, ensemble, stochastic
+from pysciml.engines.julia import delay, device, ensemble, stochastic
 from pysciml.engines.julia.bridge import (
     ADDRESSES,
     HANDLES,
@@ -85,6 +85,7 @@ _GIVEN = {
     "split": ("a SplitODEProblem", "e.g. pysciml.KenCarp4()"),
     "semilinear": ("a SemilinearODEProblem", "e.g. pysciml.ETDRK4() or pysciml.KenCarp4()"),
     "sde": ("an SDEProblem", "e.g. pysciml.SOSRI(), or pysciml.EM() with dt="),
+    "dde": ("a DDEProblem", "e.g. pysciml.MethodOfSteps(pysciml.Tsit5())"),
 }
 
 
@@ -157,7 +158,7 @@ class Handle:
     functions: JuliaFunctions
     events: JuliaEvents | None
     alg: Algorithm | None
-    parts: tuple[JuliaFunctions, ...] = ()  # of a stochastic equation: drift and diffusion
+    parts: tuple[JuliaFunctions, ...] = ()  # of a stochastic or delay equation
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,6 +258,7 @@ class JuliaEngine(Engine):
                 f"give it to one, e.g. {_part_of(alg.name)}."
             )
         stochastic.check_stochastic(problem_kind, alg)
+        alg = delay.checked(problem_kind, alg)
         need = NEEDS.get(alg.name) if alg is not None else None
         if need is not None and problem_kind not in SATISFIED[need]:
             given, use = _GIVEN[problem_kind]
@@ -347,6 +349,8 @@ class JuliaEngine(Engine):
         asked = options
         if problem.form == "sde":
             return stochastic.solve(self, problem, alg, options)
+        if problem.form == "dde":
+            return delay.solve(self, problem, alg, options)
         options = checked_options(alg, options)
         if isinstance(problem.u0, torch.Tensor):
             return device.solve(self, problem, alg, options)

@@ -149,6 +149,17 @@ class JuliaFunctions:
             )
         return self._models[key]
 
+    def model_of_delay(
+        self, n: int, parts: tuple[JuliaFunctions, ...], moved: npt.NDArray[np.int64]
+    ) -> int:
+        """The number of the model of a delay equation: rate, times and history; see ``Delayed``."""
+        key = ("delay", *(part.id for part in parts), moved.tobytes())
+        if key not in self._models:
+            self._models[key] = self.bridge.number(
+                "new_delayed", self.id, *(part.id for part in parts), n, address(moved), len(moved)
+            )
+        return self._models[key]
+
     def model_of_noise(self, n: int, parts: tuple[JuliaFunctions, ...], columns: int) -> int:
         """The number of the model of a stochastic equation: ``parts`` are drift and diffusion."""
         drift, diffusion = parts

@@ -90,7 +90,7 @@ STEPS_ONTO_OUTPUTS = frozenset({"RadauIIA3", "RadauIIA5", "RadauIIA9", "Adaptive
 
 def default_sensealg(problem: FlatProblem, alg: Algorithm | None) -> SensitivityAlgorithm:
     """The sensitivity algorithm where none is named."""
-    if problem.kind == "dae" or problem.mass_matrix is not None:
+    if problem.kind == "dae" or problem.mass_matrix is not None or problem.form == "dde":
         return CollocationAdjoint()
     if _has_stages(alg):
         return DiscreteAdjoint()

@@ -1,0 +1,167 @@
+# Delay equations u'(t) = f(u(t), u(s_1), ..., u(s_K), p, t) with the state before t0 given by a
+# history function. What needs DelayDiffEq stands in ext/PySciMLDelayExt.jl, so that nobody else
+# loads it.
+
+"""
+    Delayed{T}
+
+The functions of a delay equation over one data vector, all of them of `(x, p, t)` where
+`x = [u; u(s_1); ...; u(s_K)]`: the right-hand side `rhs`; the times `asked` `s_1, ..., s_K`, which
+depend on `u`, `p` and `t`; the `history` at `t`, which depends on `p` and `t`; and all of them one
+after the other (`whole`). `moved` says what moves each lag `t - s_k` besides p: 0 nothing, 1 the
+time, 2 the state.
+"""
+struct Delayed{T}
+    whole::Functions{T}
+    rhs::Functions{T}
+    asked::Functions{T}
+    history::Functions{T}
+    moved::Vector{Int}
+    n::Int
+    x::Vector{T}
+    s::Vector{T}
+    at::Vector{T}
+end
+function delayed(whole::Functions{T}, rhs, asked, history, moved::Vector{Int}, n) where {T}
+    over_(f) = over(f, data(whole))
+    return Delayed{T}(
+        whole, over_(rhs), over_(asked), over_(history), moved, n,
+        zeros(T, n * (1 + length(moved))), zeros(T, length(moved)), zeros(T, n)
+    )
+end
+data(d::Delayed) = data(d.whole)
+clone(d::Delayed) =
+    delayed(clone(d.whole), clone(d.rhs), clone(d.asked), clone(d.history), d.moved, d.n)
+
+"The `k`-th delayed value within `x`."
+range_of(d::Delayed, k) = (k * d.n + 1):((k + 1) * d.n)
+
+# `x` and `s` at a state: `value!(to, s)` gives the state at an earlier time. Equal times are looked
+# up once. A time that is not earlier makes the value NaN, at which the solver tries a shorter step.
+function gather!(value!::F, d::Delayed{T}, u, p, t) where {F, T}
+    x, s, n = d.x, d.s, d.n
+    copyto!(x, 1, u, 1, n)
+    d.asked.value(s, x, p, t)
+    for k in eachindex(s)
+        known = findfirst(==(s[k]), view(s, 1:(k - 1)))
+        if known !== nothing
+            copyto!(x, k * n + 1, x, known * n + 1, n)
+            continue
+        end
+        s[k] <= t + 10 * eps(t) ? value!(d.at, min(s[k], t)) : fill!(d.at, T(NaN))
+        copyto!(x, k * n + 1, d.at, 1, n)
+    end
+    return x
+end
+
+"The history function as SciML calls it, and its derivative by time."
+struct History{T} <: Function
+    d::Delayed{T}
+end
+(h::History)(out, p, t) = (h.d.history.value(out, h.d.x, p, t); nothing)
+(h::History{T})(p, t) where {T} = (out = zeros(T, h.d.n); h(out, p, t); out)
+(h::History)(out, p, t, ::Type{Val{1}}) = (h.d.history.tgrad(out, h.d.x, p, t); nothing)
+
+# The state at s for a step from `start`, of which t is a stage. At t0 the state jumps from the
+# history's value to u0: a step that ends where s passes t0 has seen the history only.
+function earlier!(out, d::Delayed, h, p, s, t, t0, start)
+    on_t0 = abs(s - t0) <= 8 * eps(max(abs(t0), abs(t), abs(t - s)))
+    if on_t0 && t > start
+        d.history.value(out, d.x, p, t0)
+    else
+        h(out, p, on_t0 ? t0 : s)
+    end
+    return
+end
+
+struct DelayedRate{T} <: Function
+    d::Delayed{T}
+end
+function (f::DelayedRate)(du, u, h, p, t)
+    d = f.d
+    t0, start = start_of(h)
+    gather!((out, s) -> earlier!(out, d, h, p, s, t, t0, start), d, u, p, t)
+    d.rhs.value(du, d.x, p, t)
+    return nothing
+end
+
+"The beginning of the time span and of the present step; the extension adds the method."
+function start_of end
+
+struct DelayedJacobian{T} <: Function
+    d::Delayed{T}
+    full::Matrix{T}
+    asked::Matrix{T}
+    slope::Vector{T}
+end
+DelayedJacobian(d::Delayed{T}) where {T} = DelayedJacobian{T}(
+    d, zeros(T, d.n, length(d.x)), zeros(T, length(d.s), length(d.x)), zeros(T, d.n)
+)
+function (j::DelayedJacobian)(J, u, h, p, t)
+    d, n = j.d, j.d.n
+    t0, start = start_of(h)
+    gather!((out, s) -> earlier!(out, d, h, p, s, t, t0, start), d, u, p, t)
+    d.rhs.jac(j.full, d.x, p, t)
+    copyto!(J, view(j.full, :, 1:n))
+    any(==(2), d.moved) || return nothing
+    d.asked.jac(j.asked, d.x, p, t)
+    for k in eachindex(d.s)
+        d.moved[k] == 2 && d.s[k] <= t || continue
+        h(j.slope, p, d.s[k], Val{1})
+        mul!(J, view(j.full, :, range_of(d, k)) * j.slope, view(j.asked, k, 1:n)', true, true)
+    end
+    return nothing
+end
+
+"A lag that depends on the state or on time, as SciML asks for it."
+struct DependentLag{T} <: Function
+    d::Delayed{T}
+    k::Int
+    x::Vector{T}
+    s::Vector{T}
+end
+function (lag::DependentLag)(u, p, t)
+    copyto!(lag.x, 1, u, 1, lag.d.n)
+    lag.d.asked.value(lag.s, lag.x, p, t)
+    return t - lag.s[lag.k]
+end
+
+function Model(d::Delayed{T}, n::Integer) where {T}
+    f = DDEFunction{true, FullSpecialize}(
+        DelayedRate(d); jac = DelayedJacobian(d), jac_prototype = zeros(T, n, n)
+    )
+    return Model{T, typeof(d), typeof(f)}(d, f, Int(n), nothing, nothing, ReentrantLock(), [])
+end
+clone(m::Model{T, <:Delayed}) where {T} = Model(clone(m.functions), m.n)
+
+# DelayDiffEq keeps the steps in any case; and what it saves between the ends of a first step that is
+# cut short by a stop was wrong by implicit methods (DelayDiffEq 6.0).
+keeps_steps(::Model{T, <:Delayed}) where {T} = true
+
+function problem(m::Model{T, <:Delayed}, u0, p, tspan, ::Nothing, ::Nothing) where {T}
+    d, t0 = m.functions, tspan[1]
+    copyto!(d.x, 1, u0, 1, d.n)
+    d.asked.value(d.s, d.x, p, t0)
+    constant = T[t0 - d.s[k] for k in eachindex(d.s) if d.moved[k] == 0]
+    dependent = [
+        DependentLag{T}(d, k, copy(d.x), copy(d.s)) for k in eachindex(d.s) if d.moved[k] > 0
+    ]
+    return DDEProblem(
+        m.f, u0, History{T}(d), tspan, p; constant_lags = unique!(sort!(constant)),
+        dependent_lags = dependent
+    )
+end
+
+# `parts`: the right-hand side, the times and the history; `moved` as in `Delayed`.
+function c_new_delayed(
+        functions::Int64, rhs::Int64, asked::Int64, history::Int64, n::Int64, moved::Ptr{Int64},
+        k::Int64, id::Ptr{Int64}, message::Ptr{Ptr{UInt8}}
+    )::Cint
+    return guarded(message) do
+        made = delayed(
+            (lookup(FUNCTIONS, i) for i in (functions, rhs, asked, history))...,
+            vector(Int, moved, k), Int(n)
+        )
+        unsafe_store!(id, register!(MODELS, Model(made, n)))
+    end
+end

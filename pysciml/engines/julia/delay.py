@@ -1,0 +1,156 @@
+"""Delay equations in Julia: the rate, the delayed times and the history as kernels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from pysciml.algorithms import Algorithm, algorithm
+from pysciml.engines.base import FlatProblem, FlatSolution, Functions, SolveOptions
+from pysciml.engines.julia.names import algorithm_expression
+from pysciml.errors import EngineError, InputError
+from pysciml.kernels import structure
+from pysciml.kernels.reasons import CaptureError
+from pysciml.sensitivity import CollocationAdjoint
+
+if TYPE_CHECKING:
+    from pysciml.engines.julia.engine import JuliaEngine
+
+__all__ = ["checked", "solve"]
+
+Array = npt.NDArray[np.float64]
+
+#: What moves a lag besides p, as ``Delayed`` in Julia has it.
+BY_NOTHING, BY_TIME, BY_STATE = 0, 1, 2
+#: Times of the time span at which lags are compared.
+_SAMPLES = 33
+
+
+def checked(problem_kind: str, alg: Algorithm | None) -> Algorithm | None:
+    """The algorithm within the method of steps, or another one as it is. Raises EngineError."""
+    if alg is None or alg.package != "DelayDiffEq":
+        return alg
+    if problem_kind != "dde":
+        raise EngineError(
+            f"{alg.name} is for delay equations (DDEProblem), but this problem has no delay; use "
+            f"{alg.parts[0]!r} by itself."
+        )
+    inner = alg.parts[0]
+    if inner.package in ("DelayDiffEq", "StochasticDiffEq"):
+        raise EngineError(
+            f"{alg.name} takes an algorithm for ODEs, and {inner.name} is none; use e.g. "
+            f"pysciml.{alg.name}(pysciml.Tsit5())."
+        )
+    return inner
+
+
+def method_of_steps(alg: Algorithm | None) -> Algorithm:
+    """The algorithm as DelayDiffEq takes it, which likewise wraps one that comes by itself."""
+    if alg is not None and alg.package == "DelayDiffEq":
+        return alg
+    inner = alg or algorithm("AutoTsit5")(algorithm("Rodas5P")())
+    return algorithm("MethodOfSteps")(inner)
+
+
+def solve(
+    engine: JuliaEngine, problem: FlatProblem, alg: Algorithm | None, options: SolveOptions
+) -> FlatSolution:
+    """See :meth:`pysciml.engines.base.Engine.solve`."""
+    _require_gradients(problem, options)
+    alg = method_of_steps(alg)
+    moved = what_moves(problem)
+    functions = engine.functions(problem.functions, "ode", problem.dtype)
+    parts = tuple(engine.functions(f, "ode", problem.dtype) for f in problem.parts)
+    for f in (functions, *parts):
+        f.use(problem.p, problem.c)
+    model = functions.model_of_delay(len(problem.u0), parts, moved)
+    number = engine.object(*algorithm_expression(alg, "dde"))
+    events = engine.events(problem)
+    request, keep = engine.request(model, number, events.number if events else 0, problem, options)
+    with engine.first(functions, ("solve", number, events is None, options.gradient)):
+        response = engine.bridge.solve(request, options.progress)
+    if options.progress is not None:
+        options.progress(response.t_reached)
+    del keep
+    made = engine.solution(response, problem, options, functions, events, alg)
+    made.handle.parts = parts
+    return made
+
+
+def _require_gradients(problem: FlatProblem, options: SolveOptions) -> None:
+    """Raise where no gradient could follow that is asked for."""
+    sensealg = options.sensealg
+    if sensealg is not None and not isinstance(sensealg, CollocationAdjoint):
+        raise InputError(
+            f"sensealg is {sensealg.name}, but gradients of a DDEProblem are by CollocationAdjoint "
+            "alone, for every algorithm; leave sensealg out."
+        )
+    if options.gradient and problem.callbacks:
+        raise EngineError(
+            "An input requires grad, but gradients of a DDEProblem do not go through callbacks; "
+            "solve in torch.no_grad(), or solve from one event to the next with h as the solution "
+            "before."
+        )
+
+
+def what_moves(problem: FlatProblem) -> npt.NDArray[np.int64]:
+    """For each delayed time, what moves its lag.
+
+    Raises InputError for a time that delayed states move, and for a lag that is not positive.
+    """
+    asked, n = problem.parts[1], len(problem.u0)
+    by_state = _by_state(asked, n, problem)
+    lags = np.stack([_lags(asked, problem, t) for t in _times(problem)])
+    rounding = 1e-9 if problem.dtype == "float64" else 1e-4
+    constant = np.ptp(lags, axis=0) <= rounding * np.maximum(1.0, np.abs(lags).max(axis=0))
+    constant &= _slope_is_one(asked) & ~by_state
+    for k in np.nonzero(~by_state)[0]:
+        i = int(np.argmin(lags[:, k]))
+        lag, t = lags[i, k], _times(problem)[i]
+        if lag < -1e-12 or (constant[k] and lag < 1e-12):
+            raise InputError(
+                f"call {k + 1} of h in f asks for t = {t - lag:g} at t = {t:g}, a lag of {lag:g}, "
+                "but h knows earlier times only; make every lag positive."
+            )
+    return np.where(by_state, BY_STATE, np.where(constant, BY_NOTHING, BY_TIME)).astype(np.int64)
+
+
+def _times(problem: FlatProblem) -> Array:
+    return np.linspace(problem.t0, problem.t1, _SAMPLES)
+
+
+def _lags(asked: Functions, problem: FlatProblem, t: float, shift: float = 0.0) -> Array:
+    x = np.zeros(asked.sizes["u"])
+    x[: len(problem.u0)] = problem.u0 + shift
+    out = np.empty(asked.n_out)
+    with np.errstate(all="ignore"):
+        asked.bind("value", problem.p, problem.c)(x, t, out)
+    return t - out
+
+
+def _by_state(asked: Functions, n: int, problem: FlatProblem) -> npt.NDArray[np.bool_]:
+    pattern = asked.sparsity("u") if asked.kernels is not None else None
+    if pattern is None:  # unknown: as far as values show it
+        moved = _lags(asked, problem, problem.t0, 0.1) != _lags(asked, problem, problem.t0)
+        return np.asarray(moved)
+    dense = np.asarray(pattern.toarray()) != 0
+    for k in range(len(dense)):
+        if dense[k, n:].any():
+            raise InputError(
+                f"call {k + 1} of h in f asks for a time that depends on another delayed state, "
+                "which is not supported; let the times depend on u, p and t only."
+            )
+    return np.asarray(dense[:, :n].any(axis=1))
+
+
+def _slope_is_one(asked: Functions) -> bool:
+    """Whether the times move with t evenly, as far as the kernel tells."""
+    if asked.kernels is None:
+        return True
+    try:
+        pattern = structure.dependencies(asked.kernels.graph("jac:t"), "t")
+    except (NotImplementedError, MemoryError, CaptureError):
+        return True
+    return pattern is None or pattern.nnz == 0
