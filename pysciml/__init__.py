@@ -45,6 +45,13 @@ from pysciml.errors import (
     did_you_mean,
 )
 from pysciml.julia_function import julia_function
+from pysciml.jumps import (
+    ConstantRateJump,
+    JumpProblem,
+    JumpSet,
+    MassActionJump,
+    VariableRateJump,
+)
 from pysciml.partitioned import DynamicalODEProblem, HamiltonianProblem, SecondOrderODEProblem
 from pysciml.problems import DAEProblem, ODEProblem, remake
 from pysciml.sensitivity import (
@@ -71,6 +78,7 @@ __all__ = [
     "CallbackSet",
     "CaptureWarning",
     "CollocationAdjoint",
+    "ConstantRateJump",
     "ContinuousCallback",
     "DAEProblem",
     "DDEProblem",
@@ -92,7 +100,10 @@ __all__ = [
     "HamiltonianProblem",
     "InputError",
     "InterpolatingAdjoint",
+    "JumpProblem",
+    "JumpSet",
     "ManifoldProjection",
+    "MassActionJump",
     "ODEProblem",
     "PeriodicCallback",
     "PositiveDomain",
@@ -111,6 +122,7 @@ __all__ = [
     "SteadyStateProblem",
     "SteadyStateSolution",
     "TerminateSteadyState",
+    "VariableRateJump",
     "VectorContinuousCallback",
     "algorithm",
     "algorithm_names",

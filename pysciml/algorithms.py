@@ -4,7 +4,7 @@ An algorithm object says what to run; the engines know how. ``Tsit5()``, ``CVODE
 rest are instances of :class:`Algorithm` made by calling an :class:`AlgorithmName`.
 The names of OrdinaryDiffEq stand in :mod:`pysciml.ordinarydiffeq`, a plain table, those of
 StochasticDiffEq in :mod:`pysciml.stochasticdiffeq`, those of DelayDiffEq in
-:mod:`pysciml.delaydiffeq`.
+:mod:`pysciml.delaydiffeq`, the aggregators of JumpProcesses in :mod:`pysciml.jumpprocesses`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from pysciml.delaydiffeq import DDE_ALGORITHMS
 from pysciml.errors import InputError, did_you_mean
+from pysciml.jumpprocesses import AGGREGATORS, STEPPER
 from pysciml.ordinarydiffeq import ALGORITHMS, COMMON_OPTIONS, COMPOSITES
 from pysciml.stochasticdiffeq import SDE_ALGORITHMS
 
@@ -112,6 +113,8 @@ for _name, _options in SDE_ALGORITHMS.items():
     _NAMES[_name] = AlgorithmName(_name, "StochasticDiffEq", _options)
 for _name, (_options, _arity) in DDE_ALGORITHMS.items():
     _NAMES[_name] = AlgorithmName(_name, "DelayDiffEq", _options, _arity)
+for _name in (*AGGREGATORS, STEPPER):
+    _NAMES[_name] = AlgorithmName(_name, "JumpProcesses")
 
 
 def as_algorithm(given: Any, example: str) -> Algorithm | None:

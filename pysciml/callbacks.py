@@ -128,6 +128,28 @@ class PresetTimeCallback(Callback):
 
 
 @dataclass(frozen=True, eq=False)
+class JumpCallback(Callback):
+    """A jump as engines see it: an event that comes at random.
+
+    kind
+        ``"reaction"`` (of mass action, given by ``numbers``), ``"constant"`` or ``"variable"``;
+        or ``"bound"`` on the variable rate of the jump before it.
+    number
+        The user's number of the jump; of a bound, 0 for the upper, 1 for how long, 2 for the lower.
+    condition, affect
+        The rate (or bound) and what the jump does, as functions of (u, p, t).
+    """
+
+    kind: str
+    number: int
+    condition: Callable[[Any, Any, Any], Any] | None = None
+    affect: Affect = None
+    numbers: Any = None
+    save_positions: tuple[bool, bool] = (True, True)
+    names: tuple[str, str] = ("rate", "affect")
+
+
+@dataclass(frozen=True, eq=False)
 class CallbackSet:
     """Several callbacks; at one time they act in the order given."""
 

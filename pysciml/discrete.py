@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from pysciml.algorithms import Algorithm, AlgorithmName, algorithm
 from pysciml.dispatch import solves
@@ -40,7 +41,8 @@ class DiscreteProblem(Problem):
     Parameters
     ----------
     f : callable
-        ``f(u, p, t)`` in torch: the next state, in the structure of ``u``.
+        ``f(u, p, t)`` in torch: the next state, in the structure of ``u``. None where the problem
+        is only the start of a :class:`JumpProblem`, whose u0 may be of whole numbers (int64).
     u0, tspan, p
         As for :class:`ODEProblem`; tspan runs forward.
 
@@ -64,10 +66,19 @@ class DiscreteProblem(Problem):
     callback = ()
     state_spec: StateSpec = field(init=False)
     params_spec: ParameterSpec = field(init=False)
+    whole: torch.dtype | None = field(init=False)  # of a state of whole numbers
+    real_u0: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        require_callable(self.f, "f(u, p, t)")
-        made = ODEProblem(self.f, self.u0, self.tspan, self.p)
+        if self.f is not None:
+            require_callable(self.f, "f(u, p, t)")
+        whole = _whole_numbers(self.u0) if self.f is None else None
+        object.__setattr__(self, "whole", whole)
+        real = self.u0
+        if whole is not None:
+            real = pytree.tree_map(lambda x: x.to(torch.float64), self.u0)
+        object.__setattr__(self, "real_u0", real)
+        made = ODEProblem(_stays if self.f is None else self.f, real, self.tspan, self.p)
         self._take(made, "state_spec", "params_spec", "tspan")
         if any(isinstance(x, Tensor) and x.requires_grad for x in self.tspan):
             raise InputError(
@@ -78,6 +89,22 @@ class DiscreteProblem(Problem):
                 f"tspan {tuple(map(float, self.tspan))} runs backwards, but a map runs forward; "
                 "give t0 < t1."
             )
+
+
+def _stays(u: Any, p: Any, t: Any) -> Any:
+    return u
+
+
+def _whole_numbers(u0: Any) -> torch.dtype | None:
+    """The dtype of a state of whole numbers. Raises InputError for one of several dtypes."""
+    kinds = {x.dtype for x in pytree.tree_leaves(u0) if isinstance(x, Tensor)}
+    if not any(k in (torch.int64, torch.int32) for k in kinds):
+        return None
+    if len(kinds) > 1:
+        raise InputError(
+            f"u0 mixes {', '.join(sorted(str(k)[6:] for k in kinds))}; give one dtype, e.g. int64."
+        )
+    return kinds.pop()
 
 
 @solves(DiscreteProblem)
@@ -98,6 +125,11 @@ def solve_discrete(
         raise InputError(
             f"solve does not take {next(iter(unknown))!r} for a DiscreteProblem; it takes engine, "
             "dt, saveat, save_idxs, raise_on_failure."
+        )
+    if prob.f is None:
+        raise InputError(
+            "f is None, but a map needs the function that gives the next state; give f(u, p, t), "
+            "or put jumps on the problem (JumpProblem)."
         )
     if isinstance(alg, AlgorithmName):
         alg = alg()

@@ -14,6 +14,7 @@ from pysciml.callbacks import (
     Callback,
     ContinuousCallback,
     DiscreteCallback,
+    JumpCallback,
     PresetTimeCallback,
     terminate,
 )
@@ -80,7 +81,7 @@ class Flattened:
         self.keeps_tensors = tensors and self.functions.kernels is not None
         self.closures = len(self.functions.closures_p)
         self.total_p, self.c = self._vectors(self.functions)
-        self.callbacks = (*prob.callback, *more)
+        self.callbacks = (*prob.callback, *more, *getattr(prob, "jumps", ()))
         basic = [
             (b, i, k)
             for i, c in enumerate(self.callbacks)
@@ -222,29 +223,38 @@ class Flattened:
                     "requires grad; write it with torch operations only, or solve without "
                     "gradients (in torch.no_grad(), or with inputs that do not require grad)."
                 )
+        own = getattr(self.prob, "require_differentiable", None)
+        if own is not None:
+            own(self)
 
     def _callback(self, c: Any, i: int, given: int) -> FlatCallback:
         condition = affect = None
         own: dict[str, Any] = {}
-        if isinstance(c, (ContinuousCallback, DiscreteCallback)):
-            condition = self._functions(c.condition, "condition", f"condition of callback {given}")
+        names = (f"condition of callback {given}", f"affect of callback {given}")
+        if isinstance(c, JumpCallback):
+            names = c.names
+        if getattr(c, "condition", None) is not None:
+            condition = self._functions(c.condition, "condition", names[0])
             own |= self._vectors_of_callback(condition, i, "condition")
         if getattr(c, "affect", None) is not None and c.affect is not terminate:
-            affect = self._functions(c.affect, "affect", f"affect of callback {given}")
+            affect = self._functions(c.affect, "affect", names[1])
             own |= self._vectors_of_callback(affect, i, "affect")
         kind = (
-            "continuous" if isinstance(c, ContinuousCallback)
+            c.kind if isinstance(c, JumpCallback)
+            else "continuous" if isinstance(c, ContinuousCallback)
             else "discrete" if isinstance(c, DiscreteCallback) else "preset"
         )  # fmt: skip
         times = None
         if isinstance(c, PresetTimeCallback):
             times = times_within(c.times, "times", self.t0, self.t1)
+        if isinstance(c, JumpCallback):
+            times = c.numbers
         return FlatCallback(
             kind=kind,  # type: ignore[arg-type]
             condition=condition,
             affect=affect,
             terminate=c.affect is terminate,
-            direction=getattr(c, "direction", 0),
+            direction=getattr(c, "direction", getattr(c, "number", 0)),
             times=times,
             save_positions=c.save_positions,
             **own,
@@ -285,6 +295,7 @@ class Flattened:
             parts=self.parts,
             split=getattr(prob, "parts", 0),
             columns=getattr(prob, "columns", 0),
+            jumps=getattr(prob, "how_jumps", None),
         )
 
     def from_numpy(self, x: np.ndarray, time: bool = False) -> Tensor:

@@ -263,6 +263,8 @@ def remake(prob: Any, **changes: Any) -> Any:
     The function's captured kernels are kept, so this is what a training loop should use.
     Raises InputError for a field that the problem does not have.
     """
+    if hasattr(prob, "remade"):
+        return prob.remade(changes)
     fields = [f.name for f in dataclasses.fields(prob) if f.init]
     for key in changes:
         if key not in fields:

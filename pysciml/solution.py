@@ -114,12 +114,28 @@ class Solution:
     _interpolate: Callable[[Tensor, int], Tensor] | None = None
     _portable: Callable[[], Any] | None = None
     _noise: Callable[[], Any] | None = None
+    _jumps: tuple[Tensor, Tensor] | None = None
     _span: tuple[float, float] = (0.0, 0.0)
 
     @property
     def success(self) -> bool:
         """Whether the solve reached its end, or was ended by an event."""
         return self.retcode in ("Success", "Terminated")
+
+    @property
+    def jump_times(self) -> Tensor:
+        """When the jumps of a JumpProblem happened (k,). Raises PyscimlError where it is none."""
+        return self._of_jumps()[0]
+
+    @property
+    def jump_indices(self) -> Tensor:
+        """Which jump it was (k,), int64: its place in the problem, reactions counted one by one."""
+        return self._of_jumps()[1]
+
+    def _of_jumps(self) -> tuple[Tensor, Tensor]:
+        if self._jumps is None:
+            raise PyscimlError("This solution has no jumps; solve a JumpProblem.")
+        return self._jumps
 
     @property
     def W(self) -> NoisePath:

@@ -132,7 +132,8 @@ def solve(
             refuse_ensemble_options(prob, ensemblealg, trajectories)
         check_options(prob, unknown, abstol, reltol, dt, dtmax, dtmin, maxiters, sensealg)
         alg = as_algorithm(alg, "CVODE_BDF")
-        if seed is not None and getattr(prob, "form", "") != "sde":
+        random = getattr(prob, "form", "") == "sde" or hasattr(prob, "how_jumps")
+        if seed is not None and not random:
             raise InputError(
                 f"seed was given with a {type(prob).__name__}, which draws no noise; leave it out."
             )
@@ -141,7 +142,7 @@ def solve(
         chosen.check(getattr(prob, "form", prob.kind), alg, mass is not None)
         with plain_mode():
             more = as_callbacks(callback)
-            events = bool(prob.callback or more)
+            events = bool(prob.callback or more or hasattr(prob, "how_jumps"))
             tensors = chosen.takes_tensors(prob, alg, sensealg, events)
             setup = Flattened(prob, chosen, more, tensors)
             grid = saveat_grid(saveat, setup.t0_t, setup.t1_t)
@@ -406,7 +407,11 @@ def _solution(run: _Run, t: Tensor, u: Tensor, index: Tensor | None) -> Solution
         stats=flat.stats,
         engine=setup.engine.name,
         algorithm=flat.stats.algorithm,
-        events=[Event(time, *setup.origins[k]) for time, k in flat.events],
+        events=[
+            Event(time, *setup.origins[k])
+            for time, k in flat.events
+            if setup.flat_callbacks[k].kind in ("continuous", "discrete", "preset")
+        ],
         message=flat.message,
         prob=setup.prob,
         spec=setup.state,
@@ -414,6 +419,7 @@ def _solution(run: _Run, t: Tensor, u: Tensor, index: Tensor | None) -> Solution
         _interpolate=interpolate,
         _portable=lambda: setup.engine.portable(flat),
         seed=run.options.seed,
-        _noise=None if run.options.seed is None else noise,
+        _noise=noise if setup.form == "sde" else None,
+        _jumps=None if flat.jumps is None else tuple(map(torch.from_numpy, flat.jumps)),  # type: ignore[arg-type]
         _span=(setup.t0, flat.t_reached),
     )

@@ -204,6 +204,15 @@ def _require_matrix(spec: StateSpec, shape: tuple[int, ...], value: Any) -> Tens
     return value
 
 
+def drawn_seed(seed: Any) -> int:
+    """The seed given, or one drawn from torch's generator. Raises InputError."""
+    if seed is None:
+        return int(torch.randint(2**62, ()))
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise InputError(f"seed is {seed!r}; give a whole number between 0 and 2**63 - 1.")
+    return seed
+
+
 @solves(SDEProblem)
 def solve_sde(
     solve: Any,
@@ -230,10 +239,7 @@ def solve_sde(
             "saveat requires grad, but a path of a stochastic equation has no derivative by time; "
             "detach it."
         )
-    if seed is None:
-        seed = int(torch.randint(2**62, ()))
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise InputError(f"seed is {seed!r}; give a whole number between 0 and 2**63 - 1.")
+    seed = drawn_seed(seed)
     chosen = choose_engine(engine)
     if dt is not None and isinstance(dt, (int, float)) and 0 < dt < math.inf:
         steps = math.ceil((float(prob.tspan[1]) - float(prob.tspan[0])) / dt)

@@ -71,9 +71,11 @@ class FlatCallback:
     ``"discrete"``: ``condition`` to one number, true where nonzero, asked after every step;
     ``"preset"``: ``times`` alone. ``affect`` maps (u, p, t) to the new state, or is None for
     an event that ends the solve when ``terminate`` is set, and otherwise only records.
+    The other kinds are jumps: see :class:`pysciml.callbacks.JumpCallback`; ``condition`` is the
+    rate, ``direction`` the number, ``times`` the numbers of a reaction.
     """
 
-    kind: Literal["continuous", "discrete", "preset"]
+    kind: Literal["continuous", "discrete", "preset", "reaction", "constant", "variable", "bound"]
     condition: Functions | None
     affect: Functions | None
     terminate: bool = False
@@ -84,6 +86,22 @@ class FlatCallback:
     condition_c: Array | None = None
     affect_p: Array | None = None
     affect_c: Array | None = None
+
+
+@dataclass(frozen=True)
+class FlatJumps:
+    """How the jumps among a problem's callbacks are drawn.
+
+    kind ``"pure"``: on a state that stays as it is in between; else by what they go along with.
+    ``aggregator``: the algorithm that draws them. ``dependent``: for each jump those whose rates
+    it changes, as far as the user has given them. ``every``: whether the states after jumps are
+    outputs (pure ones; of others ``save_positions`` of their callbacks tells).
+    """
+
+    kind: Literal["pure", "ode", "sde"]
+    aggregator: Algorithm
+    dependent: tuple[tuple[int, ...], ...] | None = None
+    every: bool = True
 
 
 @dataclass(frozen=True)
@@ -122,6 +140,7 @@ class FlatProblem:
     parts: tuple[Functions, ...] = ()
     split: int = 0
     columns: int = 0
+    jumps: FlatJumps | None = None
     memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def at(self, u0: Array, p: Array, c: Array) -> FlatProblem:
@@ -156,7 +175,8 @@ class Stats:
     """Counts of a solve; the names are SciML's.
 
     nf right-hand sides, njacs Jacobians, naccept and nreject steps, nsolve linear solves,
-    nnonliniter nonlinear iterations; None where an engine does not count it.
+    nnonliniter nonlinear iterations, jumps those of a JumpProblem; None where an engine does
+    not count it.
     """
 
     nf: int | None = None
@@ -166,6 +186,7 @@ class Stats:
     nsolve: int | None = None
     nnonliniter: int | None = None
     algorithm: str = ""
+    jumps: int | None = None
 
     def __repr__(self) -> str:
         known = ", ".join(f"{k}={v}" for k, v in vars(self).items() if v not in (None, ""))
@@ -183,6 +204,8 @@ class FlatSolution:
         For each output: index into ``saveat``, or FROM_T0, FROM_T1, FIXED (an inner step), or
         ``FIRST_EVENT - k`` for the k-th event of ``events``.
     events : list of (time, index of the callback)
+        Of a problem with jumps those among them too, but of a pure jump process.
+    jumps : (times, numbers) or None
     at_saveat : whether the outputs are known to be all of ``saveat``, and nothing else
     """
 
@@ -196,6 +219,7 @@ class FlatSolution:
     t_reached: float = 0.0
     events: list[tuple[float, int]] = field(default_factory=list)
     at_saveat: bool = False
+    jumps: tuple[Array, npt.NDArray[np.int64]] | None = None
 
     @property
     def success(self) -> bool:

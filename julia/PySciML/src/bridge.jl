@@ -118,13 +118,13 @@ function options_of(::Type{T}, r::Request) where {T}
     )
 end
 
-function respond(h::Handle)
-    s = h.sol.stats
+counts_of(s) = (s.nf, s.njacs, s.naccept, s.nreject, s.nsolve, s.nnonliniter)
+
+function respond(h, counts = counts_of(h.sol.stats))
     h.event_times = Float64[e.t for e in h.log]
     h.event_indices = Int64[e.index - 1 for e in h.log]
     return Response(
-        register!(HANDLES, h), Int(h.sol.retcode), length(h.t), length(h.log),
-        (s.nf, s.njacs, s.naccept, s.nreject, s.nsolve, s.nnonliniter),
+        register!(HANDLES, h), Int(h.sol.retcode), length(h.t), length(h.log), counts,
         pointer(h.t), pointer(h.u), pointer(h.source), pointer(h.event_times),
         pointer(h.event_indices), Float64(h.reached), C_NULL
     )
@@ -164,10 +164,16 @@ function adjoint_request(r::AdjointRequest, h::Handle{T}, @nospecialize(sensealg
         write_out(r.dtimes, g.times)
         unsafe_store!(r.dt0, g.t0)
     end
+    write_events(r, g.events)
+    return
+end
+
+# The cotangents of the events' own parameters, one after the other.
+function write_events(r::AdjointRequest, events::Vector{Tuple{Vector{T}, Vector{T}}}) where {T}
     position = Ptr{T}(r.devents)
-    for pair in g.events, part in pair
+    for pair in events, part in pair
         isempty(part) && continue
-        write_out(position, part)
+        GC.@preserve part unsafe_copyto!(position, pointer(part), length(part))
         position += sizeof(part)
     end
     return
@@ -178,6 +184,7 @@ include("stochastic.jl")
 include("pathwise.jl")
 include("delayed.jl")
 include("delayed_adjoint.jl")
+include("jumps.jl")
 
 """
     entry_points() -> String
@@ -238,6 +245,9 @@ function entry_points()
                 Int64, Int64, Int64, Int64, Int64, Ptr{Int64}, Int64, Ptr{Int64},
                 Ptr{Ptr{UInt8}},
             )
+        ),
+        solve_jumps = @cfunction(
+            c_solve_jumps, Cint, (Ptr{Request}, Ptr{JumpRequest}, Ptr{Response})
         ),
         new_events = @cfunction(
             c_new_events, Cint, (Int64, Ptr{EventSpec}, Int64, Ptr{Int64}, Ptr{Ptr{UInt8}})

@@ -17,8 +17,10 @@ end
 """
     Event{T}
 
-A callback: `kind` is `:continuous`, `:discrete` or `:preset`; `condition` and `affect` are
-`Functions` or nothing, with parameters of their own.
+A callback: `kind` is one of `KINDS`; `condition` and `affect` are `Functions` or nothing, with
+parameters of their own. Of a jump `condition` is the rate, and `direction` the number that the user
+knows it by; of a reaction `times` are its numbers, see `reaction` in ext/PySciMLJumpExt.jl; of a
+bound `direction` says which one: 0 the upper, 1 for how long, 2 the lower.
 """
 struct Event{T}
     kind::Symbol
@@ -31,6 +33,8 @@ struct Event{T}
     condition_p::Vector{T}
     affect_p::Vector{T}
 end
+
+const KINDS = (:continuous, :discrete, :preset, :reaction, :constant, :variable, :bound)
 
 # The event as it is now, with parameters that the next solve does not overwrite.
 snapshot(e::Event{T}) where {T} = Event{T}(
@@ -81,7 +85,8 @@ function (a::AtStart)(callback, u, t, integrator)
     if acts
         callback.affect!(integrator)
         # as SciML does after other events: on a DAE the state is made to fit
-        SciMLBase.initialize_dae!(integrator, integrator.initializealg)
+        hasproperty(integrator, :initializealg) &&
+            SciMLBase.initialize_dae!(integrator, integrator.initializealg)
     end
     SciMLBase.derivative_discontinuity!(integrator, acts)
     return nothing
@@ -190,9 +195,11 @@ watching() = DiscreteCallback(Watch(), nothing_happens; save_positions = (false,
 SciML's form of the events; what happens is appended to `log`. Every event saves the state on
 both sides, from which the outputs that were asked for are taken later.
 """
-function callback_set(events::Vector{Event{T}}, log::Vector{EventRecord{T}}) where {T}
+function callback_set(
+        events::Vector{Event{T}}, log::Vector{EventRecord{T}}, watch = watching()
+    ) where {T}
     each = ntuple(i -> callback(events[i], Affect{T}(i, events, log)), length(events))
-    return CallbackSet(each..., watching())
+    return CallbackSet(each..., watch)
 end
 
 function callback(e::Event{T}, affect::Affect{T}) where {T}

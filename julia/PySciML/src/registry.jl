@@ -207,7 +207,7 @@ new_device_model(device, load, single, n, nc) =
 
 "One event; the mirror of `EventSpec` in bridge.py."
 struct EventSpec
-    kind::Int64            # 0 continuous, 1 discrete, 2 preset
+    kind::Int64            # of KINDS, from 0
     condition::Int64       # functions, or 0
     affect::Int64
     terminate::Int64
@@ -232,7 +232,7 @@ function new_events(::Type{T}, specs) where {T}
     functions(id) = id == 0 ? nothing : lookup(FUNCTIONS, id)
     return Event{T}[
         Event{T}(
-            (:continuous, :discrete, :preset)[s.kind + 1], functions(s.condition),
+            KINDS[s.kind + 1], functions(s.condition),
             functions(s.affect), s.terminate != 0, s.direction, times_of(T, s.times, s.ntimes),
             (s.save_before != 0, s.save_after != 0), T[], T[]
         ) for s in specs

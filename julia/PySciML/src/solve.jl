@@ -138,10 +138,10 @@ problem(m::Model{T, <:Residual}, u0, p, tspan, du0, differential_vars) where {T}
 given(x, default) = isnan(x) ? default : x
 
 function integrate(
-        prob, alg, o::Options{T}, dense::Bool, events, log, watch = watching()
+        prob, alg, o::Options{T}, dense::Bool, events, log, watch = watching();
+        callback = isempty(events) ? CallbackSet(watch) : callback_set(events, log)
     ) where {T}
     t0, t1 = prob.tspan
-    callback = isempty(events) ? CallbackSet(watch) : callback_set(events, log)
     tstops = isempty(events) ? o.tstops : all_stops(o.tstops, events)
     saveat = dense ? T[] : o.saveat
     common = (;
@@ -156,15 +156,17 @@ function integrate(
     integrator = isnan(o.dt) ? SciMLBase.__init(prob, alg; common...) :
         SciMLBase.__init(prob, alg; common..., dt = o.dt)
     # no stop is left where an event at the very start has ended the solve
-    isempty(tstops) || !SciMLBase.has_tstop(integrator) || cap_first_step!(integrator)
+    isempty(tstops) && isempty(events) || !SciMLBase.has_tstop(integrator) ||
+        cap_first_step!(integrator)
     SciMLBase.solve!(integrator)
     return integrator.sol, integrator.t
 end
 
 function integrate(
-        prob, w::WithoutPrototype, o::Options{T}, dense::Bool, events, log, watch = watching()
+        prob, w::WithoutPrototype, o::Options{T}, dense::Bool, events, log, watch = watching();
+        more...
     ) where {T}
-    return integrate(without_prototype(prob), w.alg, o, dense, events, log, watch)
+    return integrate(without_prototype(prob), w.alg, o, dense, events, log, watch; more...)
 end
 
 # On a DAE the algebraic variables (and the derivatives of the others) are computed from the rest
@@ -200,7 +202,7 @@ const QUIET = SciMLLogging.None()
 function all_stops(tstops::Vector{T}, events) where {T}
     stops = copy(tstops)
     for e in events
-        append!(stops, e.times)
+        e.kind === :preset && append!(stops, e.times)
     end
     return stops
 end

@@ -30,7 +30,7 @@ from pysciml.engines.base import (
     SolveOptions,
     Stats,
 )
-from pysciml.engines.julia import delay, device, ensemble, stochastic
+from pysciml.engines.julia import delay, device, ensemble, jumps, stochastic
 from pysciml.engines.julia.bridge import (
     ADDRESSES,
     HANDLES,
@@ -40,7 +40,7 @@ from pysciml.engines.julia.bridge import (
     address,
     array,
 )
-from pysciml.engines.julia.events import JuliaEvents
+from pysciml.engines.julia.events import JuliaEvents, events_gradient
 from pysciml.engines.julia.models import JuliaFunctions, Loader
 from pysciml.engines.julia.names import (
     STEPS_ONTO_OUTPUTS,
@@ -347,6 +347,8 @@ class JuliaEngine(Engine):
         if again is not None and again.options is options:
             return self._solve_again(again, problem)
         asked = options
+        if problem.jumps is not None:
+            return jumps.solve(self, problem, alg, options)
         if problem.form == "sde":
             return stochastic.solve(self, problem, alg, options)
         if problem.form == "dde":
@@ -549,6 +551,8 @@ class JuliaEngine(Engine):
         handle: Handle = solution.handle
         if isinstance(handle, device.DeviceHandle):
             return device.adjoint(self, solution, grad_u, at, by_times)
+        if handle.problem.jumps is not None and handle.problem.jumps.kind == "pure":
+            return jumps.adjoint(self, solution, grad_u, at)
         if handle.problem.form == "sde":
             return stochastic.adjoint(self, solution, grad_u, at, by_times)
         if taken_apart(handle.problem, handle.alg):
@@ -571,11 +575,7 @@ class JuliaEngine(Engine):
         du0 = np.zeros(len(problem.u0), problem.dtype)
         dp = np.zeros(len(problem.p), problem.dtype)
         dt0, dtimes = np.zeros(1), np.zeros(len(times))
-        sizes = [
-            [0 if x is None else len(x) for x in (c.condition_p, c.affect_p)]
-            for c in problem.callbacks
-        ]
-        devents = np.zeros(sum(map(sum, sizes)), problem.dtype)
+        devents, of_callbacks = events_gradient(problem)
         given = (times, source, cotangents, of_events)
         to = (du0, dp, *((dt0, dtimes) if by_times else (None, None)), devents)
         with self.first(handle.functions, how.what):
@@ -589,19 +589,11 @@ class JuliaEngine(Engine):
             unsorted = np.empty_like(dtimes)
             unsorted[order] = dtimes
             dtimes = unsorted
-        parts: list[tuple[Array | None, Array | None]] = []
-        position = 0
-        for pair in sizes:
-            values = []
-            for size in pair:
-                values.append(devents[position : position + size])
-                position += size
-            parts.append((values[0], values[1]))
         return FlatGradient(
             u0=du0,
             p=dp,
             t0=float(dt0[0]),
             times=dtimes,
             du0=np.zeros_like(du0) if problem.kind == "dae" else None,
-            callbacks_p=parts,
+            callbacks_p=of_callbacks,
         )

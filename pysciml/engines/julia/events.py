@@ -9,12 +9,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pysciml.engines.base import FlatCallback, Functions
+from pysciml.engines.base import FlatCallback, FlatProblem, Functions
 from pysciml.engines.julia.bridge import EVENTS, Bridge, EventSpec, address
 from pysciml.engines.julia.models import JuliaFunctions
 
 Array = npt.NDArray[Any]
-_KINDS = {"continuous": 0, "discrete": 1, "preset": 2}
+_KINDS = {
+    k: i
+    for i, k in enumerate("continuous discrete preset reaction constant variable bound".split())
+}
+
+
+def events_gradient(problem: FlatProblem) -> tuple[Array, list[tuple[Array | None, Array | None]]]:
+    """Room for the cotangents of the callbacks' parameters: as one array, and as its parts, a pair
+    (condition, affect) a callback."""
+    given = [x for c in problem.callbacks for x in (c.condition_p, c.affect_p)]
+    sizes = [0 if x is None else len(x) for x in given]
+    whole = np.zeros(sum(sizes), problem.dtype)
+    parts = np.split(whole, np.cumsum(sizes)[:-1]) if sizes else []
+    return whole, list(zip(parts[::2], parts[1::2], strict=True))
 
 
 class JuliaEvents:

@@ -1,0 +1,218 @@
+"""Solving problems with jumps: these become callbacks of the problem that they act on."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pysciml.algorithms import Algorithm, as_algorithm
+from pysciml.callbacks import ContinuousCallback, JumpCallback, as_callbacks
+from pysciml.discrete import DiscreteProblem
+from pysciml.dispatch import refuse_ensemble_options
+from pysciml.engines.base import FlatJumps
+from pysciml.engines.choice import engine as choose_engine
+from pysciml.errors import EngineError, InputError
+from pysciml.jump_gradients import refuse_constants, refuse_undefined
+from pysciml.jumpprocesses import STEPPER
+from pysciml.jumps import (
+    ConstantRateJump,
+    JumpProblem,
+    MassActionJump,
+    VariableRateJump,
+    _goes_along,
+)
+from pysciml.problems import ODEProblem
+from pysciml.solution import Solution
+from pysciml.stochastic import SDEProblem, drawn_seed
+
+__all__ = ["solve_jumps"]
+
+#: Jumps are cheap, and there are many.
+_MOST = {"pure": 1_000_000_000, "ode": 10_000_000, "sde": 10_000_000}
+
+
+class _WithJumps(ODEProblem):
+    """The problem that jumps act on, with these, as it is flattened."""
+
+    jumps: tuple[JumpCallback, ...]
+    how_jumps: FlatJumps
+
+    def require_differentiable(self, setup: Any) -> None:
+        refuse_undefined(setup)
+
+
+class _NoisyWithJumps(_WithJumps):
+    form = "sde"
+    columns: int
+
+
+def solve_jumps(
+    solve: Any,
+    prob: JumpProblem,
+    alg: Any = None,
+    ensemblealg: Any = None,
+    *,
+    seed: int | None = None,
+    engine: str = "auto",
+    saveat: Any = None,
+    callback: Any = None,
+    **options: Any,
+) -> Solution:
+    """``solve`` for problems with jumps."""
+    if ensemblealg is not None or "trajectories" in options:
+        refuse_ensemble_options(prob, ensemblealg, options.get("trajectories"))
+    inner = prob.prob
+    kind = _kind(inner)
+    alg = _fitting(alg, kind)
+    if choose_engine(engine).name != "julia":
+        raise EngineError(
+            "The sundials engine does not solve problems with jumps (JumpProblem), which need "
+            "engine='julia' (install it with: python -m pysciml setup)."
+        )
+    _refuse_times_with_gradient(prob, saveat)
+    seed = drawn_seed(seed)
+    more = as_callbacks(callback)
+    if kind == "pure":
+        for c in (*inner.callback, *more):
+            if isinstance(c, ContinuousCallback):
+                raise InputError(
+                    "a ContinuousCallback was given with a pure jump process, whose state does not "
+                    "cross a root but jumps over it; give a DiscreteCallback."
+                )
+    save = prob.save_positions
+    if save is None:
+        save = (False, False) if saveat is not None else (kind != "pure", True)
+    made = _as_problem(prob, kind, save)
+    options.setdefault("maxiters", _most(kind, inner, options))
+    if kind == "sde":
+        options = {"abstol": 1e-2, "reltol": 1e-2, **options}
+    sol = solve(
+        made, alg if kind != "pure" else None, engine="julia", seed=seed, saveat=saveat,
+        callback=more, **options,
+    )  # fmt: skip
+    u = sol.u
+    if kind == "pure" and inner.whole:
+        u = pytree.tree_map(lambda x: x.round().to(inner.whole), u)
+    return dataclasses.replace(
+        sol, prob=prob, u=u, algorithm=alg.name if alg is not None else sol.algorithm
+    )
+
+
+def _most(kind: str, inner: Any, options: dict[str, Any]) -> int:
+    dt = options.get("dt")
+    steps = 0
+    if isinstance(dt, (int, float)) and 0 < dt < math.inf:
+        steps = math.ceil(abs(float(inner.tspan[1]) - float(inner.tspan[0])) / dt)
+    return max(_MOST[kind], 2 * steps)
+
+
+def _kind(inner: Any) -> Any:
+    if isinstance(inner, DiscreteProblem):
+        return "pure"
+    return "sde" if isinstance(inner, SDEProblem) else "ode"
+
+
+def _fitting(given: Any, kind: str) -> Algorithm | None:
+    alg = as_algorithm(given, "Tsit5")
+    if kind == "pure":
+        if alg is not None and alg.name != STEPPER:
+            raise InputError(
+                f"alg is {alg!r}, but jumps on a DiscreteProblem are stepped by "
+                "pysciml.SSAStepper(); use it, or put the jumps on an ODEProblem."
+            )
+        return alg or Algorithm(STEPPER, "JumpProcesses")
+    if alg is not None and alg.package == "JumpProcesses":
+        what = "an ODEProblem" if kind == "ode" else "an SDEProblem"
+        use = "pysciml.Tsit5()" if kind == "ode" else "pysciml.EM() with dt="
+        raise InputError(
+            f"alg is {alg!r}, which steps pure jump processes (on a DiscreteProblem), but the "
+            f"jumps act on {what} here; use e.g. {use}."
+        )
+    return alg
+
+
+def _refuse_times_with_gradient(prob: JumpProblem, saveat: Any) -> None:
+    for name, value in (("tspan", prob.tspan), ("saveat", saveat)):
+        if any(isinstance(x, Tensor) and x.requires_grad for x in pytree.tree_leaves(value)):
+            raise InputError(
+                f"{name} requires grad, but the times of jumps are held as they were drawn; detach "
+                "it."
+            )
+
+
+def _as_problem(prob: JumpProblem, kind: Any, save: tuple[bool, bool]) -> _WithJumps:
+    inner = prob.prob
+    jumps = _in_order(prob, save)
+    made: _WithJumps
+    if kind == "sde":
+        pair = inner.as_pair()
+        made = _NoisyWithJumps(pair.f, pair.u0, pair.tspan, pair.p, callback=inner.callback)
+        object.__setattr__(made, "columns", pair.columns)
+    elif kind == "pure":
+        made = _WithJumps(_stays, inner.real_u0, inner.tspan, inner.p)
+    else:
+        made = _WithJumps(inner.f, inner.u0, inner.tspan, inner.p, callback=inner.callback)
+    how = FlatJumps(
+        kind, prob.aggregator,
+        None if prob.dep_graph is None else tuple(tuple(row) for row in prob.dep_graph),
+        any(save),
+    )  # fmt: skip
+    refuse_constants(x.constants(prob.p) for x in prob.jumps if isinstance(x, MassActionJump))
+    object.__setattr__(made, "jumps", jumps)
+    object.__setattr__(made, "how_jumps", how)
+    return made
+
+
+def _stays(u: Any, p: Any, t: Any) -> Any:
+    return u
+
+
+def _in_order(prob: JumpProblem, save: tuple[bool, bool]) -> tuple[JumpCallback, ...]:
+    """The jumps in the order of the aggregator, bounds after the jumps that they belong to."""
+    reactions: list[JumpCallback] = []
+    constants: list[JumpCallback] = []
+    drawn: list[JumpCallback] = []
+    along: list[JumpCallback] = []
+    number = 0
+    for jump in prob.jumps:
+        if isinstance(jump, MassActionJump):
+            numbers = _numbers(jump, prob.p)
+            reactions += [
+                JumpCallback("reaction", number + i, numbers=x, save_positions=save)
+                for i, x in enumerate(numbers)
+            ]
+            number += len(jump)
+            continue
+        names = (f"rate of jump {number}", f"affect of jump {number}")
+        kind = "constant" if isinstance(jump, ConstantRateJump) else "variable"
+        made = [JumpCallback(kind, number, jump.rate, jump.affect, None, save, names)]
+        goes_along = _goes_along(jump, prob.aggregator)
+        if isinstance(jump, VariableRateJump) and not goes_along:
+            for i, name in enumerate(("urate", "rateinterval", "lrate")):
+                bound = getattr(jump, name)
+                if bound is not None:
+                    own = (f"{name} of jump {number}", "")
+                    made.append(JumpCallback("bound", i, bound, None, None, save, own))
+        where = along if goes_along else drawn if kind == "variable" else constants
+        where += made
+        number += 1
+    return (*reactions, *constants, *drawn, *along)
+
+
+def _numbers(jump: MassActionJump, p: Any) -> list[np.ndarray]:
+    """Of each reaction: its constant, and reactants and changes, each with their number first."""
+    out = []
+    constants = jump.constants(p).detach().tolist()
+    for c, before, change in zip(constants, jump.reactant_stoich, jump.net_stoich, strict=True):
+        if jump.scale_rates:
+            c /= math.prod(math.factorial(count) for _, count in before)
+        row = [c]
+        for pairs in (before, change):
+            row += [len(pairs), *(x for k, count in pairs for x in (k + 1, count))]
+        out.append(np.array(row, np.float64))
+    return out
