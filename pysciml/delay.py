@@ -74,7 +74,7 @@ class DDEProblem(Problem):
         require_function(self.h, "h", ("p", "t"))
         made = ODEProblem(self.f, self.u0, self.tspan, self.p, callback=self.callback)  # type: ignore[arg-type]
         self._take(made, "state_spec", "params_spec", "tspan", "callback")
-        t0, t1 = map(float, self.tspan)
+        t0, t1 = map(_number, self.tspan)
         if t1 < t0:
             raise InputError(
                 f"tspan ({t0:g}, {t1:g}) runs backwards, but a delay equation runs forward; give "
@@ -97,7 +97,7 @@ class DDEProblem(Problem):
         """The delayed states (n,) that f asks for at t0."""
         spec, values = self.state_spec, []
         lags: list[float] = []
-        t0 = float(self.tspan[0])
+        t0 = _number(self.tspan[0])
         with torch.no_grad():
             t = torch.tensor(t0, dtype=spec.dtype, device=spec.device)
 
@@ -117,7 +117,7 @@ class DDEProblem(Problem):
         return values
 
     def _history_at(self, lag: float, spec: StateSpec) -> Tensor:
-        t0 = float(self.tspan[0])
+        t0 = _number(self.tspan[0])
         at = f"t = {t0 - lag:g}"
         if not math.isfinite(lag):
             raise InputError(
@@ -143,7 +143,7 @@ class DDEProblem(Problem):
         constant, dependent = self.constant_lags, self.dependent_lags
         if constant is None and dependent is None:
             return
-        declared = [float(x) for x in constant or ()]
+        declared = [_number(x) for x in constant or ()]
         declared += [_one_lag(lag(u0, self.p, t), i) for i, lag in enumerate(dependent or ())]
         for lag in lags:
             if not any(math.isclose(lag, x, rel_tol=1e-6, abs_tol=1e-9) for x in declared):
@@ -171,6 +171,10 @@ class WholeOfDDE(ODEProblem):
     delayed: Tensor
 
 
+def _number(x: Any) -> float:
+    return float(x.detach()) if isinstance(x, Tensor) else float(x)
+
+
 def _constant_lags(given: Any) -> tuple[Any, ...] | None:
     if given is None:
         return None
@@ -178,7 +182,7 @@ def _constant_lags(given: Any) -> tuple[Any, ...] | None:
         given = given.reshape(-1).unbind() if isinstance(given, Tensor) else (given,)
     try:
         lags = tuple(given)
-        values = [float(x.detach() if isinstance(x, Tensor) else x) for x in lags]
+        values = [_number(x) for x in lags]
     except (TypeError, ValueError, RuntimeError):
         raise InputError(
             f"constant_lags is {given!r}; give a positive number or a sequence of them, e.g. "

@@ -33,7 +33,7 @@ REACHED: dict[str, Callable[[dict[str, float]], bool]] = {
     "logistic_map": lambda r: r["first"] < 0 and abs(r["last"] - 0.693) < 0.05,
 }  # fmt: skip
 RATES = {"lotka_volterra_fit": 0.05, "stiff_rates": 1e-4}
-IN_JULIA = {"model_in_julia", "double_well"}
+IN_JULIA = {"model_in_julia", "double_well", "mackey_glass"}
 
 
 def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
@@ -68,6 +68,15 @@ def test_noise_is_fitted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     module = load("double_well", monkeypatch)
     result = module.main(["--quick", "--engine", "julia", "--figure", str(figure)])
     assert abs(result["well"] - 1.0) < 0.1 and abs(result["noise"] - 0.5) < 0.05, result
+    assert figure.stat().st_size > 10_000
+
+
+@pytest.mark.julia
+def test_a_delay_is_fitted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    figure = tmp_path / "figure.png"
+    module = load("mackey_glass", monkeypatch)
+    result = module.main(["--quick", "--engine", "julia", "--figure", str(figure)])
+    assert abs(result["production"] - 0.2) < 0.02 and abs(result["delay"] - 17.0) < 0.5, result
     assert figure.stat().st_size > 10_000
 
 

@@ -33,10 +33,10 @@ def by_rk4(f: Any, u0: Tensor, n: int, lags: int, history: Any = None) -> Tensor
     dt = 0.5 / n
     past = (lambda t: u0) if history is None else history
     # of the first pass: states at multiples of dt / 2
-    known = [past(torch.tensor(-0.5 + i * dt / 2, dtype=F64)) for i in range(2 * n)] + [u0]
+    known = [past(torch.tensor(-0.5 + i * dt / 2, dtype=F64)) for i in range(2 * n + 1)]
     u = u0
     for _ in range(lags):
-        mids = []
+        mids = [u]
         for i in range(n):
             a, b, c = known[2 * i : 2 * i + 3]
             k1 = f(torch.cat([u, a], -1))
@@ -47,7 +47,7 @@ def by_rk4(f: Any, u0: Tensor, n: int, lags: int, history: Any = None) -> Tensor
             end = f(torch.cat([new, c], -1))
             mids += [(u + new) / 2 + dt / 8 * (k1 - end), new]
             u = new
-        known = [known[-1], *mids]
+        known = mids
     return u
 
 

@@ -54,6 +54,7 @@ include("bridge.jl")
 include("device_bridge.jl")
 include("precompile.jl")
 include("precompile_kinds.jl")
+include("precompile_delay.jl")
 include("precompile_ensemble.jl")
 
 end

@@ -286,7 +286,8 @@ end
 
 function adjoint(
         h::Handle{T, <:Model{T, <:Delayed}}, ts::Vector{T}, source::Vector{Int},
-        cotangents::Matrix{T}, of_events::Vector{Float64}, sensealg, abstol, reltol
+        cotangents::Matrix{T}, of_events::Vector{Float64}, sensealg, abstol, reltol,
+        by_times::Bool = true
     ) where {T}
     densify!(h)
     return lock(h.model.lock) do
