@@ -29,6 +29,8 @@ REACHED: dict[str, Callable[[dict[str, float]], bool]] = {
     "kepler_orbit": lambda r: r.get("KahanLi8", 0.0) < 1e-5 < r["adaptive"],
     "reaction_diffusion": lambda r: abs(r["covered"] - 11.6) < 0.3 and abs(r["slope"] - 9) < 1,
     "steady_state": lambda r: abs(r["yield"] - r["best"]) < 1e-3,
+    "van_der_pol_control": lambda r: r["neural"] < r["linear"],
+    "equilibrium_digits": lambda r: r["right"] > 0.9 and r["gap"] < 1e-2,
     "neural_sde": lambda r: r["noise"] < 0.13 and r["drift"] < 0.45,
     "logistic_map": lambda r: r["first"] < 0 and abs(r["last"] - 0.693) < 0.05,
 }  # fmt: skip
