@@ -52,6 +52,7 @@ from pysciml.jumps import (
     MassActionJump,
     VariableRateJump,
 )
+from pysciml.noise import NoiseGrid
 from pysciml.partitioned import DynamicalODEProblem, HamiltonianProblem, SecondOrderODEProblem
 from pysciml.problems import DAEProblem, ODEProblem, remake
 from pysciml.sensitivity import (
@@ -104,6 +105,7 @@ __all__ = [
     "JumpSet",
     "ManifoldProjection",
     "MassActionJump",
+    "NoiseGrid",
     "ODEProblem",
     "PeriodicCallback",
     "PositiveDomain",

@@ -296,6 +296,7 @@ class Flattened:
             split=getattr(prob, "parts", 0),
             columns=getattr(prob, "columns", 0),
             jumps=getattr(prob, "how_jumps", None),
+            noise=getattr(prob, "noise_path", None),
         )
 
     def from_numpy(self, x: np.ndarray, time: bool = False) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -17,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 from pysciml.dispatch import solves
 from pysciml.engines.choice import engine as choose_engine
 from pysciml.errors import InputError
-from pysciml.flatten import ParameterSpec, StateSpec
+from pysciml.flatten import ParameterSpec, StateSpec, to_numpy
+from pysciml.noise import NoiseGrid
 from pysciml.problems import ODEProblem, Problem
 from pysciml.signatures import require_function
 from pysciml.solution import Solution
@@ -43,9 +45,9 @@ class SDEProblem(Problem):
         As for :class:`ODEProblem`; tspan runs forward.
     noise_rate_prototype : tensor (n, m) or (b, d, m), optional
         Makes the noise general; its shape alone counts.
-    noise : "diagonal", "scalar" or "additive"
+    noise : "diagonal", "scalar", "additive" or NoiseGrid
         The first two of a problem without noise_rate_prototype. Additive: g does not depend on the
-        state (diagonal, or general with a prototype).
+        state (diagonal, or general with a prototype). A :class:`NoiseGrid`: a path to be followed.
 
     Solved by the ``julia`` engine, Ito's equation or Stratonovich's as the algorithm says (``EM``,
     ``SOSRI``, ``SRIW1``, ``ImplicitEM`` the former, ``EulerHeun`` the latter, ``RKMil`` as its
@@ -70,7 +72,7 @@ class SDEProblem(Problem):
     tspan: tuple[Any, Any]
     p: Any = None
     noise_rate_prototype: Any = None
-    noise: str = "diagonal"
+    noise: Any = "diagonal"
 
     kind = "sde"
     callback = ()
@@ -93,14 +95,19 @@ class SDEProblem(Problem):
                 f"tspan ({t0:g}, {t1:g}) runs backwards, but a stochastic equation runs forward; "
                 "give t0 < t1."
             )
-        if self.noise not in ("diagonal", "scalar", "additive"):
+        grid = isinstance(self.noise, NoiseGrid)
+        if not grid and self.noise not in ("diagonal", "scalar", "additive"):
             raise InputError(
-                f'noise is {self.noise!r}; give "diagonal", "scalar" or "additive", or a '
-                "noise_rate_prototype of shape (n, m) for general noise."
+                f'noise is {self.noise!r}; give "diagonal", "scalar", "additive" or a NoiseGrid, '
+                "or a noise_rate_prototype of shape (n, m) for general noise."
             )
         if self.noise_rate_prototype is not None:
             self._check_prototype()
-        if self.noise == "additive":
+        if grid:
+            n, columns = self.state_spec.size, self.columns
+            processes = (columns,) if self.noise_rate_prototype is not None else (n, 1)
+            self.noise.require_fit(t0, t1, processes)
+        if self.noise_type == "additive":
             self._require_additive()
 
     def _check_prototype(self) -> None:
@@ -113,7 +120,7 @@ class SDEProblem(Problem):
                 f"noise_rate_prototype {what}, but the state has {n} entries; give a tensor of "
                 f"shape ({n}, m) for m noise processes, or (b, d, m) with b * d = {n}."
             )
-        if self.noise == "scalar":
+        if self.noise_type == "scalar":
             raise InputError(
                 'noise="scalar" was given with a noise_rate_prototype, which means general noise; '
                 "leave one of them out."
@@ -134,12 +141,20 @@ class SDEProblem(Problem):
             )
 
     @property
+    def noise_type(self) -> str:
+        """``noise`` without its path: "diagonal", "scalar" or "additive"."""
+        if isinstance(self.noise, NoiseGrid):
+            one = self.noise_rate_prototype is None and self.noise.W.shape[1] == 1
+            return "scalar" if one and self.state_spec.size > 1 else "diagonal"
+        return str(self.noise)
+
+    @property
     def columns(self) -> int:
         """Columns of the diffusion's matrix: 0 for diagonal noise, -1 for scalar noise."""
         if self.noise_rate_prototype is not None:
             shape = self.noise_rate_prototype.shape
             return int(shape[-1]) * (int(shape[0]) if len(shape) == 3 else 1)
-        return -1 if self.noise == "scalar" else 0
+        return -1 if self.noise_type == "scalar" else 0
 
     def diffusion_matrix(self, value: Any) -> Tensor:
         """What g returned, where it has the shape of the prototype. Raises InputError."""
@@ -151,6 +166,9 @@ class SDEProblem(Problem):
         flat = _flat_diffusion(self.state_spec, () if given is None else tuple(given.shape))
         made = PairOfSDE(_pair(self.f, self.g, flat), self.u0, self.tspan, self.p)
         object.__setattr__(made, "columns", self.columns)
+        if isinstance(self.noise, NoiseGrid):
+            path = (to_numpy(self.noise.t), to_numpy(self.noise.W))
+            object.__setattr__(made, "noise_path", path)
         return made
 
 
@@ -229,6 +247,7 @@ def solve_sde(
     **options: Any,
 ) -> Solution:
     """``solve`` for stochastic equations: SciML's tolerances, 1e-2, where none are given."""
+    chosen = choose_engine(engine)
     if callback is not None:
         raise InputError(
             "callback was given with an SDEProblem, which takes none here; write the event into f "
@@ -239,8 +258,18 @@ def solve_sde(
             "saveat requires grad, but a path of a stochastic equation has no derivative by time; "
             "detach it."
         )
+    if isinstance(prob.noise, NoiseGrid):
+        if seed is not None or dt is not None:
+            raise InputError(
+                f"noise is {prob.noise!r}, whose times are the steps, and nothing is drawn; leave "
+                "seed and dt out."
+            )
+        times = to_numpy(prob.noise.t)
+        # a little longer than the longest, so that each ends at a time of the noise
+        dt, options["adaptive"] = float(np.diff(times).max()), False
+        if chosen.name == "julia":
+            dt, options["tstops"] = dt * (1 + 1e-9), times[1:-1] if len(times) > 2 else None
     seed = drawn_seed(seed)
-    chosen = choose_engine(engine)
     if dt is not None and isinstance(dt, (int, float)) and 0 < dt < math.inf:
         steps = math.ceil((float(prob.tspan[1]) - float(prob.tspan[0])) / dt)
         options.setdefault("maxiters", max(100_000, 2 * steps))

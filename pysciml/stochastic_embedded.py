@@ -14,13 +14,14 @@ from pysciml.dispatch import refuse_ensemble_options
 from pysciml.engines.base import Stats
 from pysciml.errors import EngineError, InputError, PyscimlError, SolveError
 from pysciml.flatten import to_numpy
+from pysciml.noise import NoiseGrid, between
 from pysciml.options import Grid, absolute_tolerance, check_options, saveat_grid, state_indices
 from pysciml.progress import progress_bar
 from pysciml.sensitivity import BacksolveAdjoint
 from pysciml.solution import Solution
 from pysciml.solve import ADVICE
 from pysciml.stochastic_torch import Run, Stop
-from pysciml.torchsde import COMMUTATIVE, FIXED_STEP, interpretation, srk
+from pysciml.torchsde import COMMUTATIVE, FIXED_STEP, LEVY_AREA, interpretation, milstein, srk
 from pysciml.torchsde import euler as _euler
 from pysciml.transforms import leave_compiler, plain_mode, refuse_transforms, resume_compiler
 
@@ -89,8 +90,9 @@ def solve_embedded(
 def _algorithm(prob: Any, given: Any) -> Algorithm:
     alg = as_algorithm(given, "torchsde.srk")
     if alg is None:
-        commutes = prob.noise_rate_prototype is None or prob.noise == "additive"
-        return (srk if commutes else _euler)()
+        commutes = prob.noise_rate_prototype is None or prob.noise_type == "additive"
+        best = milstein if isinstance(prob.noise, NoiseGrid) else srk
+        return (best if commutes else _euler)()
     if alg.package == "torchsde":
         return alg
     ours = "on the sundials engine use one of torchsde's, e.g. pysciml.torchsde.srk()"
@@ -107,13 +109,21 @@ def _require_fit(prob: Any, alg: Algorithm, dt: Any, sensealg: Any) -> None:
         raise InputError(
             f'interpretation is {alg.options["interpretation"]!r}; give "Ito" or "Stratonovich".'
         )
-    general = prob.noise_rate_prototype is not None and prob.noise != "additive"
+    general = prob.noise_rate_prototype is not None and prob.noise_type != "additive"
     if alg.name in COMMUTATIVE and general and prob.noise_rate_prototype.shape[-1] > 1:
         raise EngineError(
             f"{alg.name} takes diagonal, scalar and additive noise only, but this problem's is "
             'general (noise_rate_prototype); use pysciml.torchsde.euler(), or noise="additive" '
             "where g does not depend on the state."
         )
+    if isinstance(prob.noise, NoiseGrid):
+        steps = prob.noise.t.diff()
+        if alg.name in LEVY_AREA or float((steps - steps.mean()).abs().max()) > 1e-9 * float(dt):
+            raise EngineError(
+                f"{alg.name} cannot follow this NoiseGrid: torchsde's algorithms other than srk "
+                "and log_ode do, at times of equal distance; use one of these, e.g. "
+                "pysciml.torchsde.milstein(), or engine='julia'."
+            )
     if dt is None and alg.name in FIXED_STEP:
         raise InputError(f"{alg.name} takes steps of one size, which is not given; give dt=.")
     if sensealg is not None and not isinstance(sensealg, BacksolveAdjoint):
@@ -135,23 +145,13 @@ class _Line:
 
     def __call__(self, at: np.ndarray, deriv: int) -> np.ndarray:
         _require_no_rate(deriv)
-        out: np.ndarray = _between(self.t, torch.from_numpy(self.u), at).numpy()
+        out: np.ndarray = between(self.t, torch.from_numpy(self.u), at).numpy()
         return out
 
 
 def _require_no_rate(deriv: int) -> None:
     if deriv:
         raise EngineError("A path of a stochastic equation has no derivative by time; give 0.")
-
-
-def _between(times: np.ndarray, states: Tensor, at: np.ndarray) -> Tensor:
-    i = np.clip(np.searchsorted(times, at, side="right") - 1, 0, max(len(times) - 2, 0))
-    if len(times) == 1:
-        return states[torch.as_tensor(i)]
-    part = (at - times[i]) / (times[i + 1] - times[i])
-    on = torch.as_tensor(part, dtype=states.dtype, device=states.device)[:, None]
-    rows = torch.as_tensor(i, device=states.device)
-    return (1 - on) * states[rows] + on * states[rows + 1]
 
 
 class _Path:
@@ -166,7 +166,7 @@ class _Path:
             with torch.set_grad_enabled(self.graph), plain_mode():
                 self.run.sensealg, self.run.report = None, None
                 times, states = self.run.path()
-            again = _between(times, states.detach(), self.times)
+            again = between(times, states.detach(), self.times)
             if not torch.allclose(again, self.outputs.detach(), rtol=1e-5, atol=1e-12):
                 raise PyscimlError(
                     "The path between its outputs is solved again when it is asked for, but what "
@@ -182,7 +182,7 @@ class _Path:
                 "A path of a stochastic equation has no derivative by time; detach the times of "
                 "sol(t)."
             )
-        return _between(*self.all(), to_numpy(at))
+        return between(*self.all(), to_numpy(at))
 
     def portable(self) -> _Line:
         times, states = self.all()
@@ -209,7 +209,7 @@ def _solved(run: Run, grid: Grid, index: Tensor | None, raises: bool) -> Solutio
         if grid.values is None or run.keeps_all:
             steps = run.path()
             times = steps[0] if grid.values is None else grid.values
-            u = steps[1] if grid.values is None else _between(steps[0], steps[1], times)
+            u = steps[1] if grid.values is None else between(steps[0], steps[1], times)
         else:
             times = grid.values
             u = run.outputs(times)
@@ -241,7 +241,7 @@ def _partial(run: Run, grid: Grid, reached: float) -> tuple[np.ndarray, Tensor, 
     if grid.values is None:
         return times, states, steps
     asked = grid.values[grid.values <= reached]
-    return asked, _between(times, states, asked), steps
+    return asked, between(times, states, asked), steps
 
 
 def _solution(

@@ -15,7 +15,9 @@ from torch import Tensor
 from pysciml.algorithms import Algorithm
 from pysciml.engines.choice import engine as choose_engine
 from pysciml.errors import EngineError, InputError
+from pysciml.flatten import to_numpy
 from pysciml.flattened import Flattened
+from pysciml.noise import NoiseGrid, between
 from pysciml.sensitivity import BacksolveAdjoint
 from pysciml.torchsde import LEVY_AREA, interpretation
 
@@ -51,13 +53,13 @@ class _Equation:
         self.sde_type = interpretation(alg)
         prototype = prob.noise_rate_prototype
         if prototype is None:
-            self.noise_type = "scalar" if prob.noise == "scalar" else "diagonal"
-            self.batch, self.width = 1, 1 if prob.noise == "scalar" else self.spec.size
+            self.noise_type = "scalar" if prob.noise_type == "scalar" else "diagonal"
+            self.batch, self.width = 1, 1 if self.noise_type == "scalar" else self.spec.size
         else:
             shape = tuple(prototype.shape)
             self.batch, self.width = (shape[0] if len(shape) == 3 else 1), shape[-1]
             one = "scalar" if self.width == 1 else "general"
-            self.noise_type = "additive" if prob.noise == "additive" else one
+            self.noise_type = "additive" if prob.noise_type == "additive" else one
         self.nf = 0
         self.noise: _Noise | None = None
         self._require_no_draws()
@@ -93,6 +95,21 @@ class _Equation:
             flat = self.spec.flatten_like(value, "g").reshape(y.shape)
             return flat[..., None] if self.noise_type == "scalar" else flat
         return self.prob.diffusion_matrix(value).reshape(*y.shape, self.width)
+
+
+class _Given:
+    """A given path as a Brownian motion."""
+
+    levy_area_approximation = "none"
+
+    def __init__(self, grid: NoiseGrid, shape: tuple[int, int], like: Any) -> None:
+        self.times, self.shape = to_numpy(grid.t), shape
+        self.values = grid.W.to(like.device, like.dtype)
+        self.dtype, self.device = like.dtype, like.device
+
+    def __call__(self, ta: Any, tb: Any, return_U: bool = False, return_A: bool = False) -> Any:
+        ends = between(self.times, self.values, [float(ta), float(tb)])
+        return (ends[1] - ends[0]).reshape(self.shape)
 
 
 class _Noise:
@@ -183,25 +200,22 @@ class Run:
         """States (m, n) at increasing times, the first of them t0. Raises Stop."""
         equation = _Equation(self.prob, self.alg)
         spec = self.prob.state_spec
-        noise = self.torchsde.BrownianInterval(
-            t0=self.t0, t1=self.t1, size=(equation.batch, equation.width), dtype=spec.dtype,
-            device=spec.device, entropy=self.seed, dt=None if self.adaptive else self.step,
-            levy_area_approximation=LEVY_AREA.get(self.alg.name, "none"),
-        )  # fmt: skip
+        given, size = self.prob.noise, (equation.batch, equation.width)
+        noise = _Given(given, size, spec) if isinstance(given, NoiseGrid) else self._drawn(size)
         self.noise = equation.noise = _Noise(noise, self)
         y0 = spec.flatten(self.prob.u0).reshape(equation.batch, -1)
         options = {k: v for k, v in self.alg.options.items() if k == "grad_free"}
-        given = {
+        asked = {
             "bm": self.noise, "method": self.alg.name, "dt": self.step, "adaptive": self.adaptive,
             "dt_min": self.dtmin, "options": options, **self.tolerances,
         }  # fmt: skip
         at = torch.as_tensor(times, dtype=torch.float64)
         try:
             if self.sensealg is not None and torch.is_grad_enabled():
-                given |= self._of_adjoint(self.sensealg)
-                out = self.torchsde.sdeint_adjoint(equation, y0, at, **given)
+                asked |= self._of_adjoint(self.sensealg)
+                out = self.torchsde.sdeint_adjoint(equation, y0, at, **asked)
             else:
-                out = self.torchsde.sdeint(equation, y0, at, **given)
+                out = self.torchsde.sdeint(equation, y0, at, **asked)
         except AssertionError as error:
             if "nans" not in str(error):
                 raise
@@ -214,6 +228,14 @@ class Run:
         if bool(bad.any()):
             self.noise.unstable(float(at[bad][0]))
         return out
+
+    def _drawn(self, size: tuple[int, int]) -> Any:
+        spec = self.prob.state_spec
+        return self.torchsde.BrownianInterval(
+            t0=self.t0, t1=self.t1, size=size, dtype=spec.dtype, device=spec.device,
+            entropy=self.seed, dt=self.step,
+            levy_area_approximation=LEVY_AREA.get(self.alg.name, "none"),
+        )  # fmt: skip
 
     def _of_adjoint(self, how: BacksolveAdjoint) -> dict[str, Any]:
         setup = Flattened(self.prob.as_pair(), choose_engine("sundials"), ())

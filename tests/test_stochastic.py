@@ -384,3 +384,97 @@ def test_noise_and_problems_that_an_algorithm_does_not_take() -> None:
     ode = ps.ODEProblem(drift, f64(1.0, 2.0), (0.0, 1.0), f64(A, B))
     refused(EngineError, "has no noise", lambda: ps.solve(ode, ps.EM(), dt=0.1, engine="julia"))
     refused(InputError, "draws no noise", lambda: ps.solve(ode, seed=1, engine="julia"))
+
+
+# -- a given path of the noise ---------------------------------------------------------------------
+
+ALONG = {
+    "EM": (ps.EM(split=False), ps.torchsde.euler()),
+    "RKMil": (ps.RKMil(), ps.torchsde.milstein(grad_free=True)),
+    "EulerHeun": (ps.EulerHeun(), ps.torchsde.heun()),
+}
+
+
+@pytest.mark.parametrize("noise", ["diagonal", "scalar", "general"])
+@pytest.mark.parametrize("name", sorted(ALONG))
+def test_a_given_path_is_followed(name: str, noise: str, engine: str) -> None:
+    if name == "RKMil" and noise == "general":
+        pytest.skip("RKMil takes diagonal and scalar noise only")
+    torch.manual_seed(0)
+    times = torch.linspace(0.0, 1.0, 9, dtype=F64)
+    w = 0.3 * torch.randn(9, {"diagonal": 2, "scalar": 1, "general": 3}[noise], dtype=F64).cumsum(0)
+    u0, p = f64(0.5, -0.4, grad=True), f64(1.2, 0.7, 0.3, grad=True)
+    g = mixing if noise == "general" else spread
+    more = {"noise_rate_prototype": torch.zeros(2, 3)} if noise == "general" else {}
+    prob = ps.SDEProblem(wave, g, u0, (0.0, 1.0), p, noise=ps.NoiseGrid(times, w), **more)
+    sol = ps.solve(prob, ALONG[name][engine == "sundials"], engine=engine)
+    assert_close(sol.t, times, 1e-12)
+    assert_close(sol.W.u - sol.W.u[0], w - w[0], 1e-9)
+
+    def step(u: Tensor, t: Tensor, dt: Tensor, dw: Tensor) -> Tensor:
+        def noisy(u: Tensor, t: Tensor, dw: Tensor) -> Tensor:
+            return g(u, p, t) @ dw if noise == "general" else g(u, p, t) * dw
+
+        moved = dt * wave(u, p, t) + noisy(u, t, dw)
+        if name == "EM":
+            return u + moved
+        if name == "EulerHeun":
+            return u + (moved + dt * wave(u + moved, p, t + dt) + noisy(u + moved, t + dt, dw)) / 2
+        high = u + dt * wave(u, p, t) + dt.sqrt() * g(u, p, t)
+        return u + moved + (g(high, p, t) - g(u, p, t)) * (dw**2 - dt) / (2 * dt.sqrt())
+
+    u, states = u0, [u0]
+    for k in range(8):
+        u = step(u, times[k], times[k + 1] - times[k], w[k + 1] - w[k])
+        states.append(u)
+    want = torch.stack(states)
+    assert_close(sol.u, want, 1e-9)
+    got = torch.autograd.grad(sol.u.square().sum() + sol(0.3).sum(), (u0, p))
+    between = want[2] + 0.4 * (want[3] - want[2])
+    for a, b in zip(got, torch.autograd.grad(want.square().sum() + between.sum(), (u0, p)),
+                    strict=True):  # fmt: skip
+        assert_close(a, b, 1e-8)
+
+
+@julia
+def test_steps_of_a_path_may_differ_and_its_outputs_be_chosen() -> None:
+    first = ps.solve(gbm(3), ps.RKMil(), seed=5, abstol=1e-4, reltol=1e-4, engine="julia")
+    assert first.t.diff().max() > 1.5 * first.t.diff().min()
+    again = gbm(3, noise=ps.NoiseGrid(first.W.t, first.W.u))
+    assert_close(ps.solve(again, ps.RKMil(), engine="julia").u, first.u, 1e-9)
+    thin = ps.solve(again, ps.RKMil(), saveat=[0.3, 1.0], engine="julia")
+    assert_close(thin.u, torch.stack([first(0.3), first.u[-1]]), 1e-9)
+
+
+def grid(t: Any = (0.0, 0.5, 1.0), w: Any = torch.zeros(3, 2)) -> ps.NoiseGrid:  # noqa: B008
+    return ps.NoiseGrid(torch.tensor(t), w)
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: grid((0.0, 1.0, 0.5)), "two increasing times or more"),
+        (lambda: grid(w=torch.zeros(2, 2)), r"has shape \(2, 2\), but t has 3 times"),
+        (lambda: grid(w=torch.full((3, 2), math.nan)), "not finite"),
+        (lambda: grid(w=torch.zeros(3, 2, requires_grad=True)), "requires grad.*detach"),
+        (lambda: gbm(2, noise=grid((0.0, 0.5, 0.9))), r"tspan is \(0, 1\)"),
+        (lambda: gbm(3, noise=grid()), "has 1 or 3 processes"),
+    ],
+)
+def test_paths_that_cannot_be(make: Any, match: str) -> None:
+    refused(InputError, match, make)
+
+
+def test_paths_that_an_algorithm_cannot_follow() -> None:
+    prob = gbm(2, noise=grid())
+    refused(InputError, "leave seed and dt out", lambda: ps.solve(prob, dt=0.1, engine="sundials"))
+    for alg, noise in ((ps.torchsde.srk(), grid()), (None, grid((0.0, 0.7, 1.0)))):
+        prob = gbm(2, noise=noise)
+        match = "cannot follow this NoiseGrid"
+        refused(EngineError, match, lambda p=prob, a=alg: ps.solve(p, a, engine="sundials"))
+
+
+@julia
+def test_paths_that_an_algorithm_cannot_follow_in_julia() -> None:
+    match = "SOSRI cannot follow a NoiseGrid"
+    refused(EngineError, match, lambda: ps.solve(gbm(2, noise=grid()), ps.SOSRI(), engine="julia"))

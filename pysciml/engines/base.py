@@ -140,6 +140,7 @@ class FlatProblem:
     parts: tuple[Functions, ...] = ()
     split: int = 0
     columns: int = 0
+    noise: tuple[Array, Array] | None = None  # a path to follow: times (k,), values (k, m)
     jumps: FlatJumps | None = None
     memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 

@@ -5,7 +5,7 @@ module PySciMLStochasticExt
 
 using PySciML: EulerMaruyama, Heun, Milstein, Options, PySciML, QUIET, given, watching
 using SciMLBase: CallbackSet, SciMLBase
-using StochasticDiffEq: EM, EulerHeun, LambaEM, LambaEulerHeun, RKMil, WienerProcess
+using StochasticDiffEq: EM, EulerHeun, LambaEM, LambaEulerHeun, NoiseGrid, RKMil, WienerProcess
 
 function PySciML.integrate_noisy(prob, alg, o::Options{T}, seed::UInt64, dense::Bool) where {T}
     t0, t1 = prob.tspan
@@ -24,6 +24,8 @@ function PySciML.integrate_noisy(prob, alg, o::Options{T}, seed::UInt64, dense::
 end
 
 PySciML.scalar_noise(t0::T) where {T} = WienerProcess(t0, zero(T), zero(T))
+
+PySciML.given_noise(t, w, scalar::Bool) = NoiseGrid(t, scalar ? w[1, :] : collect.(eachcol(w)))
 
 PySciML.scheme(::EM{split}) where {split} = EulerMaruyama(split, false)
 PySciML.scheme(::LambaEM{split}) where {split} = EulerMaruyama(split, true)

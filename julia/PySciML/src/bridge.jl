@@ -236,6 +236,9 @@ function entry_points()
             (Int64, Int64, Int64, Int64, Int64, Ptr{Int64}, Ptr{Ptr{UInt8}})
         ),
         solve_noisy = @cfunction(c_solve_noisy, Cint, (Ptr{Request}, UInt64, Ptr{Response})),
+        solve_along = @cfunction(
+            c_solve_along, Cint, (Ptr{Request}, Ptr{PathResponse}, Ptr{Response})
+        ),
         noise_path = @cfunction(
             c_noise_path, Cint, (Int64, Ptr{PathResponse}, Ptr{Ptr{UInt8}})
         ),

@@ -69,18 +69,24 @@ function integrate_noisy end
 "A scalar Wiener process from `t0` on; the extension adds the method."
 function scalar_noise end
 
+"A given path of the noise, its values at increasing times; the extension adds the method."
+function given_noise end
+
 """
-    run_noisy(model, alg, u0, p, c, tspan, options, seed) -> NoisyHandle
+    run_noisy(model, alg, u0, p, c, tspan, options, seed, path = nothing) -> NoisyHandle
+
+`path`: times, and the noise there as the columns of a matrix, to be followed; the steps must be
+these times.
 """
 function run_noisy(
         model::Model{T}, @nospecialize(alg), u0::Vector{T}, p::Vector{T}, c::Vector{T},
-        tspan::Tuple{T, T}, options::Options{T}, seed::UInt64
+        tspan::Tuple{T, T}, options::Options{T}, seed::UInt64, path = nothing
     ) where {T}
     m = acquire(model)
     try
         copyto!(data(m.functions), c)
-        dense = options.dense || isempty(options.saveat)
-        prob = Base.invokelatest(noisy_problem, m, u0, p, tspan, seed)
+        dense = options.dense || isempty(options.saveat) || path !== nothing
+        prob = Base.invokelatest(noisy_problem, m, u0, p, tspan, seed, path)
         sol, reached = Base.invokelatest(integrate_noisy, prob, alg, options, seed, dense)
         h = NoisyHandle{T, typeof(m)}(
             m, alg, options, c, prob, seed, sol, reached, dense, Float64[],
@@ -93,11 +99,13 @@ function run_noisy(
     end
 end
 
-function noisy_problem(m::Model{T}, u0, p, tspan, seed) where {T}
+function noisy_problem(m::Model{T}, u0, p, tspan, seed, path) where {T}
     columns = m.functions.columns
-    columns == 0 && return SDEProblem(m.f, u0, tspan, p; seed)
-    columns < 0 && return SDEProblem(m.f, u0, tspan, p; seed, noise = scalar_noise(tspan[1]))
-    return SDEProblem(m.f, u0, tspan, p; seed, noise_rate_prototype = zeros(T, m.n, columns))
+    noise = path !== nothing ? given_noise(path..., columns < 0) :
+        columns < 0 ? scalar_noise(tspan[1]) : nothing
+    columns <= 0 && return SDEProblem(m.f, u0, tspan, p; seed, noise)
+    noise_rate_prototype = zeros(T, m.n, columns)
+    return SDEProblem(m.f, u0, tspan, p; seed, noise, noise_rate_prototype)
 end
 
 function collect_noisy!(h::NoisyHandle{T}, sol) where {T}
@@ -176,6 +184,14 @@ columns_of(x::Vector) = x
 
 # -- the border ------------------------------------------------------------------------------------
 
+"Where the noise of a solve lies: `m` processes at `count` times."
+struct PathResponse
+    count::Int64
+    m::Int64
+    t::Ptr{Float64}
+    w::Ptr{Cvoid}
+end
+
 # `columns` as in `Noisy`.
 function c_new_noisy(
         functions::Int64, drift::Int64, diffusion::Int64, n::Int64, columns::Int64,
@@ -195,23 +211,30 @@ c_solve_noisy(request::Ptr{Request}, seed::UInt64, response::Ptr{Response})::Cin
         )::Response
     end
 
-function solve_noisy(r::Request, model::Model{T}, @nospecialize(alg), seed::UInt64) where {T}
+# `path`: the noise to be followed, see `run_noisy`.
+c_solve_along(request::Ptr{Request}, path::Ptr{PathResponse}, response::Ptr{Response})::Cint =
+    answered(response) do
+        r = unsafe_load(request)
+        Base.inferencebarrier(solve_noisy)(
+            r, lookup(MODELS, r.model), lookup(OBJECTS, r.alg), UInt64(1), unsafe_load(path)
+        )::Response
+    end
+
+function solve_noisy(
+        r::Request, model::Model{T}, @nospecialize(alg), seed::UInt64, along = nothing
+    ) where {T}
     u0, p, c = vector(T, r.u0, r.n), vector(T, r.p, r.np), vector(T, r.c, r.nc)
-    h = run_noisy(model, alg, u0, p, c, (T(r.t0), T(r.t1)), options_of(T, r), seed)
+    path = along === nothing ? nothing : (
+            times_of(T, along.t, along.count),
+            reshape(vector(T, along.w, along.m * along.count), Int(along.m), Int(along.count)),
+        )
+    h = run_noisy(model, alg, u0, p, c, (T(r.t0), T(r.t1)), options_of(T, r), seed, path)
     s = h.sol.stats
     return Response(
         register!(HANDLES, h), Int(h.sol.retcode), length(h.t), 0,
         (s.nf, s.njacs, s.naccept, s.nreject, s.nsolve, s.nnonliniter),
         pointer(h.t), pointer(h.u), pointer(h.source), C_NULL, C_NULL, Float64(h.reached), C_NULL
     )
-end
-
-"Where the noise of a solve lies: `m` processes at `count` times."
-struct PathResponse
-    count::Int64
-    m::Int64
-    t::Ptr{Float64}
-    w::Ptr{Cvoid}
 end
 
 function c_noise_path(

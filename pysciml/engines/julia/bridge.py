@@ -142,6 +142,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "new_noisy": (ct.c_int, _I, _I, _I, _I, _I, _P, _P),
     "solve_noisy": (ct.c_int, _P, ct.c_uint64, _P),
     "solve_jumps": (ct.c_int, _P, _P, _P),
+    "solve_along": (ct.c_int, _P, _P, _P),
     "noise_path": (ct.c_int, _I, _P, _P),
     "new_events": (ct.c_int, _I, _P, _I, _P, _P),
     "set_event": (ct.c_int, _I, _I, _I, _P, _I, _P, _I, _P),
@@ -255,11 +256,12 @@ class Bridge:
         progress: Callable[[float], None] | None = None,
         seed: int | None = None,
         jumps: int | None = None,
+        along: int | None = None,
     ) -> Response:
         """Solve; ``request`` is a packed ``REQUEST`` whose arrays the caller keeps alive.
 
-        With ``seed`` (> 0) a stochastic equation; with ``jumps``, the address of a
-        ``JumpRequest``, one with jumps.
+        With ``seed`` (> 0) a stochastic equation; ``along`` is the address of a path of its noise;
+        with ``jumps``, the address of a ``JumpRequest``, one with jumps.
         """
         require_this_process()
         memory = ct.create_string_buffer(RESPONSE.size)
@@ -269,6 +271,8 @@ class Bridge:
             solve, what = self._solve_noisy, (request, seed, memory)  # type: ignore[attr-defined]
         if jumps is not None:
             solve, what = self._solve_jumps, (request, jumps, memory)  # type: ignore[attr-defined]
+        if along is not None:
+            solve, what = self._solve_along, (request, along, memory)  # type: ignore[attr-defined]
         status = self.interruptibly(lambda: solve(*what), progress)
         fields = RESPONSE.unpack(memory.raw)
         if status != OK:

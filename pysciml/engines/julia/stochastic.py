@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes as ct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -58,7 +58,9 @@ def check_stochastic(problem_kind: str, alg: Algorithm | None) -> None:
 
 
 def default_algorithm(problem: FlatProblem) -> Algorithm:
-    """StochasticDiffEq's own choice: SOSRI, and LambaEM for general noise."""
+    """StochasticDiffEq's own choice: SOSRI, and LambaEM for general noise; RKMil along a path."""
+    if problem.noise is not None and problem.columns <= 0:
+        return algorithm("RKMil")()
     return algorithm("LambaEM" if problem.columns > 0 else "SOSRI")()
 
 
@@ -82,6 +84,8 @@ def _require_fit(problem: FlatProblem, alg: Algorithm, options: SolveOptions) ->
             f"{alg.name} has no gradients: they are pathwise, along the steps of {_WORKS}; name "
             "one of these, or solve in torch.no_grad()."
         )
+    if problem.noise is not None and alg.name not in PATHWISE:
+        raise EngineError(f"{alg.name} cannot follow a NoiseGrid; use {_WORKS}.")
     if options.sensealg is not None:
         raise InputError(
             f"sensealg is {options.sensealg!r}, but gradients of an SDEProblem are pathwise, by "
@@ -112,8 +116,10 @@ def solve(
     number = engine.object(*algorithm_expression(alg, "sde"))
     request, keep = engine.request(model, number, 0, problem, options)
     assert options.seed is not None
+    along, kept = _path(problem)
     with engine.first(functions, ("solve", number, problem.columns, options.gradient)):
-        response = engine.bridge.solve(request, options.progress, options.seed + 1)
+        response = engine.bridge.solve(request, options.progress, options.seed + 1, along)
+    del kept
     if options.progress is not None:
         options.progress(response.t_reached)
     del keep
@@ -121,6 +127,16 @@ def solve(
     made.handle.parts = parts
     made.stats.nf = made.stats.nf or None  # StochasticDiffEq does not count for all algorithms
     return made
+
+
+def _path(problem: FlatProblem) -> tuple[int | None, Any]:
+    """The address of the path that the noise is to follow, and what must stay alive for it."""
+    if problem.noise is None:
+        return None, None
+    times, values = problem.noise
+    values = np.ascontiguousarray(values, problem.dtype)
+    path = PathResponse(len(times), values.shape[1], address(times), address(values))
+    return ct.addressof(path), (path, times, values)
 
 
 def noise_path(engine: JuliaEngine, solution: FlatSolution) -> tuple[Array, Array]:

@@ -1,0 +1,112 @@
+"""Brownian motion that is drawn where it is asked for."""
+
+from __future__ import annotations
+
+import bisect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pysciml.errors import EngineError, InputError
+
+__all__ = ["BrownianInterval", "brownian_interval_like"]
+
+
+class BrownianInterval:
+    """A Brownian motion on [t0, t1]: ``bm(ta, tb)`` is its increment, (batch, m), from ta to tb.
+
+    Parameters
+    ----------
+    t0, t1 : numbers
+    size : tuple of int
+    dtype, device : of the increments
+    entropy : int, optional
+        Equal entropies and queries give equal increments; drawn from torch's generator where None.
+    W : tensor of ``size``, optional
+        The increment over the whole interval; drawn where None.
+    levy_area_approximation : "none"
+        Areas are not drawn: no method of the julia engine asks a given motion for them.
+    dt, tol, pool_size, cache_size, halfway_tree, H
+        torchsde's, without effect: values are kept, each new one drawn between its neighbours by
+        the Brownian bridge.
+    """
+
+    def __init__(
+        self, t0: Any = 0.0, t1: Any = 1.0, size: Any = None, dtype: torch.dtype | None = None,
+        device: Any = None, entropy: int | None = None, dt: Any = None, tol: float = 0.0,
+        pool_size: int = 8, cache_size: int | None = 45, halfway_tree: bool = False,
+        levy_area_approximation: str = "none", W: Tensor | None = None, H: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        if not float(t0) < float(t1):
+            raise InputError(f"t0 is {float(t0):g} and t1 {float(t1):g}; give t0 < t1.")
+        if size is None and W is None:
+            raise InputError("size is missing; give the shape (batch, m) of the increments.")
+        if levy_area_approximation != "none":
+            raise EngineError(
+                f"levy_area_approximation is {levy_area_approximation!r}, but the julia engine's "
+                "methods read a given motion's increments alone; leave it out, or solve by "
+                "torchsde itself."
+            )
+        self.shape = torch.Size(size) if W is None else W.shape
+        self.dtype = W.dtype if W is not None else dtype or torch.get_default_dtype()
+        self.device = torch.device("cpu" if device is None else device)
+        self.entropy = int(torch.randint(2**62, ())) if entropy is None else int(entropy)
+        self.levy_area_approximation = "none"
+        self._generator = torch.Generator().manual_seed(self.entropy % 2**63)
+        self._times = [float(t0), float(t1)]
+        span = self._times[1] - self._times[0]
+        end = self._normal() * span**0.5 if W is None else W.detach().cpu().double()
+        self._values = [torch.zeros_like(end), end]
+
+    def size(self) -> torch.Size:
+        return self.shape
+
+    def _normal(self) -> Tensor:
+        return torch.randn(self.shape, generator=self._generator, dtype=torch.float64)
+
+    def _at(self, t: float) -> Tensor:
+        times, values = self._times, self._values
+        i = bisect.bisect_left(times, t)
+        if i < len(times) and times[i] == t:
+            return values[i]
+        if not 0 < i < len(times):
+            raise InputError(
+                f"t = {t:g} lies outside the Brownian motion, which covers [{times[0]:g}, "
+                f"{times[-1]:g}]."
+            )
+        a, b = times[i - 1], times[i]
+        part = (t - a) / (b - a)
+        mean = values[i - 1] + part * (values[i] - values[i - 1])
+        drawn = mean + self._normal() * ((t - a) * (b - t) / (b - a)) ** 0.5
+        times.insert(i, t)
+        values.insert(i, drawn)
+        return drawn
+
+    def __call__(
+        self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False
+    ) -> Tensor:
+        """W(tb) - W(ta); from t0 to ``ta`` where ``tb`` is None."""
+        if return_U or return_A:
+            raise EngineError("This Brownian motion draws increments only, no areas.")
+        first, last = (self._times[0], float(ta)) if tb is None else (float(ta), float(tb))
+        if first > last:
+            raise InputError(f"ta = {first:g} is after tb = {last:g}; give ta <= tb.")
+        end = self._at(last)
+        return (end - self._at(first)).to(self.device, self.dtype)
+
+    def __repr__(self) -> str:
+        return (
+            f"BrownianInterval(t0={self._times[0]:g}, t1={self._times[-1]:g}, "
+            f"size={tuple(self.shape)}, entropy={self.entropy})"
+        )
+
+
+def brownian_interval_like(y: Tensor, size: Any = None, **options: Any) -> BrownianInterval:
+    """A motion like ``y`` (shape, dtype, device); ``options`` as :class:`BrownianInterval`."""
+    given: dict[str, Any] = {
+        "size": y.shape if size is None else size,
+        "dtype": y.dtype,
+        "device": y.device,
+    }
+    return BrownianInterval(**(given | options))
