@@ -199,14 +199,13 @@ def test_float32() -> None:
 
 
 @julia
-def test_callbacks() -> None:
+@pytest.mark.parametrize("alg", [ps.Tsit5(), ps.Rodas5P()], ids=repr)
+def test_callbacks(alg: Any) -> None:
     stop = ps.ContinuousCallback(lambda u, p, t: u[0] - 0.5, ps.terminate)
-    sol = ps.solve(linear(tau=0.7, a=1.0), ps.MethodOfSteps(ps.Tsit5()), callback=stop, **TIGHT)
+    sol = ps.solve(linear(tau=0.7, a=1.0), ps.MethodOfSteps(alg), callback=stop, **TIGHT)
     assert sol.retcode == "Terminated" and abs(sol.t[-1].item() - 0.5) < 1e-9
     kick = ps.PresetTimeCallback([0.5], lambda u, p, t: u + 1.0)
-    sol = ps.solve(
-        linear(a=1.0), ps.MethodOfSteps(ps.Tsit5()), callback=kick, saveat=[1.0, 1.4], **TIGHT
-    )
+    sol = ps.solve(linear(a=1.0), ps.MethodOfSteps(alg), callback=kick, saveat=[1.0, 1.4], **TIGHT)
     # 1 - t to 0.7, then minus the integral of 1 - s, and of the kick from 1.2 on
     plain = by_steps([1.0, 1.4], a=1.0) + 1.0
     fixed = [

@@ -174,6 +174,20 @@ def test_states_as_trees_and_closures() -> None:
             assert abs(gradient.reshape(-1)[i].item() - difference) < 1e-7 * (1 + abs(difference))
 
 
+def test_changes_of_a_solution_at_rest() -> None:
+    """The solver's steps have no bound there; a change of u0 oscillates all the same."""
+    u0 = f64([0.0], grad=True)
+    prob = ps.DDEProblem(
+        lambda u, h, p, t: -1.5 * h(p, t - 1.0), u0, lambda p, t: f64([0.0]), (0.0, 20.0)
+    )
+    times = f64(3.5, 9.2, 20.0)
+    sol = ps.solve(prob, TSIT5, abstol=1e-8, reltol=1e-8, saveat=times, engine="julia")
+    for t, u in zip(times.tolist(), sol.u[:, 0], strict=True):
+        (gradient,) = torch.autograd.grad(u, u0, retain_graph=True)
+        want = sum((-1.5) ** k * max(t - k, 0.0) ** k / math.factorial(k) for k in range(21))
+        assert abs(gradient.item() - want) < 1e-5 * (1 + abs(want))
+
+
 def test_gradcheck() -> None:
     def u(x: Tensor, p: Tensor) -> Tensor:
         return ps.solve(
@@ -215,3 +229,41 @@ def test_gradients_through_callbacks_are_refused() -> None:
     kick = ps.PresetTimeCallback([0.5], lambda u, p, t: u + 1.0)
     with pytest.raises(EngineError, match="do not go through callbacks"):
         ps.solve(prob, TSIT5, callback=kick, engine="julia")
+
+
+@pytest.mark.parametrize("lag", [0.02, 0.5])
+def test_many_states(lag: float) -> None:
+    """More than the stages' equations are formed for; one lag depends on the state."""
+    torch.manual_seed(2)
+    mix = torch.randn(60, 60, dtype=F64) / 8
+    start = torch.linspace(-1.0, 1.0, 60, dtype=F64)
+
+    def f(u: Any, h: Any, p: Any, t: Any) -> Any:
+        late = h(p, t - p[1])
+        return torch.tanh(mix @ late) - p[0] * u * h(p, t - 0.3 - 0.2 * torch.sigmoid(u[0]))
+
+    def loss(x: Tensor) -> Tensor:
+        history = lambda p, t: p[2] * torch.cos(t) * start
+        prob = ps.DDEProblem(f, start * x[2], history, (0.0, 1.5), x)
+        return (ps.solve(prob, TSIT5, saveat=[0.4, 1.5], **TIGHT).u ** 2).sum()
+
+    check(loss, f64(0.8, lag, 0.9))
+
+
+def test_stiff_equation_with_many_states() -> None:
+    """Diffusion along a rod, whose fast modes the products do not settle: formed after all."""
+    n = 50
+    spread = torch.diag(torch.full((n - 1,), 1.0, dtype=F64), 1)
+    laplacian = 400.0 * (spread + spread.T - 2.0 * torch.eye(n, dtype=F64))
+
+    def f(u: Any, h: Any, p: Any, t: Any) -> Any:
+        return p[0] * (laplacian @ u) + p[1] * h(p, t - p[2]) * (1 - u)
+
+    def loss(x: Tensor) -> Tensor:
+        u0 = torch.sin(torch.linspace(0.0, 3.0, n, dtype=F64))
+        alg = ps.MethodOfSteps(ps.Rodas5P())
+        prob = ps.DDEProblem(f, u0, lambda p, t: u0, (0.0, 2.0), x)
+        u = ps.solve(prob, alg, saveat=[1.3, 2.0], abstol=1e-10, reltol=1e-10, engine="julia").u
+        return (u**2).sum()
+
+    check(loss, f64(0.5, 1.5, 0.7), rtol=2e-6, h=1e-3)

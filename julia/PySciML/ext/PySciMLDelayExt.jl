@@ -4,7 +4,7 @@ Delay equations by DelayDiffEq.
 module PySciMLDelayExt
 
 using DelayDiffEq: DelayDiffEq
-using PySciML: Delayed, Event, Options, PySciML, QUIET, all_stops, callback_set, given, watching
+using PySciML: Options, PySciML, QUIET, all_stops, callback_set, cap_first_step!, given, watching
 using SciMLBase: CallbackSet, DDEProblem, ReturnCode, SciMLBase
 
 function PySciML.start_of(h::DelayDiffEq.HistoryFunction)
@@ -28,6 +28,7 @@ function PySciML.integrate(
     )
     integrator = isnan(o.dt) ? SciMLBase.__init(prob, alg; common...) :
         SciMLBase.__init(prob, alg; common..., dt = o.dt)
+    SciMLBase.has_tstop(integrator) && cap_first_step!(integrator)
     SciMLBase.solve!(integrator)
     sol = integrator.sol
     # that it was ended is forgotten (DelayDiffEq 6.0)

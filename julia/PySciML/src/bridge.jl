@@ -184,6 +184,7 @@ include("stochastic.jl")
 include("pathwise.jl")
 include("delayed.jl")
 include("delayed_adjoint.jl")
+include("delayed_mesh.jl")
 include("jumps.jl")
 
 """

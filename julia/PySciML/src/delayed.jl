@@ -9,7 +9,7 @@ The functions of a delay equation over one data vector, all of them of `(x, p, t
 `x = [u; u(s_1); ...; u(s_K)]`: the right-hand side `rhs`; the times `asked` `s_1, ..., s_K`, which
 depend on `u`, `p` and `t`; the `history` at `t`, which depends on `p` and `t`; and all of them one
 after the other (`whole`). `moved` says what moves each lag `t - s_k` besides p: 0 nothing, 1 the
-time, 2 the state.
+time, 2 the state; `times_by_p` and `history_by_p`, whether p moves the times and the history.
 """
 struct Delayed{T}
     whole::Functions{T}
@@ -17,21 +17,27 @@ struct Delayed{T}
     asked::Functions{T}
     history::Functions{T}
     moved::Vector{Int}
+    times_by_p::Bool
+    history_by_p::Bool
     n::Int
     x::Vector{T}
     s::Vector{T}
     at::Vector{T}
 end
-function delayed(whole::Functions{T}, rhs, asked, history, moved::Vector{Int}, n) where {T}
+function delayed(
+        whole::Functions{T}, rhs, asked, history, moved::Vector{Int}, times_by_p, history_by_p, n
+    ) where {T}
     over_(f) = over(f, data(whole))
     return Delayed{T}(
-        whole, over_(rhs), over_(asked), over_(history), moved, n,
+        whole, over_(rhs), over_(asked), over_(history), moved, times_by_p, history_by_p, n,
         zeros(T, n * (1 + length(moved))), zeros(T, length(moved)), zeros(T, n)
     )
 end
 data(d::Delayed) = data(d.whole)
-clone(d::Delayed) =
-    delayed(clone(d.whole), clone(d.rhs), clone(d.asked), clone(d.history), d.moved, d.n)
+clone(d::Delayed) = delayed(
+    clone(d.whole), clone(d.rhs), clone(d.asked), clone(d.history), d.moved, d.times_by_p,
+    d.history_by_p, d.n
+)
 
 "The `k`-th delayed value within `x`."
 range_of(d::Delayed, k) = (k * d.n + 1):((k + 1) * d.n)
@@ -152,15 +158,16 @@ function problem(m::Model{T, <:Delayed}, u0, p, tspan, ::Nothing, ::Nothing) whe
     )
 end
 
-# `parts`: the right-hand side, the times and the history; `moved` as in `Delayed`.
+# `flags`: `moved` of each delayed time, then `times_by_p` and `history_by_p`, as in `Delayed`.
 function c_new_delayed(
-        functions::Int64, rhs::Int64, asked::Int64, history::Int64, n::Int64, moved::Ptr{Int64},
+        functions::Int64, rhs::Int64, asked::Int64, history::Int64, n::Int64, flags::Ptr{Int64},
         k::Int64, id::Ptr{Int64}, message::Ptr{Ptr{UInt8}}
     )::Cint
     return guarded(message) do
+        values = vector(Int, flags, k)
         made = delayed(
             (lookup(FUNCTIONS, i) for i in (functions, rhs, asked, history))...,
-            vector(Int, moved, k), Int(n)
+            values[1:(end - 2)], values[end - 1] != 0, values[end] != 0, Int(n)
         )
         unsafe_store!(id, register!(MODELS, Model(made, n)))
     end

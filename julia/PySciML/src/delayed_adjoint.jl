@@ -28,8 +28,12 @@ const DELAY_C, DELAY_B = radau(STAGES)
 integral(l, theta) = theta * evalpoly(theta, ntuple(m -> DELAY_B[m, l], STAGES))
 const DELAY_A = [integral(l, c) for c in DELAY_C, l in 1:STAGES]
 
+"States up to which the stages' equations are formed and factored; more are solved by products."
+const FORMED = 48
+
 # What the way back works with. `starts` and `stages` hold cotangents of the polynomials: of their
-# values at the beginning of each step, and of their slopes at its nodes.
+# values at the beginning of each step, and of their slopes at its nodes. What stands below `gap` is
+# of one step, one column a node.
 struct DelayedSweep{T, S}
     d::Delayed{T}
     sol::S
@@ -37,91 +41,42 @@ struct DelayedSweep{T, S}
     mesh::Vector{T}
     passing::Vector{Vector{Int}}
     same::T                          # how near two times count as the same
+    tolerance::T                     # of what is solved by products
     starts::Matrix{T}
     stages::Array{T, 3}
     rate::Gathered{T}
     asked::Gathered{T}
     history::Gathered{T}
     gap::Bool                        # the state jumps at t0, from the history to u0
-    lags_move::Bool                  # whether what moves lags has to be followed
-    full::NTuple{STAGES, Matrix{T}}  # Jacobians of the rate by x, at the nodes
-    times::Matrix{T}                 # that of the delayed times
-    slope::Vector{T}
-    at::Matrix{T}                    # the delayed times at the nodes
-    middle::Vector{T}
-    system::Matrix{T}
-    w::Vector{T}
-    q::Vector{T}
+    lags_move::Bool                  # whether p or the state moves lags
+    x::Matrix{T}
+    at::Matrix{T}                    # the delayed times
+    slopes::Array{T, 3}              # of the state there
+    by_state::Array{T, 3}            # of the delayed times by u
+    middle::Vector{T}                # the delayed times in the middle of the step
+    times::Matrix{T}
+    w::Vector{T}                     # cotangents of the slopes at the nodes
+    v::Matrix{T}                     # and those of x that they give
+    formed::Vector{Matrix{T}}        # Jacobians by x at the nodes and the stages' matrix, if formed
+    one::NTuple{3, Vector{T}}        # of one node: w, x, v
 end
 
-function DelayedSweep(h::Handle{T}, lags_move::Bool) where {T}
+function DelayedSweep(h::Handle{T}, reltol) where {T}
     d, sol, p = h.model.functions, h.sol, h.prob.p
     n, width, asks = d.n, length(d.x), length(d.s)
     same = 64 * eps(max(abs(first(sol.t)), abs(last(sol.t))))
-    mesh, passing = delayed_mesh(d, sol, p, same)
+    mesh, passing = delayed_mesh(d, sol, p, same, reltol)
     steps = length(mesh) - 1
     d.history.value(d.at, d.x, p, mesh[1])
     return DelayedSweep{T, typeof(sol)}(
-        d, sol, p, mesh, passing, same, zeros(T, n, steps + 1), zeros(T, n, STAGES, steps),
+        d, sol, p, mesh, passing, same, clamp(T(reltol) / 1000, 100 * eps(T), T(1.0e-6)),
+        zeros(T, n, steps + 1), zeros(T, n, STAGES, steps),
         Gathered(d.rhs, p, width, n), Gathered(d.asked, p, width, asks),
-        Gathered(d.history, p, width, n), d.at != h.prob.u0, lags_move,
-        ntuple(_ -> zeros(T, n, width), STAGES), zeros(T, asks, width), zeros(T, n),
-        zeros(T, asks, STAGES), zeros(T, asks), zeros(T, n * STAGES, n * STAGES),
-        zeros(T, n * STAGES), zeros(T, n)
+        Gathered(d.history, p, width, n), d.at != h.prob.u0, d.times_by_p || any(==(2), d.moved),
+        zeros(T, width, STAGES), zeros(T, asks, STAGES), zeros(T, n, asks, STAGES),
+        zeros(T, n, asks, STAGES), zeros(T, asks), zeros(T, asks, width), zeros(T, n * STAGES),
+        zeros(T, width, STAGES), Matrix{T}[], (zeros(T, n), zeros(T, width), zeros(T, width))
     )
-end
-
-# The solver's steps, cut where a delayed time passes t0 unless that is the end of a step; and for
-# each point of this mesh the delayed times that pass t0 there.
-function delayed_mesh(d::Delayed{T}, sol, p, same) where {T}
-    steps, t0 = unique(sol.t), first(sol.t)
-    mesh, passing = copy(steps), Tuple{T, Int}[]
-    ahead(t, k) = asked_times!(d, sol(t; continuity = :left), p, t)[k] > t0
-    for k in eachindex(d.moved)
-        past = ahead(t0, k)
-        for i in 1:(length(steps) - 1)
-            now = ahead(steps[i + 1], k)
-            now == past && continue
-            a, b = steps[i], steps[i + 1]
-            while b - a > 2 * eps(b)
-                t = (a + b) / 2
-                ahead(t, k) == past ? (a = t) : (b = t)
-            end
-            past = now
-            j = clamp(searchsortedfirst(mesh, b), 2, length(mesh))
-            near = abs(mesh[j - 1] - b) < abs(mesh[j] - b) ? j - 1 : j
-            if abs(mesh[near] - b) <= same
-                b = mesh[near]
-            else
-                insert!(mesh, searchsortedfirst(mesh, b), b)
-            end
-            push!(passing, (b, k))
-        end
-    end
-    return mesh, [[k for (at, k) in passing if at == t] for t in mesh]
-end
-asked_times!(d::Delayed, u, p, t) =
-    (copyto!(d.x, 1, u, 1, d.n); d.asked.value(d.s, d.x, p, t); d.s)
-
-# The step whose polynomial holds the state at s, and where s lies in it. At the steps' ends, where
-# slopes may jump, `middle` tells which of the two steps: the delayed time in the middle of the step
-# that s is asked for in.
-function place(b::DelayedSweep{T}, s, middle = s) where {T}
-    mesh = b.mesh
-    i = clamp(searchsortedfirst(mesh, s) - 1, 1, length(mesh) - 1)
-    if mesh[i + 1] - s <= b.same && middle > mesh[i + 1] && i + 1 < length(mesh)
-        i += 1
-    elseif s - mesh[i] <= b.same && middle < mesh[i] && i > 1
-        i -= 1
-    end
-    return i, clamp((s - mesh[i]) / (mesh[i + 1] - mesh[i]), zero(T), one(T))
-end
-
-# The state or its slope at a place of a step, from within that step.
-function state_in(b::DelayedSweep, i, theta, s, ::Type{D}) where {D}
-    theta == 0 && return b.sol(b.mesh[i], D; continuity = :right)
-    theta == 1 && return b.sol(b.mesh[i + 1], D; continuity = :left)
-    return b.sol(clamp(s, b.mesh[i], b.mesh[i + 1]), D; continuity = :left)
 end
 
 # The cotangent q of the state at a place of a step.
@@ -139,60 +94,42 @@ function scatter!(b::DelayedSweep{T}, i, theta, q) where {T}
     return
 end
 
-# Whether a delayed time is one of the history: none passes t0 within a step.
-before(b::DelayedSweep, middle) = middle < b.mesh[1]
-
-# x and s at a node; `middle` are the delayed times in the middle of the step.
-function gather_node!(b::DelayedSweep, u, t, middle)
-    d, p = b.d, b.p
-    asked_times!(d, u, p, t)
-    index = Dict{eltype(d.s), Int}()
-    for k in eachindex(d.s)
-        get!(index, d.s[k], k)
-    end
-    value! = function (out, s)
-        if before(b, middle[index[s]])
-            d.history.value(out, d.x, p, s)
-        else
-            copyto!(out, state_in(b, place(b, s, middle[index[s]])..., s, Val{0}))
-        end
-    end
-    return gather!(value!, d, u, p, t)
-end
-
-# The derivative of the delayed state by its time, in `slope`.
-function delayed_slope!(b::DelayedSweep, s, middle, t)
-    d = b.d
-    if before(b, middle)
-        d.history.tgrad(b.slope, d.x, b.p, s)
-    else
-        copyto!(b.slope, state_in(b, place(b, s, middle)..., s, Val{1}))
-    end
-    return b.slope
-end
-
-function step_back!(b::DelayedSweep{T}, i) where {T}
-    d, n, p, S = b.d, b.d.n, b.p, b.system
-    from, step = b.mesh[i], b.mesh[i + 1] - b.mesh[i]
-    scatter!(b, i, one(T), view(b.starts, :, i + 1))
-    iszero(view(b.stages, :, :, i)) && return
-    half = from + step / 2
-    copyto!(b.middle, asked_times!(d, b.sol(half), p, half))
-    fill!(S, zero(T))
-    xs = ntuple(STAGES) do j
-        t = T(from + DELAY_C[j] * step)
-        x = copy(gather_node!(b, b.sol(t; continuity = :left), t, b.middle))
+# The model at the nodes of step i.
+function load_nodes!(b::DelayedSweep{T}, i) where {T}
+    d, n = b.d, b.d.n
+    half = (b.mesh[i] + b.mesh[i + 1]) / 2
+    copyto!(b.middle, asked_times!(d, b.sol(half), b.p, half))
+    for j in 1:STAGES
+        t = node(b, i, j)
+        copyto!(view(b.x, :, j), gather_node!(b, b.sol(t; continuity = :left), t, b.middle))
         copyto!(view(b.at, :, j), d.s)
-        full = b.full[j]
-        d.rhs.jac(full, x, p, t)
-        if b.lags_move                # by the state: a part of the Jacobian by u
-            d.asked.jac(b.times, x, p, t)
-            for k in eachindex(d.s)
-                d.moved[k] == 2 || continue
-                delayed_slope!(b, b.at[k, j], b.middle[k], t)
-                effect = view(full, :, range_of(d, k)) * b.slope
-                mul!(view(full, :, 1:n), effect, view(b.times, k, 1:n)', true, true)
-            end
+        b.lags_move || continue
+        for k in eachindex(d.s)
+            delayed_slope!(view(b.slopes, :, k, j), b, b.at[k, j], b.middle[k])
+        end
+        any(==(2), d.moved) || continue
+        d.asked.jac(b.times, d.x, b.p, t)
+        b.by_state[:, :, j] .= view(b.times, :, 1:n)'
+    end
+    return
+end
+node(b::DelayedSweep{T}, i, j) where {T} =
+    T(b.mesh[i] + DELAY_C[j] * (b.mesh[i + 1] - b.mesh[i]))
+
+# Jacobians by x at the nodes, and the matrix of the stages' equations.
+function form!(b::DelayedSweep{T}, i) where {T}
+    d, n, step = b.d, b.d.n, b.mesh[i + 1] - b.mesh[i]
+    isempty(b.formed) && append!(
+        b.formed, (zeros(T, n, length(d.x)) for _ in 1:STAGES), (zeros(T, n * STAGES, n * STAGES),)
+    )
+    S = fill!(b.formed[end], zero(T))
+    for j in 1:STAGES
+        full = b.formed[j]
+        d.rhs.jac(full, copyto!(b.one[2], view(b.x, :, j)), b.p, node(b, i, j))
+        for k in eachindex(d.s)
+            d.moved[k] == 2 || continue
+            effect = view(full, :, range_of(d, k)) * view(b.slopes, :, k, j)
+            mul!(view(full, :, 1:n), effect, view(b.by_state, :, k, j)', true, true)
         end
         for l in 1:STAGES
             block = view(S, ((j - 1) * n + 1):(j * n), ((l - 1) * n + 1):(l * n))
@@ -203,53 +140,125 @@ function step_back!(b::DelayedSweep{T}, i) where {T}
                 axpy!(-step * T(integral(l, theta)), view(full, :, range_of(d, k)), block)
             end
         end
-        x
     end
     for r in axes(S, 1)
         S[r, r] += one(T)
     end
-    copyto!(b.w, view(b.stages, :, :, i))
-    ldiv!(lu!(S; check = false)', b.w)
-    all(isfinite, b.w) || error(
-        "the adjoint's stage equations are singular: the model's Jacobian is not finite on the " *
-            "solution"
-    )
+    return S
+end
+
+# The cotangents of x at the nodes, in `v`, that those of the slopes there give.
+function pull_nodes!(b::DelayedSweep, i, ws, formed::Bool)
+    d, n = b.d, b.d.n
+    w, x, v = b.one
     for j in 1:STAGES
-        node_back!(b, i, j, xs[j], T(from + DELAY_C[j] * step))
+        copyto!(w, 1, ws, (j - 1) * n + 1, n)
+        if formed
+            mul!(view(b.v, :, j), b.formed[j]', w)
+            continue
+        end
+        d.rhs.vjp(v, w, copyto!(x, view(b.x, :, j)), b.p, node(b, i, j))
+        for k in eachindex(d.s)
+            d.moved[k] == 2 || continue
+            c = dot(view(b.slopes, :, k, j), view(v, range_of(d, k)))
+            axpy!(c, view(b.by_state, :, k, j), view(v, 1:n))
+        end
+        copyto!(view(b.v, :, j), v)
+    end
+    return b.v
+end
+
+# What the slopes at the nodes of step i do to each other, transposed.
+function coupled!(out, b::DelayedSweep{T}, i, ws) where {T}
+    d, n, step = b.d, b.d.n, b.mesh[i + 1] - b.mesh[i]
+    pull_nodes!(b, i, ws, false)
+    fill!(out, zero(T))
+    for j in 1:STAGES, l in 1:STAGES
+        to = view(out, ((l - 1) * n + 1):(l * n))
+        axpy!(step * T(DELAY_A[j, l]), view(b.v, 1:n, j), to)
+        for k in eachindex(d.s)
+            own, theta = within(b, i, j, k)
+            own && axpy!(step * T(integral(l, theta)), view(b.v, range_of(d, k), j), to)
+        end
+    end
+    return out
+end
+
+function step_back!(b::DelayedSweep{T}, i) where {T}
+    d, n = b.d, b.d.n
+    scatter!(b, i, one(T), view(b.starts, :, i + 1))
+    right = vec(b.stages[:, :, i])
+    iszero(right) && return
+    load_nodes!(b, i)
+    formed = n <= FORMED
+    formed || solved_by_products!(b.w, (out, w) -> coupled!(out, b, i, w), right, b.tolerance) ||
+        (formed = true)
+    if formed
+        ldiv!(lu!(form!(b, i); check = false)', copyto!(b.w, right))
+        all(isfinite, b.w) || error(
+            "the adjoint's stage equations are singular: the model's Jacobian is not finite on " *
+                "the solution"
+        )
+    end
+    pull_nodes!(b, i, b.w, formed)
+    for j in 1:STAGES
+        node_back!(b, i, j)
     end
     return
 end
 
+# `x - coupled(x) = right` by GMRES (Saad and Schultz, SIAM J. Sci. Stat. Comput. 7, 1986); false
+# where that takes more than a few products.
+function solved_by_products!(x, coupled!::F, right::Vector{T}, tolerance) where {F, T}
+    most, size = 24, norm(right)
+    basis, H = [right ./ size], zeros(T, most + 1, most)
+    for k in 1:most
+        new = basis[k] .- coupled!(similar(right), basis[k])
+        for i in 1:k
+            H[i, k] = dot(basis[i], new)
+            axpy!(-H[i, k], basis[i], new)
+        end
+        H[k + 1, k] = norm(new)
+        isfinite(H[k + 1, k]) || return false
+        target = [size; zeros(T, k)]
+        y = H[1:(k + 1), 1:k] \ target
+        if norm(H[1:(k + 1), 1:k] * y .- target) <= tolerance * size
+            fill!(x, zero(T))
+            foreach((c, v) -> axpy!(c, v, x), y, basis)
+            return true
+        end
+        push!(basis, new ./ H[k + 1, k])
+    end
+    return false
+end
+
 # Whether the k-th delayed state at node j lies within step i itself, and where.
 function within(b::DelayedSweep{T}, i, j, k) where {T}
-    s = b.at[k, j]
     before(b, b.middle[k]) && return false, zero(T)
-    m, theta = place(b, s, b.middle[k])
+    m, theta = place(b, b.at[k, j], b.middle[k])
     return m == i, theta
 end
 
 # What the cotangent of the slope at a node does to all that the slope depends on.
-function node_back!(b::DelayedSweep{T}, i, j, x, t) where {T}
-    d, n, full = b.d, b.d.n, b.full[j]
-    w = b.w[((j - 1) * n + 1):(j * n)]
-    mul!(view(b.starts, :, i), view(full, :, 1:n)', w, true, true)
-    copyto!(d.x, x)
+function node_back!(b::DelayedSweep{T}, i, j) where {T}
+    d, n, t = b.d, b.d.n, node(b, i, j)
+    w, x, _ = b.one
+    copyto!(w, 1, b.w, (j - 1) * n + 1, n)
+    copyto!(x, view(b.x, :, j))
+    view(b.starts, :, i) .+= view(b.v, 1:n, j)
     gather!(b.rate, one(T), w, x, t)
-    of_times = zeros(T, length(d.s))
     for k in eachindex(d.s)
-        s = b.at[k, j]
-        mul!(b.q, view(full, :, range_of(d, k))', w)
-        if b.lags_move
-            of_times[k] = dot(delayed_slope!(b, s, b.middle[k], t), b.q)
-        end
+        q = b.v[range_of(d, k), j]
         if before(b, b.middle[k])
-            gather!(b.history, one(T), b.q, x, s)
+            d.history_by_p && gather!(b.history, one(T), q, x, b.at[k, j])
             continue
         end
-        m, theta = place(b, s, b.middle[k])
-        m == i ? (view(b.starts, :, i) .+= b.q) : scatter!(b, m, theta, b.q)
+        m, theta = place(b, b.at[k, j], b.middle[k])
+        m == i ? (view(b.starts, :, i) .+= q) : scatter!(b, m, theta, q)
     end
-    b.lags_move && gather!(b.asked, one(T), of_times, x, t)
+    d.times_by_p || return
+    of_times = [dot(view(b.slopes, :, k, j), view(b.v, range_of(d, k), j)) for k in eachindex(d.s)]
+    gather!(b.asked, one(T), of_times, x, t)
     return
 end
 
@@ -292,14 +301,16 @@ function adjoint(
     densify!(h)
     return lock(h.model.lock) do
         copyto!(data(h.model.functions), h.c)
-        delayed_adjoint(h, ts, cotangents)
+        delayed_adjoint(h, ts, cotangents, reltol)
     end
 end
 
-function delayed_adjoint(h::Handle{T}, ts::Vector{T}, cotangents::Matrix{T}) where {T}
+function delayed_adjoint(
+        h::Handle{T}, ts::Vector{T}, cotangents::Matrix{T}, reltol
+    ) where {T}
     d, u0, watch = h.model.functions, h.prob.u0, Watch()
     t0 = h.prob.tspan[1]
-    b = DelayedSweep(h, true)
+    b = DelayedSweep(h, reltol)
     for (j, t) in enumerate(ts)
         scatter!(b, place(b, t)..., view(cotangents, :, j))
     end

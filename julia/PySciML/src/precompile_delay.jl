@@ -31,7 +31,7 @@ end
 function workload_delay_model(moved::Int = 0)
     made(f) = Functions{Float64}(Kinds.loader(f, Float64))
     parts = map(made, (Delays.RATE, Delays.RATE, Delays.ASKED, Delays.HISTORY))
-    return Model(delayed(parts..., [moved], 2), 2)
+    return Model(delayed(parts..., [moved], true, true, 2), 2)
 end
 
 """

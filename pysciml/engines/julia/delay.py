@@ -60,12 +60,13 @@ def solve(
     """See :meth:`pysciml.engines.base.Engine.solve`."""
     _require_gradients(problem, options)
     alg = method_of_steps(alg)
-    moved = what_moves(problem)
+    moves = [*what_moves(problem), *(_by_parameters(f) for f in problem.parts[1:])]
     functions = engine.functions(problem.functions, "ode", problem.dtype)
     parts = tuple(engine.functions(f, "ode", problem.dtype) for f in problem.parts)
     for f in (functions, *parts):
         f.use(problem.p, problem.c)
-    model = functions.model_of_delay(len(problem.u0), parts, moved)
+    flags = np.array(moves, np.int64)
+    model = functions.model_of_delay(len(problem.u0), parts, flags)
     number = engine.object(*algorithm_expression(alg, "dde"))
     events = engine.events(problem)
     request, keep = engine.request(model, number, events.number if events else 0, problem, options)
@@ -102,13 +103,14 @@ def what_moves(problem: FlatProblem) -> npt.NDArray[np.int64]:
     """
     asked, n = problem.parts[1], len(problem.u0)
     by_state = _by_state(asked, n, problem)
-    lags = np.stack([_lags(asked, problem, t) for t in _times(problem)])
+    times = np.linspace(problem.t0, problem.t1, _SAMPLES)
+    lags = _lags(asked, problem, times)
     rounding = 1e-9 if problem.dtype == "float64" else 1e-4
     constant = np.ptp(lags, axis=0) <= rounding * np.maximum(1.0, np.abs(lags).max(axis=0))
     constant &= _slope_is_one(asked) & ~by_state
     for k in np.nonzero(~by_state)[0]:
         i = int(np.argmin(lags[:, k]))
-        lag, t = lags[i, k], _times(problem)[i]
+        lag, t = lags[i, k], times[i]
         if lag < -1e-12 or (constant[k] and lag < 1e-12):
             raise InputError(
                 f"call {k + 1} of h in f asks for t = {t - lag:g} at t = {t:g}, a lag of {lag:g}, "
@@ -117,24 +119,23 @@ def what_moves(problem: FlatProblem) -> npt.NDArray[np.int64]:
     return np.where(by_state, BY_STATE, np.where(constant, BY_NOTHING, BY_TIME)).astype(np.int64)
 
 
-def _times(problem: FlatProblem) -> Array:
-    return np.linspace(problem.t0, problem.t1, _SAMPLES)
-
-
-def _lags(asked: Functions, problem: FlatProblem, t: float, shift: float = 0.0) -> Array:
+def _lags(asked: Functions, problem: FlatProblem, times: Array, shift: float = 0.0) -> Array:
+    """The lags at u0 (moved by ``shift``) and these times: array (len(times), K)."""
     x = np.zeros(asked.sizes["u"])
     x[: len(problem.u0)] = problem.u0 + shift
-    out = np.empty(asked.n_out)
+    out = np.empty((len(times), asked.n_out))
     with np.errstate(all="ignore"):
-        asked.bind("value", problem.p, problem.c)(x, t, out)
-    return t - out
+        value = asked.bind("value", problem.p, problem.c)
+        for t, row in zip(times, out, strict=True):
+            value(x, t, row)
+    return times[:, None] - out
 
 
 def _by_state(asked: Functions, n: int, problem: FlatProblem) -> npt.NDArray[np.bool_]:
     pattern = asked.sparsity("u") if asked.kernels is not None else None
     if pattern is None:  # unknown: as far as values show it
-        moved = _lags(asked, problem, problem.t0, 0.1) != _lags(asked, problem, problem.t0)
-        return np.asarray(moved)
+        at = np.array([problem.t0])
+        return np.asarray(_lags(asked, problem, at, 0.1)[0] != _lags(asked, problem, at)[0])
     dense = np.asarray(pattern.toarray()) != 0
     for k in range(len(dense)):
         if dense[k, n:].any():
@@ -143,6 +144,12 @@ def _by_state(asked: Functions, n: int, problem: FlatProblem) -> npt.NDArray[np.
                 "which is not supported; let the times depend on u, p and t only."
             )
     return np.asarray(dense[:, :n].any(axis=1))
+
+
+def _by_parameters(f: Functions) -> bool:
+    """Whether parameters (or closed-over tensors that require grad) move a function's value."""
+    pattern = f.sparsity("p") if f.kernels is not None else None
+    return pattern is None or pattern.nnz > 0
 
 
 def _slope_is_one(asked: Functions) -> bool:

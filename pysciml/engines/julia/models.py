@@ -150,13 +150,16 @@ class JuliaFunctions:
         return self._models[key]
 
     def model_of_delay(
-        self, n: int, parts: tuple[JuliaFunctions, ...], moved: npt.NDArray[np.int64]
+        self, n: int, parts: tuple[JuliaFunctions, ...], flags: npt.NDArray[np.int64]
     ) -> int:
-        """The number of the model of a delay equation: rate, times and history; see ``Delayed``."""
-        key = ("delay", *(part.id for part in parts), moved.tobytes())
+        """The number of the model of a delay equation: rate, times and history.
+
+        ``flags``: see ``c_new_delayed``.
+        """
+        key = ("delay", *(part.id for part in parts), flags.tobytes())
         if key not in self._models:
             self._models[key] = self.bridge.number(
-                "new_delayed", self.id, *(part.id for part in parts), n, address(moved), len(moved)
+                "new_delayed", self.id, *(part.id for part in parts), n, address(flags), len(flags)
             )
         return self._models[key]
 

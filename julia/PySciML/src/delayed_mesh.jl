@@ -1,0 +1,145 @@
+# Where the gradients of delay equations look up delayed states: on the solution's mesh, each from
+# within the step that it lies in.
+
+# The solver's steps, cut where a delayed time passes t0 unless that is the end of a step; and for
+# each point of this mesh the delayed times that pass t0 there.
+function delayed_mesh(d::Delayed{T}, sol, p, same, reltol) where {T}
+    steps, t0 = unique(sol.t), first(sol.t)
+    mesh, passing = copy(steps), Tuple{T, Int}[]
+    ahead(t, k) = asked_times!(d, sol(t; continuity = :left), p, t)[k] > t0
+    for k in eachindex(d.moved)
+        past = ahead(t0, k)
+        for i in 1:(length(steps) - 1)
+            now = ahead(steps[i + 1], k)
+            now == past && continue
+            a, b = steps[i], steps[i + 1]
+            while b - a > 2 * eps(b)
+                t = (a + b) / 2
+                ahead(t, k) == past ? (a = t) : (b = t)
+            end
+            past = now
+            j = clamp(searchsortedfirst(mesh, b), 2, length(mesh))
+            near = abs(mesh[j - 1] - b) < abs(mesh[j] - b) ? j - 1 : j
+            if abs(mesh[near] - b) <= same
+                b = mesh[near]
+            else
+                insert!(mesh, searchsortedfirst(mesh, b), b)
+            end
+            push!(passing, (b, k))
+        end
+    end
+    mesh = cut(mesh, d, sol, p, reltol)
+    return mesh, [[k for (at, k) in passing if at == t] for t in mesh]
+end
+
+# A step may be too long for a change of the solution, which has modes that the solution itself does
+# not show (at rest the steps have no bound). It is cut where one is not resolved: the rule's error
+# within a step is about z^6 / 250 000 of a mode z = h lambda. Of those that act at once the fast ones
+# that decay are damped as they should be; delayed ones count by their size.
+function cut(mesh::Vector{T}, d::Delayed{T}, sol, p, reltol) where {T}
+    reach = (T(2.5e5) * SLACK * max(T(reltol), eps(T)))^(1 // 6)
+    rates, out = Rates(d), [mesh[1]]
+    for i in 1:(length(mesh) - 1)
+        a, b = mesh[i], mesh[i + 1]
+        t = (a + b) / 2
+        x = gather!(d, sol(t), p, t) do out, s
+            s < mesh[1] ? d.history.value(out, d.x, p, s) : copyto!(out, sol(s))
+        end
+        need = (b - a) * fastest(rates, d, x, p, t, reach / (b - a))
+        parts = isfinite(need) ? ceil(Int, clamp(need / reach, one(T), T(MOST_PARTS))) : 1
+        append!(out, (a + k * (b - a) / parts for k in 1:(parts - 1)))
+        push!(out, b)
+    end
+    return out
+end
+
+struct Rates{T}
+    full::Matrix{T}
+    w::Vector{T}
+    v::Vector{T}
+end
+Rates(d::Delayed{T}) where {T} = Rates{T}(
+    zeros(T, d.n <= FORMED ? d.n : 0, length(d.x)), T[sin(i) for i in 1:(d.n)], zeros(T, length(d.x))
+)
+
+# How fast the modes are that have to be followed, at least where that is above `least`.
+function fastest(r::Rates{T}, d::Delayed{T}, x, p, t, least) where {T}
+    n, asks = d.n, length(d.s)
+    if n <= FORMED
+        d.rhs.jac(r.full, x, p, t)
+        all(isfinite, r.full) || return zero(T)
+        late = sum(opnorm(r.full[:, range_of(d, k)]) for k in 1:asks)
+        own = r.full[:, 1:n]
+        norm(own) > least || return late
+        return late + maximum(abs(z) for z in eigvals!(own) if must_be_followed(z); init = zero(T))
+    end
+    late, here = zero(T), zero(T)        # by power iteration, from where the last one ended
+    for _ in 1:4
+        r.w ./= norm(r.w)
+        d.rhs.vjp(r.v, r.w, x, p, t)
+        all(isfinite, r.v) || return zero(T)
+        late = max(late, sum(norm(view(r.v, range_of(d, k))) for k in 1:asks))
+        own = view(r.v, 1:n)
+        size, along = norm(own), dot(r.w, own)
+        here = along < -T(0.95) * size ? zero(T) : size
+        size > 0 && copyto!(r.w, own)
+    end
+    return late + here
+end
+must_be_followed(z) = abs(imag(z)) > 0.3 * abs(real(z)) || real(z) > 0
+asked_times!(d::Delayed, u, p, t) =
+    (copyto!(d.x, 1, u, 1, d.n); d.asked.value(d.s, d.x, p, t); d.s)
+
+# The step whose polynomial holds the state at s, and where s lies in it. At the steps' ends, where
+# slopes may jump, `middle` tells which of the two steps: the delayed time in the middle of the step
+# that s is asked for in.
+function place(b::DelayedSweep{T}, s, middle = s) where {T}
+    mesh = b.mesh
+    i = clamp(searchsortedfirst(mesh, s) - 1, 1, length(mesh) - 1)
+    if mesh[i + 1] - s <= b.same && middle > mesh[i + 1] && i + 1 < length(mesh)
+        i += 1
+    elseif s - mesh[i] <= b.same && middle < mesh[i] && i > 1
+        i -= 1
+    end
+    return i, clamp((s - mesh[i]) / (mesh[i + 1] - mesh[i]), zero(T), one(T))
+end
+
+# The state or its slope at a place of a step, from within that step.
+function state_in(b::DelayedSweep, i, theta, s, ::Type{D}) where {D}
+    theta == 0 && return b.sol(b.mesh[i], D; continuity = :right)
+    theta == 1 && return b.sol(b.mesh[i + 1], D; continuity = :left)
+    return b.sol(clamp(s, b.mesh[i], b.mesh[i + 1]), D; continuity = :left)
+end
+
+# Whether a delayed time is one of the history: none passes t0 within a step.
+before(b::DelayedSweep, middle) = middle < b.mesh[1]
+
+# x and s at a node; `middle` are the delayed times in the middle of the step.
+function gather_node!(b::DelayedSweep, u, t, middle)
+    d, p = b.d, b.p
+    asked_times!(d, u, p, t)
+    index = Dict{eltype(d.s), Int}()
+    for k in eachindex(d.s)
+        get!(index, d.s[k], k)
+    end
+    value! = function (out, s)
+        if before(b, middle[index[s]])
+            d.history.value(out, d.x, p, s)
+        else
+            copyto!(out, state_in(b, place(b, s, middle[index[s]])..., s, Val{0}))
+        end
+    end
+    return gather!(value!, d, u, p, t)
+end
+
+# The derivative of the delayed state by its time.
+function delayed_slope!(to, b::DelayedSweep, s, middle)
+    d = b.d
+    if before(b, middle)
+        d.history.tgrad(d.at, d.x, b.p, s)
+        copyto!(to, d.at)
+    else
+        copyto!(to, state_in(b, place(b, s, middle)..., s, Val{1}))
+    end
+    return to
+end
