@@ -14,6 +14,7 @@ from pysciml.nn.latent_ode import LatentODE
 from pysciml.nn.mechanics import HamiltonianNN, LagrangianNN, StableNeuralFlow
 from pysciml.nn.neural_cde import NeuralCDE
 from pysciml.nn.neural_dde import NeuralDDE
+from pysciml.nn.neural_jump_sde import NeuralJumpSDE
 from pysciml.nn.neural_ode import AugmentedNeuralODE, NeuralODE, ODEBlock, SecondOrderNeuralODE
 from pysciml.nn.neural_sde import NeuralSDE
 from pysciml.nn.paths import (
@@ -44,6 +45,7 @@ __all__ = [
     "MultipleShooting",
     "NeuralCDE",
     "NeuralDDE",
+    "NeuralJumpSDE",
     "NeuralODE",
     "NeuralSDE",
     "ODEBlock",

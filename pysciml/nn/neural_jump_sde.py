@@ -1,0 +1,304 @@
+"""Neural jump stochastic differential equations: hidden states that move, and jump at events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pysciml.algorithms import algorithm
+from pysciml.callbacks import PresetTimeCallback
+from pysciml.engines.base import Stats
+from pysciml.errors import InputError, did_you_mean
+from pysciml.jumps import JumpProblem, VariableRateJump
+from pysciml.nn.base import last_of
+from pysciml.nn.field import Field, check_field, takes_time
+from pysciml.problems import ODEProblem
+from pysciml.solution import Solution
+from pysciml.solve import solve
+from pysciml.stochastic import SDEProblem
+
+__all__ = ["NeuralJumpSDE"]
+
+_OPTIONS = (
+    "abstol reltol sensealg tstops dt dtmax dtmin maxiters adaptive progress raise_on_failure"
+).split()
+
+
+class NeuralJumpSDE(nn.Module):
+    """``du = f(u, t) dt (+ g(u, t) dW) + sum_k w_k(u, t) dN_k``, where events of kind k, counted by
+    N_k, come at the rate ``intensity(u, t)[k]``.
+
+    Parameters
+    ----------
+    drift : nn.Module or callable
+        ``f(u)`` or ``f(u, t)`` of the hidden state (d,), to its rate (d,).
+    intensity : nn.Module or callable
+        ``intensity(u)`` or ``intensity(u, t)``, to the rates (kinds,), positive.
+    jump : nn.Module or callable
+        ``jump(u, mark)``, what an event adds to the state (d,); ``mark`` is its kind as a one-hot
+        vector (kinds,).
+    kinds : int
+        How many kinds of events there are.
+    diffusion : nn.Module or callable, optional
+        ``g(u)`` or ``g(u, t)``, (d,): diagonal noise.
+    tspan : (t0, t1)
+        Where events are observed; t0 < t1.
+    alg : Algorithm, optional
+        As in :func:`pysciml.solve`; with a diffusion ``EM(split=False)`` where None, with ``dt``.
+    engine : "auto", "julia" or "sundials"
+        The latter without diffusion, and not for :meth:`sample`.
+    options
+        ``abstol``, ``reltol`` (1e-6 where not given), ``dt``, ``maxiters``, ...
+
+    ``model(u0, times, marks)`` is the log-likelihood of the events that were observed,
+    differentiable in the modules' parameters and ``u0``: the state jumps at their times, and the
+    rates' integral goes along. ``model.sample(u0, seed=1)`` draws events. Source: Jia, Benson,
+    "Neural jump stochastic differential equations", NeurIPS 2019.
+
+    Raises
+    ------
+    InputError
+        At construction for what cannot be meant; at a call for events outside of tspan or of no
+        kind, modules in training mode with dropout, or rates of another shape.
+    """
+
+    def __init__(
+        self,
+        drift: Callable[..., Any],
+        intensity: Callable[..., Any],
+        jump: Callable[..., Any],
+        kinds: int = 1,
+        tspan: Any = (0.0, 1.0),
+        alg: Any = None,
+        *,
+        diffusion: Callable[..., Any] | None = None,
+        engine: str = "auto",
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        for key in options:
+            if key not in _OPTIONS:
+                raise InputError(
+                    f"NeuralJumpSDE does not take {key!r}.{did_you_mean(key, _OPTIONS)}"
+                )
+        if type(kinds) is not int or kinds < 1:
+            raise InputError(f"kinds is {kinds!r}; give the number of kinds of events.")
+        if not callable(jump):
+            raise InputError(
+                f"jump is a {type(jump).__name__}; give an nn.Module or a function jump(u, mark)."
+            )
+        t0, t1 = map(float, tspan)
+        if not t0 < t1:
+            raise InputError(f"tspan is {tspan!r}; give t0 < t1, between which events come.")
+        self.drift, self.intensity, self.jump, self.diffusion = drift, intensity, jump, diffusion
+        self.kinds, self.tspan, self.engine = kinds, (t0, t1), engine
+        if alg is None and diffusion is not None:
+            alg = algorithm("EM")(split=False)
+        self.alg = alg
+        self.options = {"abstol": 1e-6, "reltol": 1e-6, **options}
+        # made once: kernels are found again by them
+        self._parts = _Parts(
+            Field(drift, takes_time(drift)), Field(intensity, takes_time(intensity)), jump,
+            None if diffusion is None else Field(diffusion, takes_time(diffusion)),
+        )  # fmt: skip
+        self._observed = _Observed(self._parts)
+        self._noise = _Noise(self._parts, 1)
+        self._own_noise = _Noise(self._parts, 0)
+        self._events = [_Event(self._parts, i, kinds) for i in range(kinds)]
+        self._jumps = [
+            VariableRateJump(_Rate(self._parts, i), _Jump(self._parts, i, kinds))
+            for i in range(kinds)
+        ]
+
+    @property
+    def stats(self) -> Stats | None:
+        """Counts of the last solve (evaluations, steps), None before the first."""
+        return last_of(self).stats
+
+    def forward(
+        self, u0: Tensor, times: Any, marks: Any = None, *, seed: int | None = None
+    ) -> Tensor:
+        """The log-likelihood of events at ``times`` (m,) of kinds ``marks`` (m,), 0-d.
+
+        ``marks``: whole numbers from 0, all 0 where None. ``seed``: of the noise.
+        """
+        return self.solve(u0, times, marks, seed=seed).u[-1, -1]
+
+    def solve(
+        self,
+        u0: Tensor,
+        times: Any,
+        marks: Any = None,
+        *,
+        saveat: Any = None,
+        seed: int | None = None,
+    ) -> Solution:
+        """The solution along observed events: the state, and their log-likelihood up to then.
+
+        ``u`` is (m, d + 1) at ``saveat``, at ``t1`` where None.
+        """
+        self._check(u0)
+        times, marks = self._checked_events(times, marks)
+        events = [
+            PresetTimeCallback(times[marks == i], e, save_positions=(False, False))
+            for i, e in enumerate(self._events)
+            if bool((marks == i).any())
+        ]
+        full = torch.cat([u0, u0.new_zeros(1)])
+        grid = torch.tensor([self.tspan[1]], dtype=torch.float64) if saveat is None else saveat
+        more: dict[str, Any] = {"saveat": grid, "callback": events, **self.options}
+        prob: Any
+        if self.diffusion is None:
+            prob = ODEProblem(self._observed, full, self.tspan)
+        else:
+            prob = SDEProblem(self._observed, self._noise, full, self.tspan)
+            more["seed"] = seed
+        sol: Solution = solve(prob, self.alg, engine=self.engine, **more)
+        last_of(self).stats = sol.stats
+        return sol
+
+    def sample(self, u0: Tensor, *, saveat: Any = None, seed: int | None = None) -> Solution:
+        """Events drawn from the model: ``sol.jump_times`` and ``sol.jump_indices`` (their kinds).
+
+        By the julia engine. ``sol.u`` is the hidden state.
+        """
+        self._check(u0)
+        prob: Any
+        if self.diffusion is None:
+            prob = ODEProblem(self._parts.drift, u0, self.tspan)
+        else:
+            prob = SDEProblem(self._parts.drift, self._own_noise, u0, self.tspan)
+        jumps = JumpProblem(prob, algorithm("Direct")(), *self._jumps)
+        alg = self.alg or algorithm("Tsit5")()
+        sol: Solution = solve(
+            jumps, alg, engine=self.engine, saveat=saveat, seed=seed, **self.options
+        )
+        last_of(self).stats = sol.stats
+        return sol
+
+    def _check(self, u0: Any) -> None:
+        for name in ("drift", "intensity", "jump", "diffusion"):
+            check_field(getattr(self, name))
+        self._parts.take(self)
+        if not isinstance(u0, Tensor) or u0.ndim != 1:
+            given = tuple(u0.shape) if isinstance(u0, Tensor) else type(u0).__name__
+            raise InputError(f"u0 is {given}; give the hidden state of one sequence, (d,).")
+        with torch.no_grad():
+            rates = self._parts.rates(u0, u0.new_tensor(self.tspan[0]))
+        if tuple(rates.shape) != (self.kinds,):
+            raise InputError(
+                f"intensity gave shape {tuple(rates.shape)}; it must give ({self.kinds},), one "
+                "rate a kind of event."
+            )
+        if not bool((rates >= 0).all()):
+            raise InputError(
+                f"intensity gave {rates.tolist()} at t0; rates must not be negative, e.g. by "
+                "torch.nn.functional.softplus."
+            )
+
+    def _checked_events(self, times: Any, marks: Any) -> tuple[Tensor, Tensor]:
+        t = torch.as_tensor(times, dtype=torch.float64).detach().reshape(-1)
+        t0, t1 = self.tspan
+        if not bool(((t > t0) & (t <= t1)).all()):
+            raise InputError(
+                f"times reach from {float(t.min()):g} to {float(t.max()):g}, but events are "
+                f"observed in ({t0:g}, {t1:g}]; give those in between."
+            )
+        if marks is None:
+            return t, torch.zeros(len(t), dtype=torch.int64)
+        kinds = torch.as_tensor(marks).reshape(-1)
+        if kinds.dtype.is_floating_point or len(kinds) != len(t):
+            raise InputError(
+                f"marks has dtype {str(kinds.dtype)[6:]} and {len(kinds)} entries for {len(t)} "
+                "times; give one whole number an event."
+            )
+        if len(t) and not bool(((kinds >= 0) & (kinds < self.kinds)).all()):
+            raise InputError(
+                f"marks reach from {int(kinds.min())} to {int(kinds.max())}, but there are "
+                f"{self.kinds} kinds of events, from 0; give these."
+            )
+        return t, kinds
+
+
+class _Parts:
+    """What the equations are made of; it may be replaced in the module."""
+
+    def __init__(self, drift: Field, intensity: Field, jump: Any, diffusion: Field | None) -> None:
+        self.drift, self.intensity, self.jump, self.diffusion = drift, intensity, jump, diffusion
+
+    def take(self, model: NeuralJumpSDE) -> None:
+        self.drift.vector_field, self.intensity.vector_field = model.drift, model.intensity
+        self.jump = model.jump
+        if self.diffusion is not None and model.diffusion is not None:
+            self.diffusion.vector_field = model.diffusion
+
+    def rates(self, u: Tensor, t: Tensor) -> Tensor:
+        value: Tensor = self.intensity.value(u, t)
+        return value
+
+    def after(self, u: Tensor, mark: Tensor) -> Tensor:
+        change = self.jump(u, mark)
+        if not isinstance(change, Tensor) or change.shape != u.shape:
+            given = tuple(change.shape) if isinstance(change, Tensor) else type(change).__name__
+            raise InputError(
+                f"jump gave {given} for a state of shape {tuple(u.shape)}; it must give that."
+            )
+        return u + change
+
+
+class _Observed:
+    """The state with the log-likelihood of no event beside it."""
+
+    def __init__(self, parts: _Parts) -> None:
+        self.parts = parts
+
+    def __call__(self, full: Tensor, p: Any, t: Tensor) -> Tensor:
+        u = full[:-1]
+        return torch.cat([self.parts.drift.value(u, t), -self.parts.rates(u, t).sum().reshape(1)])
+
+
+class _Noise:
+    """The diffusion, and none of the ``more`` entries beside the state."""
+
+    def __init__(self, parts: _Parts, more: int) -> None:
+        self.parts, self.more = parts, more
+
+    def __call__(self, full: Tensor, p: Any, t: Tensor) -> Tensor:
+        assert self.parts.diffusion is not None
+        value = self.parts.diffusion.value(full[: len(full) - self.more], t)
+        return torch.cat([value, full.new_zeros(self.more)]) if self.more else value
+
+
+class _OfKind:
+    """Something of the events of one kind."""
+
+    def __init__(self, parts: _Parts, kind: int, kinds: int) -> None:
+        self.parts, self.kind, self.kinds = parts, kind, kinds
+
+    def mark(self, u: Tensor) -> Tensor:
+        return torch.stack([u.new_tensor(float(i == self.kind)) for i in range(self.kinds)])
+
+
+class _Event(_OfKind):
+    """An observed event: the logarithm of its rate, and the state after it."""
+
+    def __call__(self, full: Tensor, p: Any, t: Tensor) -> Tensor:
+        u = full[:-1]
+        seen = full[-1] + self.parts.rates(u, t)[self.kind].log()
+        return torch.cat([self.parts.after(u, self.mark(u)), seen.reshape(1)])
+
+
+class _Jump(_OfKind):
+    def __call__(self, u: Tensor, p: Any, t: Tensor) -> Tensor:
+        return self.parts.after(u, self.mark(u))
+
+
+class _Rate:
+    def __init__(self, parts: _Parts, kind: int) -> None:
+        self.parts, self.kind = parts, kind
+
+    def __call__(self, u: Tensor, p: Any, t: Tensor) -> Tensor:
+        return self.parts.rates(u, t)[self.kind]

@@ -1,0 +1,167 @@
+"""Jumps that do not go together: one clear sentence each, before anything is solved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import pysciml as ps
+from pysciml.errors import EngineError, InputError
+from support import F64, f64
+
+
+def one(u: Any, p: Any, t: Any) -> Any:
+    return torch.ones_like(t)
+
+
+def up(u: Any, p: Any, t: Any) -> Any:
+    return u + 1
+
+
+JUMP, MOVING = ps.ConstantRateJump(one, up), ps.VariableRateJump(one, up)
+COUNTS = ps.DiscreteProblem(None, torch.tensor([5, 0]), (0.0, 1.0))
+ODE = ps.ODEProblem(lambda u, p, t: -u, f64(5.0, 0.0), (0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (lambda: ps.ConstantRateJump(1.0, up), r"rate is a float; give a function rate\(u, p, t\)"),
+        (lambda: ps.ConstantRateJump(one, None), "affect is a NoneType; give a function"),
+        (lambda: ps.VariableRateJump(one, up, urate=one), "urate was given without rateinterval"),
+        (lambda: ps.VariableRateJump(one, up, lrate=one), "lrate was given without urate"),
+        (lambda: ps.MassActionJump([1.0], [{0: 1}, {}], [{}]), "has 2 reactions, but net_stoich"),
+        (lambda: ps.MassActionJump([1.0, 2.0], [{0: 1}], [{0: -1}]), "rates has 2 entries, but"),
+        (lambda: ps.MassActionJump([-1.0], [{0: 1}], [{0: -1}]), "finite and not negative"),
+        (lambda: ps.MassActionJump("k", [{0: 1}], [{0: -1}]), "rates is a str; give one number"),
+        (lambda: ps.MassActionJump([1.0], {0: 1}, [{0: -1}]), "reactant_stoich is a dict; give a"),
+        (lambda: ps.MassActionJump([1.0], [{0: 0.5}], [{}]), r"reactant_stoich\[0\] is {0: 0.5}"),
+        (lambda: ps.MassActionJump([1.0], [{0: -1}], [{}]), "has a count below 1"),
+        (
+            lambda: ps.JumpProblem(COUNTS, ps.Direct(), ps.MassActionJump(1.0, [{2: 1}], [{0: 1}])),
+            r"names entry 2, but the state has 2 entries \(0 to 1\)",
+        ),
+        (lambda: ps.JumpProblem(COUNTS, ps.Direct()), "was given no jumps"),
+        (lambda: ps.JumpProblem(COUNTS, ps.Direct(), up), "a jump is a function; give a"),
+        (lambda: ps.JumpProblem(COUNTS, ps.Tsit5(), JUMP), r"aggregator is Tsit5\(\); give one of"),
+        (lambda: ps.JumpProblem(COUNTS, "Direct", JUMP), "aggregator is a str; give one of"),
+        (lambda: ps.JumpProblem(up, ps.Direct(), JUMP), "prob is a function; give a Discrete"),
+        (
+            lambda: ps.JumpProblem(COUNTS, ps.Direct(), MOVING),
+            "jump 0 is a VariableRateJump on a DiscreteProblem, which goes from jump to jump",
+        ),
+        (
+            lambda: ps.JumpProblem(
+                COUNTS, ps.Direct(), ps.VariableRateJump(one, up, urate=one, rateinterval=one)
+            ),
+            "which Direct does not draw on a DiscreteProblem; use pysciml.Coevolve",
+        ),
+        (
+            lambda: ps.JumpProblem(COUNTS, ps.NRM(), JUMP, dep_graph=[[0], [1]]),
+            "dep_graph has 2 rows, but NRM draws 1 jumps",
+        ),
+        (
+            lambda: ps.JumpProblem(COUNTS, ps.Direct(), JUMP, save_positions=True),
+            "save_positions is True; give two booleans",
+        ),
+        (
+            lambda: ps.JumpProblem(
+                ps.ODEProblem(up, f64(1.0, 2.0), (0.0, 1.0), mass_matrix=torch.eye(2)),
+                ps.Direct(), JUMP,
+            ),
+            "prob has a mass_matrix",
+        ),
+        (lambda: ps.DiscreteProblem(up, torch.tensor([5]), (0.0, 1.0)), "int64"),
+        (lambda: ps.remake(ps.JumpProblem(ODE, ps.Direct(), JUMP), rates=1), "no field 'rates'"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_meant(build: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        build()
+
+
+def test_remake_reaches_the_problem_inside() -> None:
+    prob = ps.JumpProblem(ODE, ps.NRM(), JUMP)
+    made = ps.remake(prob, u0=f64(1.0, 2.0), tspan=(0.0, 9.0))
+    assert made.tspan == (0.0, 9.0) and made.u0[1] == 2.0 and made.aggregator.name == "NRM"
+    assert ps.remake(prob, aggregator=ps.FRM()).aggregator.name == "FRM"
+
+
+def test_the_embedded_engine_says_what_solves_jumps() -> None:
+    prob = ps.JumpProblem(COUNTS, ps.Direct(), JUMP)
+    with pytest.raises(EngineError, match=r"problems with jumps \(JumpProblem\), which need"):
+        ps.solve(prob, ps.SSAStepper(), engine="sundials")
+    with pytest.raises(EngineError, match="engine='julia' .*python -m pysciml setup"):
+        ps.solve(ps.JumpProblem(ODE, ps.Direct(), JUMP), ps.Tsit5(), engine="sundials")
+
+
+@pytest.mark.julia
+@pytest.mark.parametrize(
+    ("prob", "alg", "said"),
+    [
+        (COUNTS, ps.Tsit5(), "jumps on a DiscreteProblem are stepped by"),
+        (ODE, ps.SSAStepper(), "which steps pure jump processes"),
+    ],
+)
+def test_algorithms_for_the_wrong_kind(prob: Any, alg: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        ps.solve(ps.JumpProblem(prob, ps.Direct(), JUMP), alg, engine="julia")
+
+
+@pytest.mark.julia
+@pytest.mark.parametrize(
+    ("prob", "jump", "said"),
+    [
+        (COUNTS, ps.ConstantRateJump(lambda u, p, t: -one(u, p, t), up), "rate of jump 0 is -1"),
+        (COUNTS, ps.ConstantRateJump(lambda u, p, t: u, up), r"rate of jump 0 returned \(2,\)"),
+        (
+            COUNTS,
+            ps.ConstantRateJump(one, lambda u, p, t: u[0]),
+            r"affect of jump 0 .*shape \(\)",
+        ),
+        (COUNTS, ps.ConstantRateJump(lambda u, p, t: t, up), "depends on t, but that of a Const"),
+        (ODE, ps.ConstantRateJump(lambda u, p, t: u[0], up), "depends on entry 0 of the state"),
+        (ODE, ps.VariableRateJump(lambda u, p, t: u[1] / u[1], up), "rate of jump 0 is nan"),
+    ],
+)
+def test_rates_and_affects_that_are_none(prob: Any, jump: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        ps.solve(ps.JumpProblem(prob, ps.Direct(), jump), seed=1, engine="julia")
+
+
+@pytest.mark.julia
+def test_options_that_do_not_fit_jumps() -> None:
+    prob = ps.JumpProblem(COUNTS, ps.Direct(), JUMP)
+    with pytest.raises(InputError, match="seed is -1"):
+        ps.solve(prob, seed=-1, engine="julia")
+    with pytest.raises(InputError, match="a ContinuousCallback was given with a pure jump"):
+        root = ps.ContinuousCallback(lambda u, p, t: u[0] - 7, ps.terminate)
+        ps.solve(prob, callback=root, engine="julia")
+    with pytest.raises(InputError, match="saveat requires grad"):
+        ps.solve(prob, saveat=f64([0.5], grad=True), engine="julia")
+    with pytest.raises(InputError, match="f is None, but a map needs"):
+        ps.solve(COUNTS, ps.FunctionMap(), engine="sundials")
+    with pytest.raises(InputError, match="is for ensembles; wrap the problem"):
+        ps.solve(prob, trajectories=3, engine="julia")
+    with pytest.raises(EngineError, match="SSAStepper"):
+        ps.solve(ODE, ps.SSAStepper(), engine="julia")
+
+
+@pytest.mark.julia
+def test_a_rate_that_turns_negative_is_named() -> None:
+    sinking = ps.ConstantRateJump(lambda u, p, t: 50.0 * (7 - u[0]), lambda u, p, t: u + 2)
+    prob = ps.JumpProblem(COUNTS, ps.Direct(), sinking)
+    with pytest.raises(EngineError, match=r"the rate of jump 0 is -100.0 at t = .*not negative"):
+        ps.solve(prob, seed=1, engine="julia")
+
+
+@pytest.mark.julia
+def test_too_many_jumps_end_the_solve() -> None:
+    growth = ps.ConstantRateJump(lambda u, p, t: u[0] ** 2, up)
+    prob = ps.JumpProblem(ps.DiscreteProblem(None, torch.tensor([3]), (0.0, 5.0)), growth)
+    with pytest.raises(ps.SolveError) as caught:
+        ps.solve(prob, seed=1, maxiters=500, engine="julia")
+    assert caught.value.retcode == "MaxIters" and caught.value.t < 5.0
+    assert caught.value.solution.u.dtype in (torch.int64, F64)
