@@ -24,7 +24,13 @@ from pysciml.nn.paths import (
     linear_coefficients,
     natural_cubic_coefficients,
 )
-from pysciml.nn.regularise import JacobianFrobenius, Kinetic, RandomEndTime
+from pysciml.nn.regularise import (
+    ErrorEstimate,
+    JacobianFrobenius,
+    Kinetic,
+    RandomEndTime,
+    StiffnessEstimate,
+)
 from pysciml.nn.shooting import MultipleShooting
 
 __all__ = [
@@ -33,6 +39,7 @@ __all__ = [
     "ContinuousModule",
     "CubicPath",
     "DeepEquilibrium",
+    "ErrorEstimate",
     "GraphConv",
     "GraphNeuralODE",
     "HamiltonianNN",
@@ -52,6 +59,7 @@ __all__ = [
     "RandomEndTime",
     "SecondOrderNeuralODE",
     "StableNeuralFlow",
+    "StiffnessEstimate",
     "Transition",
     "hermite_coefficients",
     "linear_coefficients",

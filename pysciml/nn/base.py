@@ -16,11 +16,14 @@ from pysciml.engines.base import Stats
 from pysciml.errors import InputError, did_you_mean
 from pysciml.nn.field import Field, Integrals, check_field, takes_time
 from pysciml.nn.regularise import (
+    ErrorEstimate,
     JacobianFrobenius,
     Kinetic,
     RandomEndTime,
+    StiffnessEstimate,
     as_regularisers,
 )
+from pysciml.nn.step_estimates import step_estimates
 from pysciml.plan import Plan, hand_on, plans_of
 from pysciml.problems import ODEProblem
 from pysciml.solution import Solution
@@ -76,7 +79,8 @@ class ContinuousModule(nn.Module):
     saveat : times, optional
         Where the solution is given; at ``t1`` only where None.
     engine : "auto", "julia" or "sundials"
-    regularise : Kinetic, JacobianFrobenius, RandomEndTime, or several of them
+    regularise : Kinetic, JacobianFrobenius, ErrorEstimate, StiffnessEstimate, RandomEndTime, or
+        several of them.
         Act in training mode only; see :attr:`penalty`. The state is then one tensor.
     per_sample : bool
         False: a batch is one solve of a batched state, its step chosen for all samples together.
@@ -214,13 +218,31 @@ class ContinuousModule(nn.Module):
         named = {Kinetic: "kinetic", JacobianFrobenius: "jacobian"}
         weighted = [r for r in self.regularise if isinstance(r, (Kinetic, JacobianFrobenius))]
         kinds = tuple(named[type(r)] for r in weighted)
-        u, integrals = self._with_integrals(u0, kinds, (t0, t1), saveat)
-        penalty = None
-        if kinds:
-            weights = integrals.new_tensor([r.weight for r in weighted])
-            penalty = (integrals.mean(0) * weights).sum()
+        of_steps = [r for r in self.regularise if isinstance(r, (ErrorEstimate, StiffnessEstimate))]
+        penalty, u = None, None
+        if of_steps:
+            penalty, u = self._of_steps(u0, of_steps, (t0, t1), saveat)
+        if kinds or not of_steps:
+            u, integrals = self._with_integrals(u0, kinds, (t0, t1), saveat)
+            if kinds:
+                weights = integrals.new_tensor([r.weight for r in weighted])
+                own = (integrals.mean(0) * weights).sum()
+                penalty = own if penalty is None else penalty + own
         last_of(self).penalty = penalty
         return u
+
+    def _of_steps(self, u0: Tensor, of_steps: Any, span: Any, saveat: Any) -> tuple[Tensor, Any]:
+        """The penalty of what the solver's steps tell, and states as :meth:`_states`."""
+        sol = self._solve(self._field, u0, span)
+        t = sol.t.detach()
+        abstol = torch.as_tensor(self.options["abstol"], dtype=u0.dtype, device=u0.device)
+        abstol = abstol.reshape(u0.shape) if abstol.numel() > 1 else abstol
+        reltol = float(self.options["reltol"])
+        error, stiffness = step_estimates(self._field, t, sol.u, abstol, reltol)
+        step = t.diff().abs().to(error.dtype)[:, None]
+        sums = {ErrorEstimate: error * step, StiffnessEstimate: stiffness}
+        parts = [r.weight * sums[type(r)].sum(0).mean() for r in of_steps]
+        return torch.stack(parts).sum(), sol.u[-1] if saveat is None else sol(saveat)
 
     def _with_integrals(
         self, u0: Tensor, kinds: tuple[str, ...], span: Any, saveat: Any, noise: Any = None

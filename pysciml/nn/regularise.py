@@ -1,7 +1,8 @@
 """Regularisers of continuous models: what makes their equations easier to solve.
 
-Given as ``regularise=`` to a module, they are integrated beside the state during training, and
-their weighted sum is the module's ``penalty`` after each call, to be added to the loss.
+Given as ``regularise=`` to a module, they are integrated beside the state during training, or
+summed over the solver's steps, and their weighted sum is the module's ``penalty`` after each call,
+to be added to the loss.
 """
 
 from __future__ import annotations
@@ -12,7 +13,15 @@ from typing import Any
 
 from pysciml.errors import InputError
 
-__all__ = ["JacobianFrobenius", "Kinetic", "RandomEndTime", "Regulariser", "as_regularisers"]
+__all__ = [
+    "ErrorEstimate",
+    "JacobianFrobenius",
+    "Kinetic",
+    "RandomEndTime",
+    "Regulariser",
+    "StiffnessEstimate",
+    "as_regularisers",
+]
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,36 @@ class JacobianFrobenius(Regulariser):
 
 
 @dataclass(frozen=True)
+class ErrorEstimate(Regulariser):
+    """``weight * mean over the batch of the sum over the steps of error * step``.
+
+    On the solver's own steps, the local error as Dormand and Prince's pair estimates it, in units
+    of the tolerance: what makes a solver shorten its steps. Source: Pal, Ma, Shah, Rackauckas,
+    "Opening the blackbox: accelerating neural differential equations by regularizing internal
+    solver heuristics", ICML 2021.
+    """
+
+    weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        _nonnegative("ErrorEstimate", "weight", self.weight)
+
+
+@dataclass(frozen=True)
+class StiffnessEstimate(Regulariser):
+    """``weight * mean over the batch of the sum over the steps of the stiffness there``.
+
+    The Jacobian's dominant eigenvalue, as Dormand and Prince's pair estimates it on the solver's
+    own steps. Source: as :class:`ErrorEstimate`.
+    """
+
+    weight: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _nonnegative("StiffnessEstimate", "weight", self.weight)
+
+
+@dataclass(frozen=True)
 class RandomEndTime(Regulariser):
     """In training, the end time is drawn uniformly within ``width`` of its value.
 
@@ -75,8 +114,8 @@ def as_regularisers(given: Any) -> tuple[Regulariser, ...]:
     for item in items:
         if not isinstance(item, Regulariser):
             raise InputError(
-                f"regularise holds {item!r}; give Kinetic(), JacobianFrobenius() or "
-                "RandomEndTime(), one or several."
+                f"regularise holds {item!r}; give Kinetic(), JacobianFrobenius(), "
+                "ErrorEstimate(), StiffnessEstimate() or RandomEndTime(), one or several."
             )
     kinds = [type(i) for i in items]
     if len(set(kinds)) < len(kinds):

@@ -337,6 +337,67 @@ def test_regularised_training_needs_fewer_evaluations() -> None:
     assert cost["kinetic"] < cost["plain"] and cost["both"] < cost["plain"], cost
 
 
+@pytest.mark.parametrize("kind", ["error", "stiffness"])
+def test_estimates_of_the_steps_in_closed_form(engine: str, kind: str) -> None:
+    """On u' = a u the pair's results differ by a polynomial in a h, and the stiffness is |a|."""
+    a = f64(-0.8, grad=True)
+    x = f64([1.0], [2.0])
+    estimate = {"error": pn.ErrorEstimate(3.0), "stiffness": pn.StiffnessEstimate(0.5)}[kind]
+    model = pn.NeuralODE(
+        lambda u: a * u, (0.0, 2.0), engine=engine, abstol=1e-5, reltol=1e-5, regularise=estimate
+    )
+    assert_close(model(x), x * torch.exp(2 * a), 1e-4)
+    penalty = model.penalty
+    t = model.eval().solve(x).t
+    h, z = t.diff(), a * t.diff()
+    # their stability functions: exp(z) to z^5, then z^6 / 600; and exp(z) to z^4, then
+    # 1097 z^5 / 120000 + 161 z^6 / 120000 + z^7 / 24000
+    gap = z**5 / 120 - 1097 * z**5 / 120000 + z**6 / 600 - 161 * z**6 / 120000 - z**7 / 24000
+    start = torch.exp(a * t[:-1]) * x
+    scale = (1e-5 + 1e-5 * start).detach()
+    error = ((gap * start).abs() / scale).mean(0)
+    want = 3.0 * (error * h).sum() if kind == "error" else 0.5 * len(h) * a.abs()
+    assert_close(penalty, want, 1e-3)
+    got = torch.autograd.grad(penalty, a)[0]
+    assert_close(got, torch.autograd.grad(want, a)[0], 2e-3)
+
+
+def test_estimates_of_the_steps_in_any_shape(engine: str) -> None:
+    x = torch.randn(3, 2, dtype=F64)
+    both = [pn.ErrorEstimate(), pn.StiffnessEstimate(), pn.Kinetic()]
+    field = net(3, 2)
+
+    def timed(u: Tensor, t: Tensor) -> Tensor:
+        return field(torch.cat([u, t.expand(*u.shape[:-1], 1)], dim=-1))
+
+    model = pn.NeuralODE(timed, (1.0, 0.0), regularise=both, engine=engine, **TIGHT)
+    y = model(x, f64(0.5, 0.0))
+    assert float(model.penalty.detach()) > 0
+    assert_close(y, model.eval()(x, f64(0.5, 0.0)), 1e-8)
+    model.train()
+    assert_close(model(x[0]), y[-1, 0], 1e-8)
+
+
+def test_training_on_the_steps_estimates_needs_fewer_evaluations() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(32, 2, dtype=F64)
+    want = torch.stack([x[:, 0].tanh() * 2, x[:, 1] * x[:, 0].sign()], 1)
+    cost = {}
+    for name, regularise in (("plain", None), ("error", pn.ErrorEstimate(10.0)),
+                             ("stiffness", pn.StiffnessEstimate(1e-3))):  # fmt: skip
+        torch.manual_seed(0)
+        model = pn.NeuralODE(net(hidden=32), regularise=regularise, engine="sundials")
+        optimiser = torch.optim.Adam(model.parameters(), lr=2e-2)
+        for _ in range(100):
+            optimiser.zero_grad()
+            ((model(x) - want).square().mean() + model.penalty).backward()
+            optimiser.step()
+        model.eval()
+        model(x)
+        cost[name] = model.stats.nf
+    assert cost["error"] < cost["plain"] and cost["stiffness"] < cost["plain"], cost
+
+
 # ---- bad input
 
 
