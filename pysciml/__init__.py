@@ -11,6 +11,7 @@ from typing import Any
 
 from pysciml import torchsde
 from pysciml.algorithms import Algorithm, algorithm, algorithm_names
+from pysciml.boundary import BVProblem, Shooting, TwoPointBVProblem
 from pysciml.callback_library import (
     ManifoldProjection,
     PeriodicCallback,
@@ -75,6 +76,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Algorithm",
+    "BVProblem",
     "BacksolveAdjoint",
     "CallbackSet",
     "CaptureWarning",
@@ -118,12 +120,14 @@ __all__ = [
     "SavingCallback",
     "SecondOrderODEProblem",
     "SemilinearODEProblem",
+    "Shooting",
     "Solution",
     "SolveError",
     "SplitODEProblem",
     "SteadyStateProblem",
     "SteadyStateSolution",
     "TerminateSteadyState",
+    "TwoPointBVProblem",
     "VariableRateJump",
     "VectorContinuousCallback",
     "algorithm",

@@ -32,6 +32,7 @@ REACHED: dict[str, Callable[[dict[str, float]], bool]] = {
     "van_der_pol_control": lambda r: r["neural"] < r["linear"],
     "equilibrium_digits": lambda r: r["right"] > 0.9 and r["gap"] < 1e-2,
     "neural_sde": lambda r: r["noise"] < 0.13 and r["drift"] < 0.45,
+    "easiest_throw": lambda r: abs(r["slope"]) < 1e-4 and 2.0 < r["time"] < 3.5,
     "logistic_map": lambda r: r["first"] < 0 and abs(r["last"] - 0.693) < 0.05,
 }  # fmt: skip
 RATES = {"lotka_volterra_fit": 0.05, "stiff_rates": 1e-4}

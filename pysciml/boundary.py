@@ -1,0 +1,111 @@
+"""Boundary value problems."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pysciml.algorithms import Algorithm, AlgorithmName
+from pysciml.dispatch import solved_by
+from pysciml.errors import InputError
+from pysciml.flatten import ParameterSpec, StateSpec
+from pysciml.problems import ODEProblem, Problem
+from pysciml.signatures import require_function
+
+__all__ = ["BVProblem", "Shooting", "TwoPointBVProblem"]
+
+
+@solved_by("pysciml.boundary_solve", "solve_boundary")
+@dataclass(frozen=True, eq=False, repr=False)
+class BVProblem(Problem):
+    """``u' = f(u, p, t)`` on ``tspan`` with ``bc(u, p, t) = 0``.
+
+    Parameters
+    ----------
+    f, tspan, p
+        As for :class:`ODEProblem`.
+    bc : callable
+        ``bc(u, p, t)`` in torch. ``u`` is the :class:`Solution`: ``u(s)`` is the state at any
+        time, ``t`` are the solver's times. Returns as many numbers as the state has entries (a
+        tensor or pytree of tensors), all zero where the conditions hold.
+    u0 : tensor or pytree of tensors
+        A guess of the state at t0, from which the search begins.
+
+    Solved by :class:`Shooting`, with either engine. Gradients flow to p, closed-over tensors and
+    tspan, by the implicit function theorem at the solution found, which does not depend on u0 as
+    long as it stays the same one.
+
+    Raises
+    ------
+    InputError
+        As :class:`ODEProblem`; when it is solved, for conditions of another number than the
+        state's entries. SolveError where no solution is found from u0.
+    """
+
+    f: Callable[[Any, Any, Any], Any]
+    bc: Any
+    u0: Any
+    tspan: tuple[Any, Any]
+    p: Any = None
+
+    kind = "bvp"
+    callback = ()
+    state_spec: StateSpec = field(init=False)
+    params_spec: ParameterSpec = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._check_conditions()
+        require_function(self.f, "f", ("u", "p", "t"))
+        self._take(self.as_ode(self.u0), "state_spec", "params_spec", "tspan")
+
+    def _check_conditions(self) -> None:
+        require_function(self.bc, "bc", ("u", "p", "t"))
+
+    def as_ode(self, u0: Any) -> ODEProblem:
+        """The equation with an initial state."""
+        return ODEProblem(self.f, u0, self.tspan, self.p)
+
+
+@solved_by("pysciml.boundary_solve", "solve_boundary")
+@dataclass(frozen=True, eq=False, repr=False)
+class TwoPointBVProblem(BVProblem):
+    """``u' = f(u, p, t)`` with conditions at the two ends, ``bca(u(t0), p)`` and ``bcb(u(t1), p)``.
+
+    Parameters
+    ----------
+    bc : pair of callables (bca, bcb)
+        Each of the state at its end and p, in torch; together as many numbers as the state has
+        entries.
+
+    All else as for :class:`BVProblem`.
+    """
+
+    def _check_conditions(self) -> None:
+        if not isinstance(self.bc, (tuple, list)) or len(self.bc) != 2:
+            raise InputError(
+                f"bc is a {type(self.bc).__name__}; give a pair of functions (bca, bcb), of the "
+                "states at the two ends."
+            )
+        for name, bc in zip(("bc[0]", "bc[1]"), self.bc, strict=True):
+            require_function(bc, name, ("u", "p"))
+
+
+@dataclass(frozen=True)
+class Shooting:
+    """Newton's method, damped, for the initial state from which the solve meets the conditions.
+
+    alg : algorithm of the engine for the ODE; the engine's choice where None
+
+    Fails where solutions from wrong initial states blow up before the end. Source: Ascher,
+    Mattheij, Russell, "Numerical Solution of Boundary Value Problems for Ordinary Differential
+    Equations", section 4.2.
+    """
+
+    alg: Algorithm | AlgorithmName | None = None
+
+    def __post_init__(self) -> None:
+        if self.alg is not None and not isinstance(self.alg, (Algorithm, AlgorithmName)):
+            raise InputError(
+                f"alg is a {type(self.alg).__name__}; give an algorithm such as pysciml.Tsit5()."
+            )

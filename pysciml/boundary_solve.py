@@ -1,0 +1,168 @@
+"""Solving boundary value problems by shooting."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pysciml.boundary import BVProblem, Shooting, TwoPointBVProblem
+from pysciml.errors import InputError, SolveError
+from pysciml.options import positive
+from pysciml.solution import Solution
+
+__all__ = ["solve_boundary"]
+
+#: Halvings of a Newton step after which there is no way down.
+_HALVINGS = 10
+
+
+def solve_boundary(
+    solve: Callable[..., Any],
+    prob: BVProblem,
+    alg: Any = None,
+    *,
+    abstol: float = 1e-8,
+    reltol: float = 1e-8,
+    maxiters: int = 100,
+    **options: Any,
+) -> Solution:
+    """``solve`` for boundary value problems: ``Shooting()`` where no algorithm is named.
+
+    The initial state is accepted where Newton's next step is at most ten times
+    ``abstol + reltol |u|``; ``maxiters`` counts these steps. The tolerances, and other options,
+    are those of the solves too.
+    """
+    if isinstance(alg, type) and issubclass(alg, Shooting):
+        alg = alg()
+    if alg is not None and not isinstance(alg, Shooting):
+        raise InputError(
+            f"alg is {alg!r}, but a {type(prob).__name__} is solved by "
+            "pysciml.Shooting(an algorithm for the ODE)."
+        )
+    if options.get("callback") is not None:
+        raise InputError(
+            f"callback was given with a {type(prob).__name__}, which takes none; write the "
+            "conditions into bc."
+        )
+    positive("abstol", abstol, zero=True)
+    positive("reltol", reltol, zero=True)
+    outputs = {k: options.pop(k) for k in ("saveat", "save_idxs") if k in options}
+    inner = None if alg is None else alg.alg
+
+    def run(u0: Tensor, p: Any, **more: Any) -> Solution:
+        ode = dataclasses.replace(prob.as_ode(prob.state_spec.unflatten(u0)), p=p)
+        solved: Solution = solve(ode, inner, abstol=abstol, reltol=reltol, **options, **more)
+        return solved
+
+    search = _Search(prob, run, abstol, reltol)
+    found = search.initial_state(maxiters)
+    if torch.is_grad_enabled():
+        residual = search.residual(found, prob.p)
+        if residual.requires_grad:
+            # one more step of Newton's, whose derivative by all but the state is the solution's
+            jacobian = search.linearised(found)[1]
+            found = found - torch.linalg.solve(jacobian, residual)
+    return dataclasses.replace(run(found, prob.p, **outputs), prob=prob)
+
+
+class _Search:
+    """The conditions as a function of the initial state (n,), and the search for their root."""
+
+    def __init__(
+        self,
+        prob: BVProblem,
+        run: Callable[..., Solution],
+        abstol: float,
+        reltol: float,
+    ) -> None:
+        self.prob, self.run, self.abstol, self.reltol = prob, run, abstol, reltol
+        self.spec = prob.state_spec
+        self.p = pytree.tree_map(_detached, prob.p)
+
+    def residual(self, u0: Tensor, p: Any) -> Tensor:
+        """What the conditions lack (n,). Raises SolveError where the solve fails."""
+        prob = self.prob
+        if isinstance(prob, TwoPointBVProblem):
+            sol = self.run(u0, p, saveat=torch.stack([torch.as_tensor(t) for t in prob.tspan]))
+            ends = (pytree.tree_map(lambda x, i=i: x[i], sol.u) for i in (0, -1))
+            given: Any = [bc(u, p) for bc, u in zip(prob.bc, ends, strict=True)]
+        else:
+            sol = self.run(u0, p)
+            given = prob.bc(sol, p, sol.t)
+        leaves = pytree.tree_leaves(given)
+        if not all(isinstance(x, Tensor) for x in leaves):
+            kind = next(type(x).__name__ for x in leaves if not isinstance(x, Tensor))
+            raise InputError(f"bc returned a {kind}; return tensors, e.g. torch.stack([...]).")
+        n, count = self.spec.size, sum(x.numel() for x in leaves)
+        if count != n:
+            raise InputError(
+                f"bc returned {count} numbers, but the state has {n} entries; give one condition "
+                "for each entry."
+            )
+        return torch.cat([x.reshape(-1) for x in leaves]).to(self.spec.device, self.spec.dtype)
+
+    def linearised(self, u0: Tensor) -> tuple[Tensor, Tensor]:
+        """The residual at u0 and its Jacobian, without gradients."""
+        with torch.enable_grad():
+            at = u0.detach().clone().requires_grad_()
+            residual = self.residual(at, self.p)
+            rows = [
+                torch.autograd.grad(r, at, retain_graph=True, allow_unused=True)[0]
+                if r.requires_grad
+                else None
+                for r in residual
+            ]
+        zero = torch.zeros_like(u0)
+        jacobian = torch.stack([zero if row is None else row for row in rows])
+        return residual.detach(), jacobian
+
+    def initial_state(self, maxiters: int) -> Tensor:
+        """The initial state from which the conditions are met. Raises SolveError."""
+        u = self.spec.flatten(self.spec.in_order(self.prob.u0)).detach().clone()
+        for _ in range(maxiters):
+            residual, jacobian = self.linearised(u)
+            step, info = torch.linalg.solve_ex(jacobian, -residual)
+            if int(info) or not bool(torch.isfinite(step).all()):
+                self._fail(
+                    "the conditions do not fix the initial state (their Jacobian is singular)",
+                    "check bc, and begin from another u0",
+                )
+            if bool((step.abs() <= 10 * (self.abstol + self.reltol * u.abs())).all()):
+                return u + step
+            u = self._go(u, step, residual)
+        self._fail(f"{maxiters} steps did not suffice", "begin from a nearer u0")
+        raise AssertionError
+
+    def _go(self, u: Tensor, step: Tensor, residual: Tensor) -> Tensor:
+        size = float(residual.norm())
+        with torch.no_grad():
+            for k in range(_HALVINGS):
+                moved = u + step / 2**k
+                try:
+                    now = float(self.residual(moved, self.p).norm())
+                except SolveError:
+                    continue
+                if now <= (1 - 0.5 ** (k + 2)) * size:
+                    return moved
+        self._fail(
+            f"the conditions stay off by {size:.3g} from where the search came to",
+            "begin from a nearer u0, or tighten the tolerances",
+        )
+        raise AssertionError
+
+    def _fail(self, why: str, advice: str) -> None:
+        raise SolveError(
+            f"Shooting found no solution: {why}; {advice}.",
+            retcode="ConvergenceFailure",
+            t=float(torch.as_tensor(self.prob.tspan[0]).detach()),
+            solution=None,
+        )
+
+
+def _detached(x: Any) -> Any:
+    return x.detach() if isinstance(x, Tensor) else x
