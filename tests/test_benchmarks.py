@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -123,3 +124,18 @@ def test_ensembles_reach_their_error() -> None:
     cells = done.stdout.strip().splitlines()[-1].split("|")
     assert cells[1].strip() == "SIR" and "torchdiffeq" in cells[2]
     assert all(float(cell.strip().lstrip("<")) > 0.0 for cell in cells[3:5])
+
+
+@pytest.mark.julia
+@pytest.mark.timeout(600)
+def test_the_latent_sde_is_torchsdes() -> None:
+    pytest.importorskip("torchsde")
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.latent_sde", "--batches", "4", "--width", "8",
+         "--runs", "1"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    gaps = re.search(r"states differ by (\S+), gradients by (\S+)", done.stdout)
+    assert gaps is not None and all(float(gap) < 1e-4 for gap in gaps.groups()), done.stdout
+    assert "forward + gradient: pysciml" in done.stdout

@@ -218,11 +218,8 @@ class ContinuousModule(nn.Module):
         named = {Kinetic: "kinetic", JacobianFrobenius: "jacobian"}
         weighted = [r for r in self.regularise if isinstance(r, (Kinetic, JacobianFrobenius))]
         kinds = tuple(named[type(r)] for r in weighted)
-        of_steps = [r for r in self.regularise if isinstance(r, (ErrorEstimate, StiffnessEstimate))]
-        penalty, u = None, None
-        if of_steps:
-            penalty, u = self._of_steps(u0, of_steps, (t0, t1), saveat)
-        if kinds or not of_steps:
+        penalty, u = self._penalty_of_steps(u0, (t0, t1), saveat)
+        if kinds or penalty is None:
             u, integrals = self._with_integrals(u0, kinds, (t0, t1), saveat)
             if kinds:
                 weights = integrals.new_tensor([r.weight for r in weighted])
@@ -231,8 +228,14 @@ class ContinuousModule(nn.Module):
         last_of(self).penalty = penalty
         return u
 
-    def _of_steps(self, u0: Tensor, of_steps: Any, span: Any, saveat: Any) -> tuple[Tensor, Any]:
-        """The penalty of what the solver's steps tell, and states as :meth:`_states`."""
+    def _penalty_of_steps(self, u0: Tensor, span: Any, saveat: Any) -> tuple[Any, Any]:
+        """The penalty of what the solver's steps tell, and states as :meth:`_states`.
+
+        Both are None where no regulariser asks for it.
+        """
+        of_steps = [r for r in self.regularise if isinstance(r, (ErrorEstimate, StiffnessEstimate))]
+        if not of_steps:
+            return None, None
         sol = self._solve(self._field, u0, span)
         t = sol.t.detach()
         abstol = torch.as_tensor(self.options["abstol"], dtype=u0.dtype, device=u0.device)

@@ -121,10 +121,11 @@ class FFJORD(ContinuousModule):
         trace = "trace" if self.trace == "exact" else "estimate"
         z, integrals = self._with_integrals(x, (trace, *kinds), span, None, noise)
         last = last_of(self)
-        last.penalty = None
+        last.penalty = self._penalty_of_steps(x, span, None)[0] if self.training else None
         if weighted:
             weights = integrals.new_tensor([r.weight for r in weighted])
-            last.penalty = (integrals[:, 1:].mean(0) * weights).sum()
+            own = (integrals[:, 1:].mean(0) * weights).sum()
+            last.penalty = own if last.penalty is None else last.penalty + own
         sign = 1.0 if float(span[1]) > float(span[0]) else -1.0
         # d log p(x(t)) / dt = - trace, and log |dz/dx| is what log p gains on the way
         return z, sign * integrals[:, 0]

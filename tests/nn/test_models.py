@@ -103,6 +103,19 @@ def test_ffjord_with_regularisers(engine: str) -> None:
         assert model.penalty == 0.0
 
 
+def test_ffjord_with_estimates_of_its_steps(engine: str) -> None:
+    x = torch.randn(5, 2, dtype=F64)
+    field = net(2, 2)
+    penalties = []
+    for regularise in (pn.Kinetic(0.5), pn.StiffnessEstimate(0.1), [pn.Kinetic(0.5),
+                       pn.StiffnessEstimate(0.1)]):  # fmt: skip
+        model = pn.FFJORD(field, 2, engine=engine, regularise=regularise)
+        model.log_prob(x)
+        penalties.append(float(model.penalty.detach()))
+    assert 0 < penalties[1]
+    assert abs(penalties[0] + penalties[1] - penalties[2]) < 1e-4 * penalties[2]
+
+
 # ---- mechanics
 
 
