@@ -56,6 +56,7 @@ from pysciml.jumps import (
 from pysciml.noise import NoiseGrid
 from pysciml.partitioned import DynamicalODEProblem, HamiltonianProblem, SecondOrderODEProblem
 from pysciml.problems import DAEProblem, ODEProblem, remake
+from pysciml.random_ode import RODEProblem
 from pysciml.sensitivity import (
     BacksolveAdjoint,
     CollocationAdjoint,
@@ -114,6 +115,7 @@ __all__ = [
     "PresetTimeCallback",
     "PyscimlError",
     "QuadratureAdjoint",
+    "RODEProblem",
     "SDEProblem",
     "SSRootfind",
     "SavedValues",

@@ -16,7 +16,7 @@ from pysciml.delaydiffeq import DDE_ALGORITHMS
 from pysciml.errors import InputError, did_you_mean
 from pysciml.jumpprocesses import AGGREGATORS, STEPPER
 from pysciml.ordinarydiffeq import ALGORITHMS, COMMON_OPTIONS, COMPOSITES
-from pysciml.stochasticdiffeq import SDE_ALGORITHMS
+from pysciml.stochasticdiffeq import RODE_ALGORITHMS, SDE_ALGORITHMS
 
 __all__ = ["Algorithm", "AlgorithmName", "algorithm", "algorithm_names"]
 
@@ -113,6 +113,8 @@ for _name, _options in SDE_ALGORITHMS.items():
     _NAMES[_name] = AlgorithmName(_name, "StochasticDiffEq", _options)
 for _name, (_options, _arity) in DDE_ALGORITHMS.items():
     _NAMES[_name] = AlgorithmName(_name, "DelayDiffEq", _options, _arity)
+for _name in RODE_ALGORITHMS:
+    _NAMES[_name] = AlgorithmName(_name, "StochasticDiffEq")
 for _name in (*AGGREGATORS, STEPPER):
     _NAMES[_name] = AlgorithmName(_name, "JumpProcesses")
 

@@ -60,13 +60,13 @@ def solve_ensemble(
         )
     if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
         raise InputError(f"batch_size is {batch_size!r}; give a positive whole number.")
-    noisy = getattr(prob.prob, "kind", "") == "sde"
+    noisy = getattr(prob.prob, "kind", "") in ("sde", "rode", "jump")
     if noisy and options.get("seed") is None:  # drawn here: threads would draw in any order
         options["seed"] = int(torch.randint(2**62, ()))
     if noisy and isinstance(where, EnsembleExecutor):
         raise InputError(
-            "EnsembleExecutor was given with an SDEProblem, whose members need seeds of their own; "
-            "use EnsembleThreads() or EnsembleSerial()."
+            f"EnsembleExecutor was given with a {type(prob.prob).__name__}, whose members need "
+            "seeds of their own; use EnsembleThreads() or EnsembleSerial()."
         )
 
     def members(numbers: range) -> _Solved:

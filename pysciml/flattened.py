@@ -69,14 +69,12 @@ class Flattened:
         role = "residual" if prob.kind == "dae" else "rhs"
         if self.form in ("split", "semilinear"):
             role = "sides"
-        elif self.form == "sde":
-            role = "noise"
-        elif self.form == "dde":
-            role = "delayed"
+        elif self.form in ("sde", "dde", "rode"):
+            role = {"sde": "noise", "dde": "delayed", "rode": "rode"}[self.form]
         self.functions = self._functions(prob.f, role, "f")
         self._captured: Any = self.functions
         self.parts: tuple[Any, ...] = ()
-        if self.form:
+        if self.form and self.form != "rode":
             self._take_apart(getattr(prob, "parts", 0))
         self.keeps_tensors = tensors and self.functions.kernels is not None
         self.closures = len(self.functions.closures_p)
@@ -189,9 +187,12 @@ class Flattened:
                     "side alone; write this one in torch."
                 )
             return f.source(self.u0.numel(), self.p.numel(), self.engine.name)
-        spec = self.state
+        spec, u = self.state, self.u0
+        if role == "rode":
+            spec = self.prob.pair_spec
+            u = torch.cat([u, u.new_zeros(spec.size - len(u))])
         flat = FlatFunction(f, role, name, spec, self.params)
-        inputs = {"u": self.u0, "p": self.p, "t": constant(self.t0, spec.dtype, spec.device)}
+        inputs = {"u": u, "p": self.p, "t": constant(self.t0, spec.dtype, spec.device)}
         if role == "delayed":
             inputs["u"] = torch.cat([self.u0, self.prob.delayed])
         if role == "residual":

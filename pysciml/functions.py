@@ -57,6 +57,7 @@ class FlatFunction:
         ``"sides"``: f(u, p, t) -> a pair, each like u;
         ``"noise"``: f(u, p, t) -> a pair, like u and a vector;
         ``"delayed"``: f(x, p, t) -> a vector, x being longer than a state;
+        ``"rode"``: f((u, W), p, t) -> a vector;
         ``"condition"``: f(u, p, t) -> one number; ``"affect"``: f(u, p, t) -> like u.
     name
         How messages call it.
@@ -83,6 +84,8 @@ class FlatFunction:
             return self._one_number(out)
         if self.role == "sides":
             return torch.cat([self.state.flatten_like(x, f"f{i}") for i, x in enumerate(out, 1)])
+        if self.role == "rode":
+            return out
         if self.role == "noise":
             return torch.cat([self.state.flatten_like(out[0], "f"), out[1]])
         return self.state.flatten_like(out, self.name)

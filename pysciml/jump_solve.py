@@ -7,10 +7,10 @@ import math
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pysciml.algorithms import Algorithm, as_algorithm
+from pysciml.callback_library import VectorContinuousCallback
 from pysciml.callbacks import ContinuousCallback, JumpCallback, as_callbacks
 from pysciml.discrete import DiscreteProblem
 from pysciml.dispatch import refuse_ensemble_options
@@ -28,7 +28,7 @@ from pysciml.jumps import (
 )
 from pysciml.problems import ODEProblem
 from pysciml.solution import Solution
-from pysciml.stochastic import SDEProblem, drawn_seed
+from pysciml.stochastic import SDEProblem, drawn_seed, require_no_times
 
 __all__ = ["solve_jumps"]
 
@@ -74,15 +74,15 @@ def solve_jumps(
             "The sundials engine does not solve problems with jumps (JumpProblem), which need "
             "engine='julia' (install it with: python -m pysciml setup)."
         )
-    _refuse_times_with_gradient(prob, saveat)
+    require_no_times(saveat)
     seed = drawn_seed(seed)
     more = as_callbacks(callback)
     if kind == "pure":
         for c in (*inner.callback, *more):
-            if isinstance(c, ContinuousCallback):
+            if isinstance(c, (ContinuousCallback, VectorContinuousCallback)):
                 raise InputError(
-                    "a ContinuousCallback was given with a pure jump process, whose state does not "
-                    "cross a root but jumps over it; give a DiscreteCallback."
+                    f"a {type(c).__name__} was given with a pure jump process, whose state does "
+                    "not cross a root but jumps over it; give a DiscreteCallback."
                 )
     save = prob.save_positions
     if save is None:
@@ -98,9 +98,8 @@ def solve_jumps(
     u = sol.u
     if kind == "pure" and inner.whole:
         u = pytree.tree_map(lambda x: x.round().to(inner.whole), u)
-    return dataclasses.replace(
-        sol, prob=prob, u=u, algorithm=alg.name if alg is not None else sol.algorithm
-    )
+    sol.stats.algorithm = sol.stats.algorithm if alg is None else alg.name
+    return dataclasses.replace(sol, prob=prob, u=u, algorithm=sol.stats.algorithm)
 
 
 def _most(kind: str, inner: Any, options: dict[str, Any]) -> int:
@@ -134,15 +133,6 @@ def _fitting(given: Any, kind: str) -> Algorithm | None:
             f"jumps act on {what} here; use e.g. {use}."
         )
     return alg
-
-
-def _refuse_times_with_gradient(prob: JumpProblem, saveat: Any) -> None:
-    for name, value in (("tspan", prob.tspan), ("saveat", saveat)):
-        if any(isinstance(x, Tensor) and x.requires_grad for x in pytree.tree_leaves(value)):
-            raise InputError(
-                f"{name} requires grad, but the times of jumps are held as they were drawn; detach "
-                "it."
-            )
 
 
 def _as_problem(prob: JumpProblem, kind: Any, save: tuple[bool, bool]) -> _WithJumps:

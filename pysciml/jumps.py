@@ -16,7 +16,7 @@ from pysciml.dispatch import solved_by
 from pysciml.errors import InputError, did_you_mean
 from pysciml.jumpprocesses import AGGREGATORS, TAKES_BOUNDED
 from pysciml.problems import ODEProblem, Problem, remake, require_callable
-from pysciml.stochastic import SDEProblem
+from pysciml.stochastic import SDEProblem, require_forward
 
 __all__ = ["ConstantRateJump", "JumpProblem", "JumpSet", "MassActionJump", "VariableRateJump"]
 
@@ -228,8 +228,8 @@ class JumpProblem(Problem):
     Parameters
     ----------
     prob : DiscreteProblem, ODEProblem or SDEProblem
-        A DiscreteProblem's f is not used, and may be None; its u0 may be int64 (the functions then
-        see float64, the solution is int64).
+        A DiscreteProblem's f is not used, and may be None; its u0 may be int64 (the functions and
+        ``sol(t)`` then see float64, the solution is int64). tspan runs forward.
     aggregator : Algorithm
         How jumps of constant rate and reactions are drawn, e.g. ``pysciml.Direct()``; see
         :mod:`pysciml.jumpprocesses`. ``RSSA`` and ``RSSACR`` need rates that are monotone in each
@@ -277,6 +277,12 @@ class JumpProblem(Problem):
             raise InputError(
                 f"prob is a {type(prob).__name__}; give a DiscreteProblem, ODEProblem or "
                 "SDEProblem for the jumps to act on."
+            )
+        require_forward(prob.tspan, "a jump process")
+        if prob.state_spec.dtype is not torch.float64:
+            raise InputError(
+                f"u0 is {str(prob.state_spec.dtype)[6:]}, but jumps are drawn and solved in "
+                "float64; give u0.double()."
             )
         self.prob = prob
         self.jumps = as_jumps(jumps)

@@ -132,7 +132,7 @@ def solve(
             refuse_ensemble_options(prob, ensemblealg, trajectories)
         check_options(prob, unknown, abstol, reltol, dt, dtmax, dtmin, maxiters, sensealg)
         alg = as_algorithm(alg, "CVODE_BDF")
-        random = getattr(prob, "form", "") == "sde" or hasattr(prob, "how_jumps")
+        random = getattr(prob, "form", "") in ("sde", "rode") or hasattr(prob, "how_jumps")
         if seed is not None and not random:
             raise InputError(
                 f"seed was given with a {type(prob).__name__}, which draws no noise; leave it out."
@@ -419,7 +419,7 @@ def _solution(run: _Run, t: Tensor, u: Tensor, index: Tensor | None) -> Solution
         _interpolate=interpolate,
         _portable=lambda: setup.engine.portable(flat),
         seed=run.options.seed,
-        _noise=noise if setup.form == "sde" else None,
+        _noise=noise if setup.form in ("sde", "rode") else None,
         _jumps=None if flat.jumps is None else tuple(map(torch.from_numpy, flat.jumps)),  # type: ignore[arg-type]
         _span=(setup.t0, flat.t_reached),
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._pytree import tree_leaves
 
+from pysciml.callbacks import as_callbacks
 from pysciml.dispatch import solves
 from pysciml.engines.choice import engine as choose_engine
 from pysciml.errors import InputError
@@ -48,6 +49,8 @@ class SDEProblem(Problem):
     noise : "diagonal", "scalar", "additive" or NoiseGrid
         The first two of a problem without noise_rate_prototype. Additive: g does not depend on the
         state (diagonal, or general with a prototype). A :class:`NoiseGrid`: a path to be followed.
+    callback : optional
+        Events, as for :class:`ODEProblem`.
 
     Solved by the ``julia`` engine, Ito's equation or Stratonovich's as the algorithm says (``EM``,
     ``SOSRI``, ``SRIW1``, ``ImplicitEM`` the former, ``EulerHeun`` the latter, ``RKMil`` as its
@@ -58,7 +61,8 @@ class SDEProblem(Problem):
 
     Gradients to u0, p and closures are pathwise: of the computed numbers with the noise held, by
     the steps run backwards, after EM, LambaEM, EulerHeun, LambaEulerHeun and RKMil, and after
-    every algorithm of torchsde.
+    every algorithm of torchsde. Events are held at their times; a ContinuousCallback's, which
+    moves along a path that has no derivative by time, is refused.
 
     Raises
     ------
@@ -73,9 +77,9 @@ class SDEProblem(Problem):
     p: Any = None
     noise_rate_prototype: Any = None
     noise: Any = "diagonal"
+    callback: Any = None
 
     kind = "sde"
-    callback = ()
     state_spec: StateSpec = field(init=False)
     params_spec: ParameterSpec = field(init=False)
 
@@ -84,17 +88,8 @@ class SDEProblem(Problem):
             require_function(getattr(self, name), name, ("u", "p", "t"))
         made = ODEProblem(self.f, self.u0, self.tspan, self.p)
         self._take(made, "state_spec", "params_spec", "tspan")
-        if any(isinstance(x, Tensor) and x.requires_grad for x in self.tspan):
-            raise InputError(
-                "tspan requires grad, but a path of a stochastic equation has no derivative by "
-                "time; detach it."
-            )
-        t0, t1 = map(float, self.tspan)
-        if t1 < t0:
-            raise InputError(
-                f"tspan ({t0:g}, {t1:g}) runs backwards, but a stochastic equation runs forward; "
-                "give t0 < t1."
-            )
+        object.__setattr__(self, "callback", as_callbacks(self.callback))
+        require_forward(self.tspan, "a stochastic equation")
         grid = isinstance(self.noise, NoiseGrid)
         if not grid and self.noise not in ("diagonal", "scalar", "additive"):
             raise InputError(
@@ -106,7 +101,7 @@ class SDEProblem(Problem):
         if grid:
             n, columns = self.state_spec.size, self.columns
             processes = (columns,) if self.noise_rate_prototype is not None else (n, 1)
-            self.noise.require_fit(t0, t1, processes)
+            self.noise.require_fit(*map(float, self.tspan), processes)
         if self.noise_type == "additive":
             self._require_additive()
 
@@ -164,7 +159,9 @@ class SDEProblem(Problem):
         """The equation as an engine gets it: drift and diffusion one after the other."""
         given = self.noise_rate_prototype
         flat = _flat_diffusion(self.state_spec, () if given is None else tuple(given.shape))
-        made = PairOfSDE(_pair(self.f, self.g, flat), self.u0, self.tspan, self.p)
+        made = PairOfSDE(
+            _pair(self.f, self.g, flat), self.u0, self.tspan, self.p, callback=self.callback
+        )
         object.__setattr__(made, "columns", self.columns)
         if isinstance(self.noise, NoiseGrid):
             path = (to_numpy(self.noise.t), to_numpy(self.noise.W))
@@ -176,6 +173,27 @@ class PairOfSDE(ODEProblem):
     """A problem whose function gives the drift, and the diffusion as one vector."""
 
     form = "sde"
+
+
+def require_forward(tspan: tuple[Any, Any], what: str) -> None:
+    """Raise InputError for a time span that a path along noise cannot have."""
+    if any(isinstance(x, Tensor) and x.requires_grad for x in tspan):
+        raise InputError(
+            f"tspan requires grad, but a path of {what} has no derivative by time; detach it."
+        )
+    t0, t1 = map(float, tspan)
+    if t1 < t0:
+        raise InputError(
+            f"tspan ({t0:g}, {t1:g}) runs backwards, but {what} runs forward; give t0 < t1."
+        )
+
+
+def require_no_times(saveat: Any) -> None:
+    """Raise InputError for output times that a gradient is asked for."""
+    if any(isinstance(x, Tensor) and x.requires_grad for x in tree_leaves(saveat)):
+        raise InputError(
+            "saveat requires grad, but a path along noise has no derivative by time; detach it."
+        )
 
 
 def _pair(f: Any, g: Any, flat: Any) -> Callable[[Any, Any, Any], Any]:
@@ -243,26 +261,23 @@ def solve_sde(
     abstol: Any = 1e-2,
     reltol: float = 1e-2,
     dt: float | None = None,
-    callback: Any = None,
     **options: Any,
 ) -> Solution:
     """``solve`` for stochastic equations: SciML's tolerances, 1e-2, where none are given."""
     chosen = choose_engine(engine)
-    if callback is not None:
+    callback = options.pop("callback", None)
+    events = (*prob.callback, *as_callbacks(callback))
+    if events and chosen.name == "sundials":
         raise InputError(
-            "callback was given with an SDEProblem, which takes none here; write the event into f "
-            "and g, or solve from one event to the next."
+            "callback was given with an SDEProblem, but torchsde's algorithms have no events; use "
+            "engine='julia', or solve from one event to the next."
         )
-    if any(isinstance(x, Tensor) and x.requires_grad for x in tree_leaves(options.get("saveat"))):
-        raise InputError(
-            "saveat requires grad, but a path of a stochastic equation has no derivative by time; "
-            "detach it."
-        )
+    require_no_times(options.get("saveat"))
     if isinstance(prob.noise, NoiseGrid):
-        if seed is not None or dt is not None:
+        if seed is not None or dt is not None or events:
             raise InputError(
                 f"noise is {prob.noise!r}, whose times are the steps, and nothing is drawn; leave "
-                "seed and dt out."
+                "seed, dt and callback out."
             )
         times = to_numpy(prob.noise.t)
         # a little longer than the longest, so that each ends at a time of the noise
@@ -278,5 +293,5 @@ def solve_sde(
     options |= {"seed": seed, "abstol": abstol, "reltol": reltol, "dt": dt}
     if chosen.name == "sundials":
         return solve_embedded(prob, alg, **options)
-    sol = solve(prob.as_pair(), alg, engine=engine, **options)
+    sol = solve(prob.as_pair(), alg, engine=engine, callback=callback, **options)
     return dataclasses.replace(sol, prob=prob)

@@ -47,8 +47,13 @@ SDE_ALGORITHMS: dict[str, tuple[str, ...]] = {
     "RI1": (),
 }  # fmt: skip
 
+#: Of random equations.
+RODE_ALGORITHMS: tuple[str, ...] = ("RandomEM", "RandomHeun", "RandomTamedEM")
+
 #: Fixed steps only.
-FIXED_STEP: frozenset[str] = frozenset("EM EulerHeun SimplifiedEM WangLi3SMil_A".split())
+FIXED_STEP: frozenset[str] = frozenset(
+    (*"EM EulerHeun SimplifiedEM WangLi3SMil_A".split(), *RODE_ALGORITHMS)
+)
 
 #: Diagonal and scalar noise only.
 DIAGONAL: frozenset[str] = frozenset("RKMil SRIW1 SRIW2 SOSRI SOSRI2 ImplicitRKMil".split())
@@ -57,7 +62,9 @@ DIAGONAL: frozenset[str] = frozenset("RKMil SRIW1 SRIW2 SOSRI SOSRI2 ImplicitRKM
 ADDITIVE: frozenset[str] = frozenset("SRA1 SRA2 SRA3 SOSRA SOSRA2 SKenCarp".split())
 
 #: Algorithms whose steps can be run backwards.
-PATHWISE: tuple[str, ...] = ("EM", "LambaEM", "EulerHeun", "LambaEulerHeun", "RKMil")
+PATHWISE: tuple[str, ...] = (
+    "EM", "LambaEM", "EulerHeun", "LambaEulerHeun", "RKMil", *RODE_ALGORITHMS,
+)  # fmt: skip
 
 _STRATONOVICH = frozenset("EulerHeun LambaEulerHeun ImplicitEulerHeun ISSEulerHeun".split())
 

@@ -73,6 +73,18 @@ ODE = ps.ODEProblem(lambda u, p, t: -u, f64(5.0, 0.0), (0.0, 1.0))
             ),
             "prob has a mass_matrix",
         ),
+        (
+            lambda: ps.JumpProblem(
+                ps.ODEProblem(up, f64(1.0), (1.0, 0.0)), ps.Direct(), JUMP
+            ),
+            "runs backwards, but a jump process runs forward",
+        ),
+        (
+            lambda: ps.JumpProblem(
+                ps.ODEProblem(up, torch.ones(1), (0.0, 1.0)), ps.Direct(), JUMP
+            ),
+            "u0 is float32, but jumps are drawn",
+        ),
         (lambda: ps.DiscreteProblem(up, torch.tensor([5]), (0.0, 1.0)), "int64"),
         (lambda: ps.remake(ps.JumpProblem(ODE, ps.Direct(), JUMP), rates=1), "no field 'rates'"),
     ],

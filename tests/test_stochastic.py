@@ -355,7 +355,6 @@ def test_without_julia_the_engine_and_torchsde_are_named() -> None:
         ({}, ps.EM(), {"seed": -1}, InputError, "seed is -1"),
         ({}, ps.EM(), {"sensealg": ps.GaussAdjoint()}, InputError, "pathwise"),
         ({}, ps.EM(), {"saveat": f64(0.5, 1.0, grad=True)}, InputError, "derivative by time"),
-        ({}, ps.EM(), {"callback": ps.DiscreteCallback(drift, None)}, InputError, "takes none"),
         ({"p": f64(A, B, grad=True)}, ps.SOSRI(), {}, EngineError, "SOSRI has no gradients.*EM"),
         ({}, ps.RKMil(interpretation="ito"), {}, InputError, 'give "Ito" or "Stratonovich"'),
     ],

@@ -118,7 +118,8 @@ class FlatProblem:
     ``"sde"``: ``parts`` are drift and diffusion, which stand one after the other in ``functions``,
     the diffusion's matrix of ``columns`` columns column by column (0: diagonal noise, -1: scalar);
     ``"dde"``: the functions take ``x = [u; delayed states]`` for u, and ``parts`` are the rate, the
-    times of the delayed states and the history, which stand one after the other in ``functions``.
+    times of the delayed states and the history, which stand one after the other in ``functions``;
+    ``"rode"``: ``functions`` takes u with the ``columns`` values of the noise appended.
 
     memo: what an engine keeps for the next problem that differs in ``u0``, ``p`` and ``c`` alone.
     """
@@ -136,7 +137,9 @@ class FlatProblem:
     callbacks: tuple[FlatCallback, ...] = ()
     dtype: Literal["float64", "float32"] = "float64"
     name: str = "f"
-    form: Literal["", "partitioned", "second_order", "split", "semilinear", "sde", "dde"] = ""
+    form: Literal[
+        "", "partitioned", "second_order", "split", "semilinear", "sde", "dde", "rode"
+    ] = ""
     parts: tuple[Functions, ...] = ()
     split: int = 0
     columns: int = 0

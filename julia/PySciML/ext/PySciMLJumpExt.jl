@@ -5,7 +5,7 @@ module PySciMLJumpExt
 
 using JumpProcesses: JumpProcesses, ConstantRateJump, JumpProblem, JumpSet, MassActionJump,
     SSAStepper, VariableRateJump, reset_aggregated_jumps!
-using PySciML: Affect, Event, EventRecord, Fire, Jumps, Options, PySciML, Rate, all_stops, callback,
+using PySciML: Affect, Cut, Event, EventRecord, Fire, Jumps, Options, PySciML, Rate, all_stops, callback,
     note!
 using Random: Xoshiro, randexp
 using SciMLBase: CallbackSet, ContinuousCallback, DiscreteCallback, ReturnCode, SciMLBase, terminate!
@@ -65,7 +65,7 @@ function aggregated(prob, j::Jumps{T}, events, log) where {T}
     )
     graphs = (; dep_graph = given(j.dependent), vartojumps_map = given(j.by_variable), jumptovars_map = given(j.variables))
     return JumpProblem(
-        prob, j.aggregator, jumps; rng = Xoshiro(j.seed), save_positions = (true, true), graphs...
+        prob, j.aggregator, jumps; rng = Xoshiro(hash(j.seed)), save_positions = (true, true), graphs...
     )
 end
 given(graph) = isempty(graph) ? nothing : graph
@@ -118,12 +118,12 @@ function users(j::Jumps, events::Vector{Event{T}}, log) where {T}
 end
 
 function PySciML.jump_callbacks(
-        prob, j::Jumps{T}, events::Vector{Event{T}}, log, watch
+        prob, j::Jumps{T}, events::Vector{Event{T}}, log, watch, cuts
     ) where {T}
     problem = aggregated(prob, j, events, log)
     drawn = problem === nothing ? () : (logged(problem, j, events, log, (true, true), typemax(Int)),)
     general = filter(i -> !has_bounds(events, i), numbered(:variable, j, events))
-    hazard = isempty(general) ? () : (hazard_callback(prob, j, events, log, general),)
+    hazard = isempty(general) ? () : (hazard_callback(prob, j, events, log, general, cuts),)
     return CallbackSet(drawn..., hazard..., users(j, events, log)..., watch)
 end
 

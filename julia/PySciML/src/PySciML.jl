@@ -21,8 +21,8 @@ using OrdinaryDiffEqTsit5: OrdinaryDiffEqTsit5, AutoTsit5, Tsit5
 using OrdinaryDiffEqVerner: OrdinaryDiffEqVerner, Vern7
 using OrdinaryDiffEqCore: BrownFullBasicInit
 using SciMLBase: SciMLBase, CallbackSet, ContinuousCallback, DAEFunction, DAEProblem, DDEFunction,
-    DDEProblem, DiscreteCallback, DynamicalODEFunction, FullSpecialize, ODEFunction, ODEProblem, ReturnCode,
-    SDEFunction, SDEProblem, SplitFunction, remake, terminate!
+    DDEProblem, DiscreteCallback, DynamicalODEFunction, FullSpecialize, ODEFunction, ODEProblem,
+    RODEFunction, RODEProblem, ReturnCode, SDEFunction, SDEProblem, SplitFunction, remake, terminate!
 using SciMLBase.RecursiveArrayTools: ArrayPartition
 using SciMLBase.SciMLOperators: MatrixOperator
 using SciMLLogging: SciMLLogging

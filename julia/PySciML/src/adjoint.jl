@@ -68,7 +68,7 @@ function smooth(h::Handle{T}, ts, cotangents, sensealg, abstol, reltol) where {T
     return du0, dp, no_events(h)
 end
 
-no_events(h::Handle{T}) where {T} =
+no_events(h::Solved{T}) where {T} =
     [(zeros(T, length(e.condition_p)), zeros(T, length(e.affect_p))) for e in h.events]
 
 # The columns of equal (neighbouring) times added up.

@@ -180,12 +180,13 @@ function write_events(r::AdjointRequest, events::Vector{Tuple{Vector{T}, Vector{
 end
 
 include("bridge_ensemble.jl")
+include("jumps.jl")
 include("stochastic.jl")
 include("pathwise.jl")
+include("random.jl")
 include("delayed.jl")
 include("delayed_adjoint.jl")
 include("delayed_mesh.jl")
-include("jumps.jl")
 
 """
     entry_points() -> String
@@ -235,6 +236,9 @@ function entry_points()
         new_noisy = @cfunction(
             c_new_noisy, Cint,
             (Int64, Int64, Int64, Int64, Int64, Ptr{Int64}, Ptr{Ptr{UInt8}})
+        ),
+        new_random = @cfunction(
+            c_new_random, Cint, (Int64, Int64, Int64, Ptr{Int64}, Ptr{Ptr{UInt8}})
         ),
         solve_noisy = @cfunction(c_solve_noisy, Cint, (Ptr{Request}, UInt64, Ptr{Response})),
         solve_along = @cfunction(

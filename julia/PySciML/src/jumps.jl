@@ -21,11 +21,23 @@ struct Jumps{T}
 end
 
 """
-    jump_callbacks(prob, jumps, events, log, watch) -> CallbackSet
+    jump_callbacks(prob, jumps, events, log, watch, cuts) -> CallbackSet
 
-SciML's form of the events, jumps among them; the extension adds the method.
+SciML's form of the events, jumps among them; the extension adds the method. Steps of stochastic
+equations that jumps have cut are added to `cuts` by their record's number.
 """
 function jump_callbacks end
+
+"""
+    Cut{T}
+
+A step of a stochastic equation that a jump has cut: it went on to `t`, with the noise `dW`. The state
+at the jump is on the line between the step's ends.
+"""
+struct Cut{T}
+    t::T
+    dW::Vector{T}
+end
 
 """
     integrate_counts(prob, jumps, events, log, options, dense, watch) -> (sol, reached)
@@ -85,7 +97,7 @@ end
 function integrate(
         prob, w::WithJumps, o::Options{T}, dense::Bool, events, log, watch = watching()
     ) where {T}
-    callback = jump_callbacks(prob, w.jumps, events, log, watch)
+    callback = jump_callbacks(prob, w.jumps, events, log, watch, Dict{Int, Cut{T}}())
     return integrate(prob, w.alg, o, dense, events, log, watch; callback)
 end
 
@@ -111,7 +123,7 @@ end
 A solved jump process on a state that stays as it is between jumps. Where `dense`, `sol` holds the
 state after every jump; else it is solved again, by the same seed, when these are asked for.
 """
-mutable struct CountsHandle{T, M}
+mutable struct CountsHandle{T, M} <: Solved{T}
     model::M
     alg::Any
     events::Vector{Event{T}}
@@ -213,21 +225,13 @@ function back_through_counts(h::CountsHandle{T}, ts::Vector{T}, cotangents::Matr
             add!(lambda, one(T), view(cotangents, :, j))
             j -= 1
         end
-        event = h.events[record.index]
-        event.affect === nothing && continue
-        part, pulled = zeros(T, length(event.affect_p)), similar(lambda)
-        event.affect.vjp_p(part, lambda, record.before, event.affect_p, record.t)
-        event.affect.vjp(pulled, lambda, record.before, event.affect_p, record.t)
-        extra[record.index][2] .+= part
-        lambda = pulled
+        lambda = through!(extra, h, record, lambda)
     end
     for k in j:-1:1
         add!(lambda, one(T), view(cotangents, :, k))
     end
     return lambda, extra
 end
-no_events(h::CountsHandle{T}) where {T} =
-    [(zeros(T, length(e.condition_p)), zeros(T, length(e.affect_p))) for e in h.events]
 
 # -- the border ------------------------------------------------------------------------------------
 
@@ -269,6 +273,7 @@ function solve_jumps(r::Request, j::JumpRequest, model::Model{T}, @nospecialize(
     events, options = map(snapshot, lookup(EVENTS, r.events)), options_of(T, r)
     tspan, jumps = (T(r.t0), T(r.t1)), jumps_of(T, j)
     j.kind == 1 && return respond(run_jumps(model, alg, u0, p, c, tspan, options, events, jumps))
+    j.kind == 2 && return respond(run_noisy(model, alg, u0, p, c, tspan, options, j.seed, events, jumps))
     h = run_counts(model, alg, u0, p, tspan, options, events, jumps, j.every != 0)
     return respond(h, (-1, -1, length(h.log), -1, -1, -1))
 end

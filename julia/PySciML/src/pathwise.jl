@@ -180,49 +180,100 @@ function back!(s::Milstein, b::Backwards{T}, lambda, u, t, dt, dW) where {T}
 end
 
 """
-    pathwise(handle, ts, cotangents) -> (du0, dp)
+    pathwise(handle, ts, source, cotangents) -> (du0, dp, events)
 
-Gradient of `sum(cotangents .* u(ts))` with the noise and the steps held as they were: that of the
-numbers which the solver computed.
+Gradient of `sum(cotangents .* u(ts))` with the noise and the steps held as they were, and the times of
+jumps and other events: that of the numbers which the solver computed.
 """
-function pathwise(h::NoisyHandle{T}, ts::Vector{T}, cotangents::Matrix{T}) where {T}
+function pathwise(
+        h::NoisyHandle{T}, ts::Vector{T}, source::Vector{Int}, cotangents::Matrix{T}
+    ) where {T}
     path!(h)
     how = Base.invokelatest(scheme, h.alg)
     return lock(h.model.lock) do
         copyto!(data(h.model.functions), h.c)
         Base.invokelatest(
-            pathwise, how, h.model.functions, h.sol.t, h.sol.u, h.path_w, h.prob.p, ts, cotangents
+            pathwise, how, h, h.sol.t, h.sol.u, h.path_w, h.prob.p,
+            places(h, h.sol.t, ts, source), cotangents
         )
-    end::Tuple{Vector{T}, Vector{T}}
+    end::Tuple{Vector{T}, Vector{T}, Vector{Tuple{Vector{T}, Vector{T}}}}
+end
+
+# Where an output is read: within which step, and how far in it, from 0 (not in it) to 1. At an event
+# an output that was asked for lies before it, one that is read later behind it.
+function places(h::NoisyHandle, times::Vector{T}, ts, source) where {T}
+    first_of = Dict(first(g) => g for g in moments(h.log))
+    at_point(k) = (k - 1, one(T))
+    return map(eachindex(ts)) do i
+        t = ts[i]
+        if source[i] <= FIRST_EVENT
+            group = first_of[FIRST_EVENT - source[i] + 1]
+            before = h.side[i] == 1
+            return at_point(before ? h.log[first(group)].position : h.log[last(group)].position + 1)
+        end
+        k = source[i] == FIXED ? searchsortedlast(times, t) : searchsortedfirst(times, t)
+        k = clamp(k, 1, length(times))
+        times[k] == t && return at_point(k)
+        k = min(searchsortedlast(times, t), length(times) - 1)
+        return k, T((t - times[k]) / (times[k + 1] - times[k]))
+    end
 end
 
 function pathwise(
-        how, x::Noisy{T}, times::Vector{T}, us::Vector{Vector{T}}, path::Matrix{T}, p::Vector{T},
-        ts::Vector{T}, cotangents::Matrix{T}
+        how, h::NoisyHandle{T}, times::Vector{T}, us::Vector{Vector{T}}, path::Matrix{T},
+        p::Vector{T}, where_::Vector{Tuple{Int, T}}, cotangents::Matrix{T}
     ) where {T}
-    n, j, watch = length(first(us)), length(ts), Watch()
-    b = Backwards(how, x, p, n)
+    n, watch, extra = length(first(us)), Watch(), no_events(h)
+    b = Backwards(how, h.model.functions, p, n)
     lambda, early, dW = zeros(T, n), zeros(T, n), zeros(T, size(path, 1))
+    order = sortperm(where_)
+    j, k, column = length(order), length(h.log), size(path, 2)
     for i in (length(times) - 1):-1:1
         watch(nothing, times[i], nothing)
         t, dt = times[i], times[i + 1] - times[i]
         fill!(early, zero(T))                    # of the state at the step's begin, by outputs
-        while j >= 1 && ts[j] > t
-            theta = min((ts[j] - t) / dt, one(T))
-            add!(lambda, theta, view(cotangents, :, j))
-            add!(early, 1 - theta, view(cotangents, :, j))
+        while j >= 1 && where_[order[j]][1] == i
+            theta = where_[order[j]][2]
+            add!(lambda, theta, view(cotangents, :, order[j]))
+            add!(early, 1 - theta, view(cotangents, :, order[j]))
             j -= 1
         end
-        if !all(iszero, lambda)
-            for k in eachindex(dW)
-                dW[k] = path[k, i + 1] - path[k, i]
+        if dt == 0
+            while k >= 1 && h.log[k].position == i
+                lambda = through!(extra, h, h.log[k], lambda)
+                k -= 1
             end
-            back!(how, b, lambda, us[i], t, dt, dW)
+        else
+            cut = get(h.cuts, k + 1, nothing)
+            cut !== nothing && h.log[k + 1].t == times[i + 1] || (cut = nothing)
+            for r in eachindex(dW)
+                dW[r] = cut === nothing ? path[r, column] - path[r, column - 1] : cut.dW[r]
+            end
+            column -= 1
+            if cut !== nothing                   # the state at its end is on the line to cut.t
+                theta = dt / (cut.t - t)
+                add!(early, 1 - theta, lambda)
+                lambda .*= theta
+                dt = cut.t - t
+            end
+            seek!(b, path, column)
+            all(iszero, lambda) || back!(how, b, lambda, us[i], t, dt, dW)
         end
         add!(lambda, one(T), early)
     end
-    for k in j:-1:1
-        add!(lambda, one(T), view(cotangents, :, k))
+    for m in j:-1:1
+        add!(lambda, one(T), view(cotangents, :, order[m]))
     end
-    return lambda, parameters(b)
+    return lambda, parameters(b), extra
+end
+
+# Through an event whose time does not move.
+function through!(extra, h, record::EventRecord{T}, lambda) where {T}
+    event = h.events[record.index]
+    event.affect === nothing && return lambda
+    part, pulled = zeros(T, length(event.affect_p)), similar(lambda)
+    event.affect.vjp_p(part, lambda, record.before, event.affect_p, record.t)
+    event.affect.vjp(pulled, lambda, record.before, event.affect_p, record.t)
+    extra[record.index][2] .+= part
+    return pulled
 end

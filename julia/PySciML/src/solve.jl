@@ -70,13 +70,16 @@ end
 # The kinds of output: see FlatSolution.source in Python.
 const FROM_T0, FROM_T1, FIXED, FIRST_EVENT = -1, -2, -3, -4
 
+"What a solve leaves: outputs, events, and what interpolation and gradients need."
+abstract type Solved{T} end
+
 """
     Handle{T}
 
 A solved problem: the outputs (`t`, `u` with one column a time, `source`), SciML's solution, and
 what interpolation and gradients need.
 """
-mutable struct Handle{T, M}
+mutable struct Handle{T, M} <: Solved{T}
     model::M
     alg::Any
     events::Vector{Event{T}}
@@ -214,7 +217,7 @@ end
 
 Ranges of the dense solution's points between which nothing jumps.
 """
-function segments(h::Handle)
+function segments(h::Solved)
     sol, ranges, from = h.sol, UnitRange{Int}[], 1
     for record in h.log
         push!(ranges, from:record.position)
@@ -272,10 +275,10 @@ end
 
 # The state after an event, `range` being the points that follow. SciML makes that of a DAE fit the
 # equation, which the record has not seen.
-state_after(h::Handle, record, range) = isempty(range) ? record.after : h.sol.u[first(range)]
+state_after(h::Solved, record, range) = isempty(range) ? record.after : h.sol.u[first(range)]
 
 # saveat (or every step), piece by piece between the events, and the states around these.
-function collect_pieces!(h::Handle{T}, sol) where {T}
+function collect_pieces!(h::Solved{T}, sol) where {T}
     saveat, ranges, groups = h.options.saveat, segments(h), moments(h.log)
     t0, t1 = h.prob.tspan
     sign = t1 >= t0 ? 1 : -1

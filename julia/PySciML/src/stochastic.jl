@@ -42,9 +42,13 @@ clone(m::Model{T, <:Noisy}) where {T} = Model(clone(m.functions), m.n)
 A solved stochastic equation. Where `dense`, `sol` holds every step and the noise there; else it is
 solved again, by the same seed, when these are asked for.
 """
-mutable struct NoisyHandle{T, M}
+mutable struct NoisyHandle{T, M} <: Solved{T}
     model::M
     alg::Any
+    events::Vector{Event{T}}
+    log::Vector{EventRecord{T}}
+    jumps::Union{Nothing, Jumps{T}}
+    cuts::Dict{Int, Cut{T}}
     options::Options{T}
     c::Vector{T}
     prob::Any
@@ -55,12 +59,15 @@ mutable struct NoisyHandle{T, M}
     t::Vector{Float64}
     u::Matrix{T}
     source::Vector{Int}
+    side::Vector{Int8}
+    event_times::Vector{Float64}
+    event_indices::Vector{Int}
     path_t::Vector{Float64}
     path_w::Matrix{T}
 end
 
 """
-    integrate_noisy(prob, alg, options, seed, dense) -> (sol, reached)
+    integrate_noisy(prob, alg, options, seed, dense, tstops, callback) -> (sol, reached)
 
 Solve; the extension adds the method.
 """
@@ -73,24 +80,34 @@ function scalar_noise end
 function given_noise end
 
 """
-    run_noisy(model, alg, u0, p, c, tspan, options, seed, path = nothing) -> NoisyHandle
+    run_noisy(model, alg, u0, p, c, tspan, options, seed, events, jumps, path) -> NoisyHandle
 
 `path`: times, and the noise there as the columns of a matrix, to be followed; the steps must be
 these times.
 """
 function run_noisy(
         model::Model{T}, @nospecialize(alg), u0::Vector{T}, p::Vector{T}, c::Vector{T},
-        tspan::Tuple{T, T}, options::Options{T}, seed::UInt64, path = nothing
+        tspan::Tuple{T, T}, options::Options{T}, seed::UInt64,
+        events::Vector{Event{T}} = Event{T}[], jumps::Union{Nothing, Jumps{T}} = nothing,
+        path = nothing
     ) where {T}
     m = acquire(model)
     try
         copyto!(data(m.functions), c)
-        dense = options.dense || isempty(options.saveat) || path !== nothing
+        dense = options.dense || isempty(options.saveat) || !isempty(events) ||
+            path !== nothing
         prob = Base.invokelatest(noisy_problem, m, u0, p, tspan, seed, path)
-        sol, reached = Base.invokelatest(integrate_noisy, prob, alg, options, seed, dense)
+        log, cuts = EventRecord{T}[], Dict{Int, Cut{T}}()
+        callback = jumps === nothing ? callback_set(events, log) :
+            Base.invokelatest(jump_callbacks, prob, jumps, events, log, watching(), cuts)
+        stops = all_stops(options.tstops, events)
+        sol, reached = Base.invokelatest(
+            integrate_noisy, prob, alg, options, seed, dense, stops, callback
+        )
         h = NoisyHandle{T, typeof(m)}(
-            m, alg, options, c, prob, seed, sol, reached, dense, Float64[],
-            Matrix{T}(undef, 0, 0), Int[], Float64[], Matrix{T}(undef, 0, 0)
+            m, alg, events, log, jumps, cuts, options, c, prob, seed, sol, reached, dense,
+            Float64[], Matrix{T}(undef, 0, 0), Int[], Int8[], Float64[], Int[], Float64[],
+            Matrix{T}(undef, 0, 0)
         )
         Base.invokelatest(collect_noisy!, h, sol)
         return h
@@ -110,7 +127,9 @@ end
 
 function collect_noisy!(h::NoisyHandle{T}, sol) where {T}
     saveat = h.options.saveat
-    if !isempty(saveat) && h.dense
+    if !isempty(h.log)
+        collect_pieces!(h, sol)
+    elseif !isempty(saveat) && h.dense
         reached = [t for t in saveat if t <= last(sol.t)]
         h.t, h.u = reached, at_times(sol.t, sol.u, reached, h.model.n)
         h.source = collect(0:(length(reached) - 1))
@@ -150,7 +169,8 @@ function densify!(h::NoisyHandle)
     lock(h.model.lock) do
         copyto!(data(h.model.functions), h.c)
         h.sol, h.reached = Base.invokelatest(
-            integrate_noisy, h.prob, h.alg, h.options, h.seed, true
+            integrate_noisy, h.prob, h.alg, h.options, h.seed, true, h.options.tstops,
+            callback_set(h.events, h.log)
         )
         h.dense = true
     end
@@ -166,16 +186,17 @@ end
 function path!(h::NoisyHandle{T}) where {T}
     densify!(h)
     isempty(h.path_t) || return h
-    ws = Base.invokelatest(noise_values, h.sol)
-    h.path_t, h.path_w = convert(Vector{Float64}, h.sol.t), matrix(ws, length(first(ws)))
+    h.path_t = unique(h.sol.t)           # an event's time stands twice
+    ws = Base.invokelatest(noise_values, h.sol, h.path_t)
+    h.path_w = matrix(ws, length(first(ws)))
     return h
 end
 
 # The noise process keeps its own times; they have to be the solver's.
-function noise_values(sol)
+function noise_values(sol, times)
     W = sol.W
     # the last step ends at the end of the time span, to which the noise's times come by addition
-    length(W.t) == length(sol.t) && all(isapprox.(W.t, sol.t; rtol = sqrt(eps(eltype(W.t))))) ||
+    length(W.t) == length(times) && all(isapprox.(W.t, times; rtol = sqrt(eps(eltype(W.t))))) ||
         error("the noise was kept at other times than the solution's steps")
     return [columns_of(x) for x in W.u]
 end
@@ -228,12 +249,11 @@ function solve_noisy(
             times_of(T, along.t, along.count),
             reshape(vector(T, along.w, along.m * along.count), Int(along.m), Int(along.count)),
         )
-    h = run_noisy(model, alg, u0, p, c, (T(r.t0), T(r.t1)), options_of(T, r), seed, path)
-    s = h.sol.stats
-    return Response(
-        register!(HANDLES, h), Int(h.sol.retcode), length(h.t), 0,
-        (s.nf, s.njacs, s.naccept, s.nreject, s.nsolve, s.nnonliniter),
-        pointer(h.t), pointer(h.u), pointer(h.source), C_NULL, C_NULL, Float64(h.reached), C_NULL
+    events = r.events == 0 ? Event{T}[] : map(snapshot, lookup(EVENTS, r.events))
+    return respond(
+        run_noisy(
+            model, alg, u0, p, c, (T(r.t0), T(r.t1)), options_of(T, r), seed, events, nothing, path
+        )
     )
 end
 
@@ -252,7 +272,10 @@ deliver(h::NoisyHandle, to::Ptr, x::Array) = to_host(to, x)
 function adjoint_request(r::AdjointRequest, h::NoisyHandle{T}, @nospecialize(_)) where {T}
     n = h.model.n
     cotangents = reshape(vector(T, r.cotangents, r.m * n), n, Int(r.m))
-    du0, dp = pathwise(h, times_of(T, r.times, r.m), cotangents)
+    du0, dp, extra = pathwise(
+        h, times_of(T, r.times, r.m), vector(Int64, r.source, r.m), cotangents
+    )
+    write_events(r, extra)
     for (to, x) in ((r.du0, du0), (r.dp, dp))
         GC.@preserve x unsafe_copyto!(Ptr{T}(to), pointer(x), length(x))
     end

@@ -140,6 +140,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "new_device_model": (ct.c_int, _I, _I, _I, _I, ct.c_char_p, _I, _P, _P),
     "new_delayed": (ct.c_int, _I, _I, _I, _I, _I, _P, _I, _P, _P),
     "new_noisy": (ct.c_int, _I, _I, _I, _I, _I, _P, _P),
+    "new_random": (ct.c_int, _I, _I, _I, _P, _P),
     "solve_noisy": (ct.c_int, _P, ct.c_uint64, _P),
     "solve_jumps": (ct.c_int, _P, _P, _P),
     "solve_along": (ct.c_int, _P, _P, _P),

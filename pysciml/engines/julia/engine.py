@@ -41,6 +41,7 @@ from pysciml.engines.julia.bridge import (
     array,
 )
 from pysciml.engines.julia.events import JuliaEvents, events_gradient
+from pysciml.engines.julia.jumps import is_pure
 from pysciml.engines.julia.models import JuliaFunctions, Loader
 from pysciml.engines.julia.names import (
     STEPS_ONTO_OUTPUTS,
@@ -84,6 +85,7 @@ _GIVEN = {
     "second_order": ("a SecondOrderODEProblem", "e.g. pysciml.DPRKN6() or pysciml.Tsit5()"),
     "split": ("a SplitODEProblem", "e.g. pysciml.KenCarp4()"),
     "semilinear": ("a SemilinearODEProblem", "e.g. pysciml.ETDRK4() or pysciml.KenCarp4()"),
+    "rode": ("an RODEProblem", "e.g. pysciml.RandomHeun() with dt="),
     "sde": ("an SDEProblem", "e.g. pysciml.SOSRI(), or pysciml.EM() with dt="),
     "dde": ("a DDEProblem", "e.g. pysciml.MethodOfSteps(pysciml.Tsit5())"),
 }
@@ -349,7 +351,7 @@ class JuliaEngine(Engine):
         asked = options
         if problem.jumps is not None:
             return jumps.solve(self, problem, alg, options)
-        if problem.form == "sde":
+        if problem.form in ("sde", "rode"):
             return stochastic.solve(self, problem, alg, options)
         if problem.form == "dde":
             return delay.solve(self, problem, alg, options)
@@ -473,9 +475,9 @@ class JuliaEngine(Engine):
         handle: Handle = solution.handle
         if isinstance(handle, device.DeviceHandle):
             return device.interpolate(self, handle, ts, deriv)
-        if deriv and handle.problem.form == "sde":
+        if deriv and (is_pure(handle.problem) or handle.problem.form in ("sde", "rode")):
             raise EngineError(
-                f"deriv is {deriv}, but a path of a stochastic equation has no derivative by time; "
+                f"deriv is {deriv}, but a path along noise or jumps has no derivative by time; "
                 "leave it out."
             )
         ts = np.ascontiguousarray(ts, np.float64)
@@ -551,9 +553,9 @@ class JuliaEngine(Engine):
         handle: Handle = solution.handle
         if isinstance(handle, device.DeviceHandle):
             return device.adjoint(self, solution, grad_u, at, by_times)
-        if handle.problem.jumps is not None and handle.problem.jumps.kind == "pure":
+        if is_pure(handle.problem):
             return jumps.adjoint(self, solution, grad_u, at)
-        if handle.problem.form == "sde":
+        if handle.problem.form in ("sde", "rode"):
             return stochastic.adjoint(self, solution, grad_u, at, by_times)
         if taken_apart(handle.problem, handle.alg):
             return adjoint_of_parts(self, solution, grad_u, grad_t, at, by_times)

@@ -16,6 +16,7 @@ from pysciml.engines.base import (
     FlatSolution,
     SolveOptions,
 )
+from pysciml.engines.julia import stochastic
 from pysciml.engines.julia.bridge import address, array
 from pysciml.engines.julia.events import events_gradient
 from pysciml.engines.julia.names import algorithm_expression
@@ -48,6 +49,11 @@ class JumpRequest(ct.Structure):
     ]
 
 
+def is_pure(problem: FlatProblem) -> bool:
+    """Whether it is a jump process on a state that stays as it is between jumps."""
+    return problem.jumps is not None and problem.jumps.kind == "pure"
+
+
 def first_jump(problem: FlatProblem) -> int:
     """The position of the first jump among the callbacks."""
     kinds = ("reaction", "constant", "variable")
@@ -74,12 +80,12 @@ def check_rates(problem: FlatProblem) -> None:
                 f"rate of jump {c.direction} is {value:g} at the start (t = {problem.t0:g}); a "
                 "rate must be finite and not negative, e.g. by torch.relu."
             )
-        if c.kind == "variable":
+        if c.kind == "variable" or c.condition.kernels is None:  # called back: its word is trusted
             continue
         use = (
             "give a VariableRateJump with bounds (urate, rateinterval) and the aggregator "
             "pysciml.Coevolve()"
-            if problem.jumps is not None and problem.jumps.kind == "pure"
+            if is_pure(problem)
             else "make it a VariableRateJump"
         )
         if entries_read(c.condition, "t"):
@@ -197,6 +203,12 @@ def solve(
     plan = problem.jumps
     assert plan is not None
     check_rates(problem)
+    if plan.kind == "sde":
+        jumps, keep = jump_request(engine, problem, options)
+        made = stochastic.solve(engine, problem, alg, options, ct.addressof(jumps))
+        del keep
+        times = np.array([t for t, _ in made.events])
+        return _with_jumps(made, problem, times, np.array([k for _, k in made.events], np.int64))
     if plan.kind == "pure":
         functions = engine.functions(problem.functions, "ode", problem.dtype)
         functions.use(problem.p, problem.c)

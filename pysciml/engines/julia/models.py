@@ -173,6 +173,13 @@ class JuliaFunctions:
             )
         return self._models[key]
 
+    def model_of_random(self, n: int, m: int) -> int:
+        """The number of the model of a random equation of ``n`` states and ``m`` processes."""
+        key = ("random", n, m)
+        if key not in self._models:
+            self._models[key] = self.bridge.number("new_random", self.id, n, m)
+        return self._models[key]
+
     def use(self, p: Array, c: Array) -> None:
         """The parameters of the solve that comes; only functions called back in Python need it."""
         if self.functions.kernels is None:

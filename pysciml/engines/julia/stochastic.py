@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pysciml.algorithms import Algorithm, algorithm
-from pysciml.engines.base import FlatGradient, FlatProblem, FlatSolution, SolveOptions
+from pysciml.engines.base import FIXED, FlatGradient, FlatProblem, FlatSolution, SolveOptions
 from pysciml.engines.julia.bridge import address, array
+from pysciml.engines.julia.events import events_gradient
 from pysciml.engines.julia.names import algorithm_expression
 from pysciml.errors import EngineError, InputError
-from pysciml.stochasticdiffeq import ADDITIVE, DIAGONAL, FIXED_STEP, PATHWISE
+from pysciml.stochasticdiffeq import ADDITIVE, DIAGONAL, FIXED_STEP, PATHWISE, RODE_ALGORITHMS
 
 if TYPE_CHECKING:
     from pysciml.engines.julia.engine import Handle, JuliaEngine
@@ -44,7 +45,22 @@ def check_stochastic(problem_kind: str, alg: Algorithm | None) -> None:
             f"{alg.name} is torchsde's, and belongs to the sundials engine: use engine='sundials', "
             "or on the julia engine EM (Ito), EulerHeun (Stratonovich) or SOSRI."
         )
+    if alg.package == "JumpProcesses":
+        raise EngineError(
+            f"{alg.name} is for jumps (JumpProblem), but this problem has none that it could draw; "
+            "use e.g. pysciml.Tsit5(), or put jumps on a DiscreteProblem."
+        )
     stochastic = alg.package == "StochasticDiffEq"
+    if alg.name in RODE_ALGORITHMS or problem_kind == "rode":
+        if not (alg.name in RODE_ALGORITHMS and problem_kind == "rode"):
+            what, use = "random equations (RODEProblem)", ", ".join(RODE_ALGORITHMS)
+            raise EngineError(
+                f"{alg.name} does not solve {what}; use one of {use} with dt=."
+                if problem_kind == "rode"
+                else f"{alg.name} is for {what}, but this is another problem; write one of "
+                "these, or use an algorithm for yours, e.g. pysciml.Tsit5() or pysciml.SOSRI()."
+            )
+        return
     if stochastic and problem_kind != "sde":
         raise EngineError(
             f"{alg.name} is for stochastic equations (SDEProblem), but this problem has no noise; "
@@ -59,6 +75,8 @@ def check_stochastic(problem_kind: str, alg: Algorithm | None) -> None:
 
 def default_algorithm(problem: FlatProblem) -> Algorithm:
     """StochasticDiffEq's own choice: SOSRI, and LambaEM for general noise; RKMil along a path."""
+    if problem.form == "rode":
+        return algorithm("RandomEM")()
     if problem.noise is not None and problem.columns <= 0:
         return algorithm("RKMil")()
     return algorithm("LambaEM" if problem.columns > 0 else "SOSRI")()
@@ -66,7 +84,7 @@ def default_algorithm(problem: FlatProblem) -> Algorithm:
 
 def _require_fit(problem: FlatProblem, alg: Algorithm, options: SolveOptions) -> None:
     """Raise where algorithm, noise, steps and gradients do not go together."""
-    if problem.columns > 0 and alg.name in DIAGONAL:
+    if problem.form == "sde" and problem.columns > 0 and alg.name in DIAGONAL:
         raise EngineError(
             f"{alg.name} takes diagonal and scalar noise only, but this problem's is general "
             "(noise_rate_prototype); use pysciml.LambaEM(), pysciml.EM() or, for Stratonovich's "
@@ -86,6 +104,12 @@ def _require_fit(problem: FlatProblem, alg: Algorithm, options: SolveOptions) ->
         )
     if problem.noise is not None and alg.name not in PATHWISE:
         raise EngineError(f"{alg.name} cannot follow a NoiseGrid; use {_WORKS}.")
+    if options.gradient and any(c.kind == "continuous" for c in problem.callbacks):
+        raise EngineError(
+            "A ContinuousCallback has no gradient here: its time moves along a path that has no "
+            "derivative by time. Give a DiscreteCallback or a PresetTimeCallback, or solve in "
+            "torch.no_grad()."
+        )
     if options.sensealg is not None:
         raise InputError(
             f"sensealg is {options.sensealg!r}, but gradients of an SDEProblem are pathwise, by "
@@ -103,27 +127,37 @@ def _reads_state(problem: FlatProblem) -> bool:
 
 
 def solve(
-    engine: JuliaEngine, problem: FlatProblem, alg: Algorithm | None, options: SolveOptions
+    engine: JuliaEngine,
+    problem: FlatProblem,
+    alg: Algorithm | None,
+    options: SolveOptions,
+    jumps: int | None = None,
 ) -> FlatSolution:
-    """See :meth:`pysciml.engines.base.Engine.solve`."""
+    """See :meth:`pysciml.engines.base.Engine.solve`; ``jumps``: the address of a JumpRequest."""
     alg = alg or default_algorithm(problem)
     _require_fit(problem, alg, options)
     functions = engine.functions(problem.functions, "ode", problem.dtype)
     parts = tuple(engine.functions(f, "ode", problem.dtype) for f in problem.parts)
     for f in (functions, *parts):
         f.use(problem.p, problem.c)
-    model = functions.model_of_noise(len(problem.u0), parts, problem.columns)
+    n = len(problem.u0)
+    if problem.form == "rode":
+        model = functions.model_of_random(n, problem.columns)
+    else:
+        model = functions.model_of_noise(n, parts, problem.columns)
     number = engine.object(*algorithm_expression(alg, "sde"))
-    request, keep = engine.request(model, number, 0, problem, options)
+    events = engine.events(problem)
+    request, keep = engine.request(model, number, events.number if events else 0, problem, options)
     assert options.seed is not None
     along, kept = _path(problem)
-    with engine.first(functions, ("solve", number, problem.columns, options.gradient)):
-        response = engine.bridge.solve(request, options.progress, options.seed + 1, along)
+    kinds = tuple(c.kind for c in problem.callbacks)
+    with engine.first(functions, ("solve", number, problem.columns, options.gradient, kinds)):
+        response = engine.bridge.solve(request, options.progress, options.seed + 1, jumps, along)
     del kept
     if options.progress is not None:
         options.progress(response.t_reached)
     del keep
-    made = engine.solution(response, problem, options, functions, None, alg)
+    made = engine.solution(response, problem, options, functions, events, alg)
     made.handle.parts = parts
     made.stats.nf = made.stats.nf or None  # StochasticDiffEq does not count for all algorithms
     return made
@@ -168,11 +202,15 @@ def adjoint(
     times = np.ascontiguousarray(solution.t if at is None else at, np.float64)
     order = np.argsort(times, kind="stable")
     times, cotangents = times[order], np.ascontiguousarray(grad_u, problem.dtype)[order]
+    source = np.full(len(times), FIXED) if at is not None else solution.source[order]
+    source = np.ascontiguousarray(source, np.int64)
+    devents, of_callbacks = events_gradient(problem)
     du0, dp = np.zeros(len(problem.u0), problem.dtype), np.zeros(len(problem.p), problem.dtype)
     number = engine.object("nothing", ())
+    given = (address(times), address(source), address(cotangents), 0)
     with engine.first(handle.functions, ("pathwise", repr(handle.alg))):
         engine.bridge.adjoint(
-            handle.number, number, len(times), (address(times), 0, address(cotangents), 0),
-            (0.0, 0.0), (address(du0), address(dp), 0, 0, 0),
+            handle.number, number, len(times), given, (0.0, 0.0),
+            (address(du0), address(dp), 0, 0, address(devents)),
         )  # fmt: skip
-    return FlatGradient(u0=du0, p=dp, t0=0.0, times=np.zeros(len(times)))
+    return FlatGradient(u0=du0, p=dp, t0=0.0, times=np.zeros(len(times)), callbacks_p=of_callbacks)

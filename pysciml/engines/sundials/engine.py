@@ -91,9 +91,11 @@ class SundialsEngine(Engine):
     def check(self, problem_kind: str, alg: Algorithm | None, has_mass_matrix: bool) -> None:
         if problem_kind in ("partitioned", "second_order", "split", "semilinear"):
             problem_kind = "ode"  # solved as one of first order, or for the sum
-        if problem_kind == "dde":
+        if problem_kind in ("dde", "rode"):
+            what = "delay" if problem_kind == "dde" else "random"
             raise EngineError(
-                "The sundials engine does not solve delay equations (DDEProblem), which need "
+                f"The sundials engine does not solve {what} equations "
+                f"({problem_kind.upper()}Problem), which need "
                 "engine='julia' (install it with: python -m pysciml setup)."
             )
         if problem_kind not in ("ode", "dae"):

@@ -10,7 +10,7 @@
     Hazard{T}
 
 `left`: what the rates' integral has yet to grow by from `since` on, until the next jump. `ended` and
-`left_there`: the end of a step, and what was left there.
+`left_there`: the end of a step, and what was left there; `dW`: the noise of that step, if there is.
 """
 mutable struct Hazard{T} <: Function
     const rates::Vector{Rate{T}}
@@ -18,20 +18,22 @@ mutable struct Hazard{T} <: Function
     const rng::Xoshiro
     const tolerance::T
     const u::Vector{T}
+    const cuts::Dict{Int, Cut{T}}
+    const dW::Vector{T}
     since::T
     left::T
     ended::T
     left_there::T
 end
 
-function hazard_callback(prob, j::Jumps{T}, events, log, numbers) where {T}
+function hazard_callback(prob, j::Jumps{T}, events, log, numbers, cuts) where {T}
     n = length(prob.u0)
     # a rate may be below zero by as much as the solution is off
     h = Hazard{T}(
         [Rate(events[i], sqrt(eps(T))) for i in numbers],
         [Fire{T}(i, events, log, true, zeros(T, n)) for i in numbers],
-        Xoshiro(hash(j.seed, UInt(0x6a756d70))), sqrt(eps(T)), zeros(T, n), prob.tspan[1], zero(T),
-        T(NaN), zero(T)
+        Xoshiro(hash(j.seed, UInt(0x6a756d70))), sqrt(eps(T)), zeros(T, n), cuts, T[],
+        prob.tspan[1], zero(T), T(NaN), zero(T)
     )
     begin_at(callback, u, t, integrator) =
         (draw!(h, t); SciMLBase.derivative_discontinuity!(integrator, false))
@@ -53,9 +55,15 @@ function (h::Hazard)(u, t, integrator)
     value = h.left - grown(h, s -> within!(h.u, integrator, s), h.since, t, integrator.p)
     if t == integrator.t
         h.ended, h.left_there = t, value
+        noise!(h.dW, integrator, prob_of(integrator))
     end
     return value
 end
+
+prob_of(integrator) = integrator.sol.prob
+noise!(dW, integrator, _) = dW
+noise!(dW, integrator, ::SciMLBase.AbstractSDEProblem) =
+    copyto!(resize!(dW, length(integrator.W.dW)), integrator.W.dW)
 
 # The steps that have been taken since: to their end, or to where another event has cut them.
 function catch_up!(h::Hazard, integrator)
@@ -104,6 +112,8 @@ function act(h::Hazard)
             sum_ += h.rates[k](u, p, t)
         end
         h.fires[k](integrator)
+        h.ended > t && !isempty(h.dW) &&
+            (h.cuts[length(first(h.fires).log)] = Cut{eltype(h.u)}(h.ended, copy(h.dW)))
         draw!(h, t)
         JumpProcesses.reset_aggregated_jumps!(integrator)
         return nothing
