@@ -74,7 +74,7 @@ def main(argv=None):
     shown = wrong[:6] + list(range(12 - len(wrong[:6])))
     for k, i in enumerate(shown):
         ax = figure.add_axes((0.64 + 0.058 * (k % 6), 0.52 - 0.42 * (k // 6), 0.052, 0.36))
-        ax.imshow(unseen_x[i].reshape(8, 8), cmap="gray_r")
+        ax.imshow(unseen_x[i].reshape(8, 8).numpy(), cmap="gray_r")
         color = "tab:green" if said[i] == unseen_y[i] else "tab:red"
         ax.set_title(f"{said[i]}", color=color)
         ax.axis("off")

@@ -31,6 +31,7 @@ REACHED: dict[str, Callable[[dict[str, float]], bool]] = {
     "steady_state": lambda r: abs(r["yield"] - r["best"]) < 1e-3,
     "van_der_pol_control": lambda r: r["neural"] < r["linear"],
     "equilibrium_digits": lambda r: r["right"] > 0.9 and r["gap"] < 1e-2,
+    "multiple_shooting": lambda r: r["multiple"] < 0.4 < r["single"],
     "neural_sde": lambda r: r["noise"] < 0.13 and r["drift"] < 0.45,
     "easiest_throw": lambda r: abs(r["slope"]) < 1e-4 and 2.0 < r["time"] < 3.5,
     "logistic_map": lambda r: r["first"] < 0 and abs(r["last"] - 0.693) < 0.05,
