@@ -199,8 +199,21 @@ def test_an_algorithm_for_another_problem_is_refused() -> None:
     prob = ps.ODEProblem(decay, tensor(1.0), (0.0, 1.0), tensor(1.0))
     with pytest.raises(EngineError, match="partitioned"):
         ps.solve(prob, ps.VerletLeapfrog(), engine="julia")
-    with pytest.raises(EngineError, match="choice of dt"):
+
+
+def test_steps_of_one_size_that_is_not_given() -> None:
+    prob = ps.ODEProblem(decay, tensor(1.0), (0.0, 1.0), tensor(1.0))
+    with pytest.raises(ps.InputError, match=r"Euler takes steps of one size.*give dt=.*Julia"):
         ps.solve(prob, ps.Euler(), engine="julia")
+    with pytest.raises(ps.InputError, match="Tsit5 takes steps of one size"):
+        ps.solve(prob, ps.Tsit5(), engine="julia", adaptive=False)
+
+
+def test_a_mass_matrix_for_an_explicit_algorithm() -> None:
+    mass = torch.diag(tensor(1.0, 2.0))
+    prob = ps.ODEProblem(decay, tensor(1.0, 1.0), (0.0, 1.0), tensor(1.0), mass_matrix=mass)
+    with pytest.raises(ps.InputError, match=r"Tsit5 does not take a mass_matrix.*Rodas5P"):
+        ps.solve(prob, ps.Tsit5(), engine="julia")
 
 
 def test_float32_state() -> None:

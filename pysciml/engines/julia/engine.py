@@ -55,6 +55,7 @@ from pysciml.engines.julia.parts import (
     require_fitting_parts,
     taken_apart,
 )
+from pysciml.engines.julia.refusals import refused
 from pysciml.engines.julia.sparse import Pattern, keeps_jacobian, pattern
 from pysciml.engines.julia.startup import Julia, julia
 from pysciml.errors import EngineError
@@ -365,8 +366,11 @@ class JuliaEngine(Engine):
         request, keep = self.request(
             model, number, events.number if events else 0, problem, options
         )
-        with self.first(functions, ("solve", number, events is None, options.gradient)):
-            response = self.bridge.solve(request, options.progress)
+        try:
+            with self.first(functions, ("solve", number, events is None, options.gradient)):
+                response = self.bridge.solve(request, options.progress)
+        except EngineError as error:
+            raise refused(error, alg) from None
         if options.progress is not None:
             options.progress(response.t_reached)
         elif (

@@ -1,0 +1,32 @@
+"""What Julia refuses in its own words, said in ours."""
+
+from __future__ import annotations
+
+from pysciml.algorithms import Algorithm
+from pysciml.errors import EngineError, InputError
+
+__all__ = ["refused"]
+
+#: What stands in Julia's message, and what follows the algorithm's name in ours.
+_SAID = {
+    "Fixed timestep methods require a choice of dt": (
+        "takes steps of one size here, which is not given; give dt= (or tstops), or use an "
+        "algorithm that chooses its own steps, e.g. pysciml.Tsit5()"
+    ),
+    "not able to use mass matrices": (
+        "does not take a mass_matrix; use an algorithm for it, e.g. pysciml.Rodas5P() or "
+        "pysciml.FBDF()"
+    ),
+    "only works with diagonal mass matrices": (
+        "takes diagonal mass matrices only; use e.g. pysciml.Rodas5P()"
+    ),
+}
+
+
+def refused(error: EngineError, alg: Algorithm | None) -> Exception:
+    """The error that a solve is to raise in place of one that Julia gave."""
+    for words, ours in _SAID.items():
+        if words in str(error):
+            name = "The default algorithm" if alg is None else alg.name
+            return InputError(f"{name} {ours}. ({error})")
+    return error
