@@ -30,6 +30,9 @@ scheme(alg) = error(
         "solution is by $(nameof(typeof(alg)))"
 )
 
+# Entries of the state from which its own batch fills a matrix product: points are then not gathered.
+const WIDE = 32
+
 # What the way back works with. `pulled`: the cotangents of u, then (of few parameters) of p.
 struct Backwards{T}
     x::Noisy{T}
@@ -50,8 +53,9 @@ end
 
 function Backwards(how, x::Noisy{T}, p::Vector{T}, n) where {T}
     width = n * max(x.columns, 1)
-    # with many parameters each of the functions that the way back goes through gathers its points
-    of(f, nw, used) = used ? Gathered(f, p, n, nw) : unused(f, p)
+    # with many parameters each of the functions that the way back goes through gathers its points:
+    # their Jacobians' products are then taken apart, which costs the function twice more
+    of(f, nw, used) = used && n < WIDE ? Gathered(f, p, n, nw) : unused(f, p)
     by_whole, by_drift, by_diffusion = goes_through(how)
     whole = of(x.whole, n + width, by_whole)
     drift, diffusion = of(x.drift, n, by_drift), of(x.diffusion, width, by_diffusion)
