@@ -476,7 +476,9 @@ def test_paths_that_cannot_be(make: Any, match: str) -> None:
 
 def test_paths_that_an_algorithm_cannot_follow() -> None:
     prob = gbm(2, noise=grid())
-    refused(InputError, "leave seed, dt and callback out", lambda: ps.solve(prob, dt=0.1, engine="sundials"))
+    refused(
+        InputError, "whose times are the steps", lambda: ps.solve(prob, dt=0.1, engine="sundials")
+    )
     for alg, noise in ((ps.torchsde.srk(), grid()), (None, grid((0.0, 0.7, 1.0)))):
         prob = gbm(2, noise=noise)
         match = "cannot follow this NoiseGrid"
