@@ -112,6 +112,19 @@ def test_closures_get_their_gradients_too(engine):
 
 
 @pytest.mark.filterwarnings("ignore::pysciml.CaptureWarning")
+def test_a_time_that_is_read_as_a_number_does_not_freeze_closures(engine):
+    """torch.full_like refuses a t that requires grad, which the search for closures gave it."""
+    gradients = []
+    for late in (lambda u, t: torch.full_like(u, t), lambda u, t: t.expand(u.shape)):
+        w = f64(-0.7, 0.4, grad=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ps.CaptureWarning)
+            sol = solve(lambda u, p, t, late=late, w=w: w * u + late(u, t), engine)
+        assert sol.u.requires_grad
+        gradients.append(torch.autograd.grad(sol.u[-1].sum(), w)[0])
+    assert_close(*gradients, rtol=1e-7)
+
+
 def test_training_through_callbacks_follows_the_weights(engine):
     torch.manual_seed(0)
     net = nn.Linear(1, 1, bias=False).double()

@@ -51,29 +51,40 @@ class CallbackFunctions:
     """
 
     kernels: Any | None = None
+    reason: str | None
+    closures_p: list[Tensor]
 
     def __init__(self, fn: Callable[..., Tensor], inputs: dict[str, Tensor]) -> None:
         self.fn, self.inputs = fn, inputs
         self.names = (*inputs, "c")
         first = next(iter(inputs.values()))
         self.dtype, self.device = first.dtype, first.device
-        with torch.enable_grad():
-            probe = {k: v.detach().clone().requires_grad_() for k, v in inputs.items()}
+        try:
             try:
-                out = fn(*probe.values())
-                self.reason = None if out.requires_grad else "its result does not require grad"
-                self.closures_p = reachable_leaves(out, list(probe.values()))
+                out, self.closures_p = self._probed(tuple(inputs))
             except InputError:
                 raise
-            except Exception as error:
-                self.reason = f"{type(error).__name__}: {error}"
-                with torch.no_grad():
-                    out = fn(*(v.detach() for v in inputs.values()))
-                self.closures_p = []
+            except Exception:  # such as torch.full_like(u, t), which reads a t without gradient
+                out, self.closures_p = self._probed(tuple(k for k in inputs if k != "t"))
+            self.reason = None if out.requires_grad else "its result does not require grad"
+        except InputError:
+            raise
+        except Exception as error:
+            self.reason = f"{type(error).__name__}: {error}"
+            with torch.no_grad():
+                out = fn(*(v.detach() for v in inputs.values()))
+            self.closures_p = []
         self.n_out = out.numel()
         self.n_p = inputs["p"].numel()
         self.sizes = {k: v.numel() for k, v in inputs.items()} | {"c": 0}
         self.sizes["p"] += sum(x.numel() for x in self.closures_p)
+
+    def _probed(self, wrt: tuple[str, ...]) -> tuple[Tensor, list[Tensor]]:
+        """The value, with gradients by the inputs ``wrt``, and the leaves that it depends on."""
+        with torch.enable_grad():
+            probe = {k: v.detach().clone().requires_grad_(k in wrt) for k, v in self.inputs.items()}
+            out = self.fn(*probe.values())
+            return out, reachable_leaves(out, list(probe.values()))
 
     @property
     def differentiable(self) -> bool:
