@@ -119,12 +119,17 @@ def test_bad_pairs() -> None:
         ps.Shooting("Tsit5")
 
 
-def test_no_solution() -> None:
-    """sin has both ends at zero on (0, pi), so its size is free."""
-    with pytest.raises(SolveError, match="do not fix the initial state|stay off"):
-        ps.solve(
-            problem(
-                bc=lambda u, p, t: torch.stack([u(f64(0.0))[0], 0.0 * u(f64(1.0))[0] - 1.0]),
-            ),
-            engine="sundials",
-        )
+def test_conditions_that_do_not_fix_the_state() -> None:
+    def bc(sol: Any, p: Any, t: Any) -> Any:
+        return torch.stack([sol(f64(0.0))[0], 0.0 * sol(f64(1.0))[0] - 1.0])
+
+    with pytest.raises(SolveError, match="do not fix the initial state"):
+        ps.solve(problem(bc=bc), engine="sundials")
+
+
+def test_conditions_that_cannot_be_met() -> None:
+    def bc(sol: Any, p: Any, t: Any) -> Any:
+        return torch.stack([sol(f64(0.0))[0], sol(f64(1.0))[0] ** 2 + 1.0])
+
+    with pytest.raises(SolveError, match="stay off by|did not suffice"):
+        ps.solve(problem(bc=bc, u0=f64(0.0, 1.0)), engine="sundials")

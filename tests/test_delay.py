@@ -110,6 +110,28 @@ def test_lag_that_depends_on_the_state(alg: Any) -> None:
     assert_close(sol.u[:, 0], f64(2.0, e, math.exp(4 / e), math.exp(e)), rtol=1e-8)
 
 
+@julia
+def test_lag_that_begins_at_zero() -> None:
+    """The pantograph equation u' = -u(t / 2), by its power series."""
+    prob = ps.DDEProblem(
+        lambda u, h, p, t: -h(p, t / 2), f64([1.0]), lambda p, t: f64([1.0]), (0.0, 2.0)
+    )
+    sol = ps.solve(prob, ps.MethodOfSteps(ps.Tsit5()), saveat=[0.5, 2.0], **TIGHT)
+    for t, u in zip((0.5, 2.0), sol.u[:, 0].tolist(), strict=True):
+        terms = [(-t) ** k / math.factorial(k) / 2 ** (k * (k - 1) // 2) for k in range(20)]
+        assert abs(u - sum(terms)) < 1e-8
+
+
+@julia
+def test_lag_that_turns_negative() -> None:
+    u0 = f64([1.0])
+    prob = ps.DDEProblem(
+        lambda u, h, p, t: 0.01 * h(p, t - u[0]) - 1, u0, lambda p, t: u0, (0.0, 2.0)
+    )
+    with pytest.raises(ps.SolveError, match="one that turns negative"):
+        ps.solve(prob, ps.MethodOfSteps(ps.Tsit5()), engine="julia")
+
+
 def mackey_glass_by_rk4(n: int) -> float:
     """x' = 0.2 x(t-17) / (1 + x(t-17)^10) - 0.1 x with x = 1.2 before 0, at t = 102.
 

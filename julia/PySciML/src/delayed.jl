@@ -91,8 +91,13 @@ function (f::DelayedRate)(du, u, h, p, t)
     return nothing
 end
 
-"The beginning of the time span and of the present step; the extension adds the method."
-function start_of end
+"""
+    start_of(h)
+
+The beginning of the time span and of the present step, from the history that SciML calls a function
+with; the extension adds the method. The user's own, which guesses of the first step get, has neither.
+"""
+start_of(::History{T}) where {T} = (T(Inf), T(Inf))
 
 struct DelayedJacobian{T} <: Function
     d::Delayed{T}

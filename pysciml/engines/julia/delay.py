@@ -77,6 +77,8 @@ def solve(
     del keep
     made = engine.solution(response, problem, options, functions, events, alg)
     made.handle.parts = parts
+    if not made.success and BY_STATE in moves[:-2]:
+        made.message = "lags depend on the state here, and one that turns negative stops the solve"
     return made
 
 
