@@ -12,8 +12,8 @@ using PySciML: forget_workload, workload_delays
 using PythonCall: PythonCall
 
 @compile_workload begin
-    stiff = Rodas5P(; autodiff = AutoFiniteDiff())
-    workload_delays((MethodOfSteps(Tsit5()), MethodOfSteps(AutoTsit5(stiff)), MethodOfSteps(stiff)))
+    default = AutoTsit5(Rodas5P(; autodiff = AutoFiniteDiff()))
+    workload_delays((MethodOfSteps(Tsit5()), MethodOfSteps(default)))
     forget_workload()
 end
 
