@@ -318,6 +318,10 @@ def test_the_embedded_engine_names_the_other() -> None:
         (lambda: ps.solve(problem(), ps.EM(), engine="julia"), "no noise"),
         (lambda: ps.solve(problem(), ps.DPRKN6(), engine="julia"), "a DDEProblem"),
         (
+            lambda: ps.solve(problem(), ps.MethodOfSteps(ps.FRK65()), engine="julia"),
+            "does not choose its own steps",
+        ),
+        (
             lambda: ps.solve(
                 ps.ODEProblem(lambda u, p, t: -u, f64([1.0]), (0.0, 1.0)),
                 ps.MethodOfSteps(ps.Tsit5()), engine="julia",

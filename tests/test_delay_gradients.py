@@ -224,6 +224,17 @@ def test_many_parameters_are_gathered_in_batches() -> None:
     assert math.isclose(slope, (sides[0] - sides[1]) / 2e-5, rel_tol=1e-6)
 
 
+def test_float32() -> None:
+    gradients = []
+    for dtype in (torch.float32, F64):
+        x = torch.tensor([1.3, 0.7, 0.8, 1.5], dtype=dtype, requires_grad=True)
+        prob = ps.DDEProblem(decay, x[3:], constant, (0.0, 2.0), x[:3])
+        sol = ps.solve(prob, TSIT5, saveat=[0.5, 2.0], reltol=1e-5, abstol=1e-5, engine="julia")
+        gradients.append(torch.autograd.grad(sol.u.sum(), x)[0])
+    assert gradients[0].dtype is torch.float32
+    assert_close(gradients[0].double(), gradients[1], rtol=1e-3)
+
+
 def test_gradients_through_callbacks_are_refused() -> None:
     prob = ps.DDEProblem(decay, f64([1.0]), constant, (0.0, 2.0), f64(1.3, 0.7, 0.8, grad=True))
     kick = ps.PresetTimeCallback([0.5], lambda u, p, t: u + 1.0)

@@ -69,7 +69,7 @@ function DelayedSweep(h::Handle{T}, reltol) where {T}
     steps = length(mesh) - 1
     d.history.value(d.at, d.x, p, mesh[1])
     return DelayedSweep{T, typeof(sol)}(
-        d, sol, p, mesh, passing, same, clamp(T(reltol) / 1000, 100 * eps(T), T(1.0e-6)),
+        d, sol, p, mesh, passing, same, max(min(T(reltol) / 1000, T(1.0e-6)), 100 * eps(T)),
         zeros(T, n, steps + 1), zeros(T, n, STAGES, steps),
         Gathered(d.rhs, p, width, n), Gathered(d.asked, p, width, asks),
         Gathered(d.history, p, width, n), d.at != h.prob.u0, d.times_by_p || any(==(2), d.moved),

@@ -355,6 +355,7 @@ class JuliaEngine(Engine):
         if problem.form in ("sde", "rode"):
             return stochastic.solve(self, problem, alg, options)
         if problem.form == "dde":
+            _refuse_error_control(delay.checked("dde", alg), options)
             return delay.solve(self, problem, alg, options)
         options = checked_options(alg, options)
         if isinstance(problem.u0, torch.Tensor):
