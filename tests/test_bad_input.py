@@ -603,7 +603,7 @@ def test_messages_of_the_julia_engine_that_need_no_julia():
     """What it refuses before Julia starts, each with what to use in its place."""
     engine = choice.engine("julia")
     for kind, alg, parts in (
-        ("dde", None, ["'dde'", "ODEProblem or a DAEProblem"]),
+        ("pde", None, ["'pde'", "ODEProblem or a DAEProblem"]),
         (
             "ode",
             ps.NLNewton(),

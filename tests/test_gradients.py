@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from functools import partial
 
 import pytest
@@ -771,3 +772,28 @@ def test_batches_with_integrals_beside_the_state(engine):
 
     (got,) = torch.autograd.grad(loss(a), a)
     assert_close(got, central_difference(loss, a), 1e-6)
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_closures_of_which_one_is_computed_from_another(engine, captured):
+    def f(u, p, t):
+        if not captured and float(t.detach()) > 1e9:  # read: called back
+            return u
+        return (b * c - a) * u
+
+    a = f64(0.5, grad=True)
+    b = (0.3 * a).exp()
+    c = a.square() * b
+    u0 = f64(1.0, 2.0)
+    prob = ps.ODEProblem(f, u0, (0.0, 1.0))
+    expected = warnings.catch_warnings() if captured else pytest.warns(ps.CaptureWarning)
+    with expected:
+        if captured:
+            warnings.simplefilter("error", ps.CaptureWarning)
+        sol = ps.solve(prob, nonstiff(engine), engine=engine, abstol=1e-10, reltol=1e-10)
+    want = torch.exp(b * c - a) * u0
+    assert_close(sol.u[-1], want, 1e-8)
+    got, exact = (torch.autograd.grad(x.sum(), a, retain_graph=True)[0] for x in (sol.u[-1], want))
+    assert_close(got, exact, 1e-7)
+    sol.u[-1].sum().backward()  # the graph of b and c is still the user's
+    assert_close(a.grad, exact, 1e-7)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from pysciml.kernels.partial import partial_from_total
 from pysciml.kernels.reasons import CaptureError
 
 Function = Callable[..., Tensor]
@@ -100,7 +101,11 @@ def check_gradients(captured: Checked, fn: Function, inputs: dict[str, Tensor]) 
             weights = torch.linspace(0.5, 1.5, out.numel(), dtype=out.dtype, device=out.device)
             want = (
                 torch.autograd.grad(
-                    out, [*(leaves[k] for k in names), *closures], weights, allow_unused=True
+                    out,
+                    [*(leaves[k] for k in names), *closures],
+                    weights,
+                    allow_unused=True,
+                    retain_graph=True,  # closures may be computed, by a graph that is the user's
                 )
                 if out.requires_grad
                 else [None] * (len(names) + len(closures))
@@ -119,9 +124,11 @@ def check_gradients(captured: Checked, fn: Function, inputs: dict[str, Tensor]) 
     wanted = dict(zip(names, want, strict=False))
     p = wanted.get("p")
     parts = [torch.zeros_like(at["p"]) if p is None else p]
-    for closure, g in zip(closures, want[len(names) :], strict=True):
-        flat = torch.zeros_like(closure) if g is None else g
-        parts.append(flat.reshape(-1).to(at["p"].dtype))
+    totals = [
+        torch.zeros_like(closure) if g is None else g
+        for closure, g in zip(closures, want[len(names) :], strict=True)
+    ]
+    parts += [g.reshape(-1).to(at["p"].dtype) for g in partial_from_total(totals, closures)]
     wanted["p"] = torch.cat(parts)
     size = _size(*(w.detach() for w in wanted.values() if w is not None))
     for name in names:
