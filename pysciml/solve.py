@@ -97,7 +97,8 @@ def solve(
     adaptive : False for fixed steps of ``dt``, where the algorithm can
     progress : show a bar of the time reached
     raise_on_failure : False returns a failed solution instead of raising (see its ``retcode``)
-    seed : of an SDEProblem's noise, a whole number; drawn from torch's generator where None
+    seed : of noise and jumps (SDEProblem, RODEProblem, JumpProblem), a whole number; drawn from
+        torch's generator where None
 
     Returns
     -------

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import pysciml as ps
+from pysciml.engines.julia.startup import julia
 from support import LV_U0, ROBER_U0, counted_captures, f64, lotka_volterra, nonstiff, rober, stiff
 
 
@@ -176,3 +177,38 @@ def test_julia_is_not_started_by_a_thread_that_may_end():
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     assert "must be by the main thread" in ran.stdout and "'background'" in ran.stdout
+
+
+@pytest.mark.julia
+def test_a_collection_of_garbage_does_not_wait_for_the_main_thread() -> None:
+    # which is in Python meanwhile: it waited for ever
+    ps.solve(ps.ODEProblem(lambda u, p, t: -u, torch.ones(1), (0.0, 1.0)), engine="julia")
+    done = threading.Event()
+
+    def collect() -> None:
+        julia().main.seval("GC.gc()")
+        done.set()
+
+    threading.Thread(target=collect, daemon=True).start()
+    assert done.wait(120)
+
+
+@pytest.mark.julia
+def test_stochastic_equations_and_jumps_in_threads() -> None:
+    p = torch.tensor([0.5, 0.4], dtype=torch.float64)
+    noisy = ps.SDEProblem(
+        lambda u, p, t: p[0] * u, lambda u, p, t: p[1] * u, torch.ones(3, dtype=torch.float64),
+        (0.0, 1.0), p,
+    )  # fmt: skip
+    kick = ps.VariableRateJump(lambda u, p, t: 2 + u[0], lambda u, p, t: 0.9 * u)
+    jumping = ps.JumpProblem(noisy, ps.Direct(), kick)
+
+    def one(seed: int) -> torch.Tensor:
+        prob = jumping if seed % 2 else noisy
+        sol = ps.solve(prob, ps.EM(), dt=0.01, seed=seed, saveat=[1.0], engine="julia")
+        return sol.u
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(one, range(60)))
+    for seed in range(0, 60, 7):
+        assert torch.equal(one(seed), together[seed])

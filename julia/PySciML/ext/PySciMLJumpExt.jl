@@ -146,7 +146,10 @@ function PySciML.integrate_counts(
         tstops = sort!(all_stops(o.tstops, events)), alias_jump = true
     )
     SciMLBase.solve!(integrator)
-    return integrator.sol, integrator.sol.retcode == ReturnCode.Success ? t1 : integrator.t
+    # one that has met too many jumps is taken to the end all the same
+    code = integrator.sol.retcode
+    return integrator.sol, code == ReturnCode.MaxIters ? last(log).t :
+        code == ReturnCode.Success ? t1 : integrator.t
 end
 
 end

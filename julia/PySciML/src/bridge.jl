@@ -104,7 +104,7 @@ function solve_request(
         vector(UInt8, r.differential_vars, r.n) .!= 0
     h = run(
         model, alg, u0, p, c, (T(r.t0), T(r.t1)), options; du0, differential_vars,
-        events = events === nothing ? Event{T}[] : map(snapshot, events)
+        events = events === nothing ? Event{T}[] : owned(map(snapshot, events))
     )
     return respond(h)
 end
@@ -195,6 +195,7 @@ Addresses of the C functions by name, as `name=address` separated by commas.
 """
 function entry_points()
     points = (
+        gc_safe_enter = cglobal(:jl_gc_safe_enter), gc_safe_leave = cglobal(:jl_gc_safe_leave),
         solve = @cfunction(c_solve, Cint, (Ptr{Request}, Ptr{Response})),
         interpolate = @cfunction(
             c_interpolate, Cint, (Int64, Ptr{Float64}, Int64, Int64, Ptr{Cvoid}, Ptr{Ptr{UInt8}})

@@ -42,6 +42,19 @@ snapshot(e::Event{T}) where {T} = Event{T}(
     copy(e.condition_p), copy(e.affect_p)
 )
 
+# Events' functions own their buffers like all others: threads but the first solve with copies.
+owned(events::Vector{<:Event}) = Threads.threadid() == 1 ? events : map(owned, events)
+owned(e::Event{T}) where {T} = Event{T}(
+    e.kind, owned(e.condition), owned(e.affect), e.terminate, e.direction, e.times, e.save_positions,
+    e.condition_p, e.affect_p
+)
+owned(::Nothing) = nothing
+function owned(f::Functions)
+    new = clone(f)
+    copyto!(data(new), data(f))
+    return new
+end
+
 # What SciML calls: concrete types, whatever the model.
 struct Condition{T} <: Function
     f::Functions{T}

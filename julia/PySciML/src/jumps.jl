@@ -178,7 +178,7 @@ function collect_counts!(h::CountsHandle{T}, sol, every) where {T}
             h.t, h.source = h.t[order], h.source[order]
         end
     else
-        h.t = every ? convert(Vector{Float64}, sol.t) : Float64[t0, h.reached]
+        h.t = every ? Float64[t for t in sol.t if t <= h.reached] : Float64[t0, h.reached]
         h.source = sources(h.t, (t0, t1))
     end
     h.u = counts_at(sol, h.t, h.model.n)
@@ -270,7 +270,7 @@ c_solve_jumps(request::Ptr{Request}, jumps::Ptr{JumpRequest}, response::Ptr{Resp
 
 function solve_jumps(r::Request, j::JumpRequest, model::Model{T}, @nospecialize(alg)) where {T}
     u0, p, c = vector(T, r.u0, r.n), vector(T, r.p, r.np), vector(T, r.c, r.nc)
-    events, options = map(snapshot, lookup(EVENTS, r.events)), options_of(T, r)
+    events, options = owned(map(snapshot, lookup(EVENTS, r.events))), options_of(T, r)
     tspan, jumps = (T(r.t0), T(r.t1)), jumps_of(T, j)
     j.kind == 1 && return respond(run_jumps(model, alg, u0, p, c, tspan, options, events, jumps))
     j.kind == 2 && return respond(run_noisy(model, alg, u0, p, c, tspan, options, j.seed, events, jumps))

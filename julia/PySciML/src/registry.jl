@@ -32,13 +32,16 @@ const ROLES = (
 # with 2 where there is no such kernel.
 const LOADER = Ref{Ptr{Cvoid}}(C_NULL)
 const PROVIDED = Dict{Tuple{Int, Int}, Any}()
+const PROVIDED_LOCK = ReentrantLock()
+provided!(functions, role, source) =
+    lock(() -> (PROVIDED[(Int(functions), Int(role))] = source; nothing), PROVIDED_LOCK)
 
 fetch_source(id::Int, role::Symbol) = fetch_source(id, ROLES[role])
 function fetch_source(id::Int, role::Int)
     status = ccall(LOADER[], Cint, (Int64, Int64), id, role)
     status == 2 && throw(Unavailable())
     status == 0 || throw(CallbackError())
-    return pop!(PROVIDED, (id, role))
+    return lock(() -> pop!(PROVIDED, (id, role)), PROVIDED_LOCK)
 end
 
 vector(::Type{T}, p::Ptr, n) where {T} = n == 0 ? T[] : copy(unsafe_wrap(Array, Ptr{T}(p), Int(n)))
@@ -111,8 +114,8 @@ function c_provide(source::Ptr{Source}, message::Ptr{Ptr{UInt8}})::Cint
             vector(Float64, s.kf, s.nkf), vector(Int64, s.ki, s.nki), vector(Bool, s.kb, s.nkb),
         )
         text = unsafe_string(s.text, s.length)
-        PROVIDED[(Int(s.functions), Int(s.role))] = s.single != 0 ?
-            compile(text, s.sizes, constants, Float32) : compile(text, s.sizes, constants, Float64)
+        T = s.single != 0 ? Float32 : Float64
+        provided!(s.functions, s.role, compile(text, s.sizes, constants, T))
     end
 end
 
@@ -124,8 +127,7 @@ function c_provide_native(
     return guarded(message) do
         source = unsafe_string(text, n)
         name = keys(ROLES)[findfirst(==(role), values(ROLES))]
-        PROVIDED[(Int(functions), Int(role))] =
-            native(source, name, single != 0 ? Float32 : Float64)
+        provided!(functions, role, native(source, name, single != 0 ? Float32 : Float64))
     end
 end
 
@@ -146,8 +148,7 @@ end
 function c_provide_foreign(source::Ptr{ForeignSource}, message::Ptr{Ptr{UInt8}})::Cint
     return guarded(message) do
         s = unsafe_load(source)
-        PROVIDED[(Int(s.functions), Int(s.role))] =
-            s.single != 0 ? foreign(Float32, s) : foreign(Float64, s)
+        provided!(s.functions, s.role, s.single != 0 ? foreign(Float32, s) : foreign(Float64, s))
     end
 end
 

@@ -39,14 +39,17 @@ clone(m::Model{T, <:Residual}) where {T} = Model(clone(m.functions), m.n)
 # The model, locked, or a locked copy of it where another thread is at it.
 function acquire(m::M) where {M <: Model}
     trylock(m.lock) && return m
-    for s in m.spare
-        trylock(s.lock) && return s
+    return lock(SPARES) do
+        for s in m.spare
+            trylock(s.lock) && return s
+        end
+        new = clone(m)::M
+        lock(new.lock)
+        push!(m.spare, new)
+        return new
     end
-    new = clone(m)::M
-    lock(new.lock)
-    push!(m.spare, new)
-    return new
 end
+const SPARES = ReentrantLock()
 release(m::Model) = unlock(m.lock)
 
 """

@@ -249,7 +249,7 @@ function solve_noisy(
             times_of(T, along.t, along.count),
             reshape(vector(T, along.w, along.m * along.count), Int(along.m), Int(along.count)),
         )
-    events = r.events == 0 ? Event{T}[] : map(snapshot, lookup(EVENTS, r.events))
+    events = r.events == 0 ? Event{T}[] : owned(map(snapshot, lookup(EVENTS, r.events)))
     return respond(
         run_noisy(
             model, alg, u0, p, c, (T(r.t0), T(r.t1)), options_of(T, r), seed, events, nothing, path

@@ -5,6 +5,7 @@ The structures mirror those of ``bridge.jl`` field by field.
 
 from __future__ import annotations
 
+import atexit
 import ctypes as ct
 import signal
 import struct
@@ -122,6 +123,8 @@ _WATCH = ct.CFUNCTYPE(ct.c_int, ct.c_double)
 
 #: Results and arguments of the C functions, by name.
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "gc_safe_enter": (ct.c_int8,),
+    "gc_safe_leave": (None, ct.c_int8),
     "solve": (ct.c_int, _P, _P),
     "interpolate": (ct.c_int, _I, _P, _I, _I, _P, _P),
     "adjoint": (ct.c_int, _P, _P),
@@ -174,6 +177,13 @@ class Bridge:
         self._interrupted = False
         self._watch = _WATCH(self._watched)
         self._set_watcher(ct.cast(self._watch, ct.c_void_p).value)  # type: ignore[attr-defined]
+        if threading.get_ident() == _MAIN:
+            # The thread that started Julia counts as running Julia code ever after, also while it
+            # waits in Python: a collection of garbage that another thread had begun then waited for
+            # it for ever. Calls into Julia leave this state and come back to it by themselves. The
+            # end of Julia, which juliacall has registered before, comes after this one's.
+            state = self._gc_safe_enter()  # type: ignore[attr-defined]
+            atexit.register(self._gc_safe_leave, state)  # type: ignore[attr-defined]
 
     # Julia calls this now and then during a solve, on the solve's thread.
     def _watched(self, t: float) -> int:
