@@ -37,7 +37,7 @@ REACHED: dict[str, Callable[[dict[str, float]], bool]] = {
     "logistic_map": lambda r: r["first"] < 0 and abs(r["last"] - 0.693) < 0.05,
 }  # fmt: skip
 RATES = {"lotka_volterra_fit": 0.05, "stiff_rates": 1e-4}
-IN_JULIA = {"model_in_julia", "double_well", "mackey_glass"}
+IN_JULIA = {"model_in_julia", "double_well", "mackey_glass", "epidemic"}
 
 
 def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
@@ -81,6 +81,17 @@ def test_a_delay_is_fitted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     module = load("mackey_glass", monkeypatch)
     result = module.main(["--quick", "--engine", "julia", "--figure", str(figure)])
     assert abs(result["production"] - 0.2) < 0.02 and abs(result["delay"] - 17.0) < 0.5, result
+    assert figure.stat().st_size > 10_000
+
+
+@pytest.mark.julia
+def test_outbreaks_end_near_the_rate_equation(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    figure = tmp_path / "figure.png"
+    module = load("epidemic", monkeypatch)
+    result = module.main(["--quick", "--figure", str(figure)])
+    assert abs(result["recovered"] - result["rates"]) < 60, result
     assert figure.stat().st_size > 10_000
 
 
