@@ -167,8 +167,6 @@ def _members(
             own = options if seed is None else {**options, "seed": seed + i}
             return solve(prob.member(i), alg, raise_on_failure=False, **own)
 
-    if seed is not None:  # stochastic equations were seen to wait for each other in threads
-        threads = 1
     # the first by itself: what it captures and compiles serves the others
     found = [one(numbers[0])]
     rest = numbers[1:]
