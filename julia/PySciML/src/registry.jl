@@ -31,17 +31,20 @@ const ROLES = (
 # Python's function `int load(int64 functions, int64 role)`: it answers by calling `c_provide`, or
 # with 2 where there is no such kernel.
 const LOADER = Ref{Ptr{Cvoid}}(C_NULL)
-const PROVIDED = Dict{Tuple{Int, Int}, Any}()
+# By functions, role and thread: several threads may ask for the same kernel at once, and each is
+# answered on its own.
+const PROVIDED = Dict{NTuple{3, Int}, Any}()
 const PROVIDED_LOCK = ReentrantLock()
+slot(functions, role) = (Int(functions), Int(role), Threads.threadid())
 provided!(functions, role, source) =
-    lock(() -> (PROVIDED[(Int(functions), Int(role))] = source; nothing), PROVIDED_LOCK)
+    lock(() -> (PROVIDED[slot(functions, role)] = source; nothing), PROVIDED_LOCK)
 
 fetch_source(id::Int, role::Symbol) = fetch_source(id, ROLES[role])
 function fetch_source(id::Int, role::Int)
     status = ccall(LOADER[], Cint, (Int64, Int64), id, role)
     status == 2 && throw(Unavailable())
     status == 0 || throw(CallbackError())
-    return lock(() -> pop!(PROVIDED, (id, role)), PROVIDED_LOCK)
+    return lock(() -> pop!(PROVIDED, slot(id, role)), PROVIDED_LOCK)
 end
 
 vector(::Type{T}, p::Ptr, n) where {T} = n == 0 ? T[] : copy(unsafe_wrap(Array, Ptr{T}(p), Int(n)))
