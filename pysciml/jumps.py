@@ -15,6 +15,7 @@ from pysciml.discrete import DiscreteProblem
 from pysciml.dispatch import solved_by
 from pysciml.errors import InputError, did_you_mean
 from pysciml.jumpprocesses import AGGREGATORS, TAKES_BOUNDED
+from pysciml.noise import NoiseGrid
 from pysciml.problems import ODEProblem, Problem, remake, require_callable
 from pysciml.stochastic import SDEProblem, require_forward
 
@@ -279,6 +280,11 @@ class JumpProblem(Problem):
                 "SDEProblem for the jumps to act on."
             )
         require_forward(prob.tspan, "a jump process")
+        if isinstance(getattr(prob, "noise", None), NoiseGrid):
+            raise InputError(
+                f"prob follows a given path ({prob.noise!r}), whose times are the steps, but jumps "
+                'come in between; give the SDEProblem noise="diagonal" or a noise_rate_prototype.'
+            )
         if prob.state_spec.dtype is not torch.float64:
             raise InputError(
                 f"u0 is {str(prob.state_spec.dtype)[6:]}, but jumps are drawn and solved in "

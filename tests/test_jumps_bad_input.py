@@ -23,6 +23,10 @@ def up(u: Any, p: Any, t: Any) -> Any:
 JUMP, MOVING = ps.ConstantRateJump(one, up), ps.VariableRateJump(one, up)
 COUNTS = ps.DiscreteProblem(None, torch.tensor([5, 0]), (0.0, 1.0))
 ODE = ps.ODEProblem(lambda u, p, t: -u, f64(5.0, 0.0), (0.0, 1.0))
+ALONG = ps.SDEProblem(
+    lambda u, p, t: -u, lambda u, p, t: u, f64(5.0, 0.0), (0.0, 1.0),
+    noise=ps.NoiseGrid([0.0, 0.5, 1.0], torch.zeros(3, 2, dtype=F64)),
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -44,6 +48,7 @@ ODE = ps.ODEProblem(lambda u, p, t: -u, f64(5.0, 0.0), (0.0, 1.0))
             r"names entry 2, but the state has 2 entries \(0 to 1\)",
         ),
         (lambda: ps.JumpProblem(COUNTS, ps.Direct()), "was given no jumps"),
+        (lambda: ps.JumpProblem(ALONG, ps.Direct(), JUMP), "prob follows a given path"),
         (lambda: ps.JumpProblem(COUNTS, ps.Direct(), up), "a jump is a function; give a"),
         (lambda: ps.JumpProblem(COUNTS, ps.Tsit5(), JUMP), r"aggregator is Tsit5\(\); give one of"),
         (lambda: ps.JumpProblem(COUNTS, "Direct", JUMP), "aggregator is a str; give one of"),
