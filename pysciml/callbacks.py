@@ -79,6 +79,8 @@ class ContinuousCallback(Callback):
     direction: int = 0
     save_positions: tuple[bool, bool] = (True, True)
 
+    kind = "continuous"
+
     def __post_init__(self) -> None:
         if not callable(self.condition):
             raise InputError(
@@ -100,6 +102,8 @@ class DiscreteCallback(Callback):
     affect: Affect = None
     save_positions: tuple[bool, bool] = (True, True)
 
+    kind = "discrete"
+
     def __post_init__(self) -> None:
         if not callable(self.condition):
             raise InputError(
@@ -116,6 +120,8 @@ class PresetTimeCallback(Callback):
     times: Any
     affect: Affect = None
     save_positions: tuple[bool, bool] = (True, True)
+
+    kind = "preset"
 
     def __post_init__(self) -> None:
         given = self.times if isinstance(self.times, (list, tuple)) else [self.times]

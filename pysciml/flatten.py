@@ -194,7 +194,7 @@ class StateSpec:
 _LEAF = pytree.tree_structure(0)
 
 
-def _flattened(tree: Any) -> tuple[list[tuple[Any, Any]], Any]:
+def _with_paths(tree: Any) -> tuple[list[tuple[Any, Any]], Any]:
     """``tree_flatten_with_path``, which takes its time over a single leaf."""
     if isinstance(tree, (Tensor, nn.Module)):
         return [((), tree)], _LEAF
@@ -236,7 +236,7 @@ def _describe(tree: Any) -> str:
 
 def state_spec(u0: Any, name: str = "u0") -> StateSpec:
     """The :class:`StateSpec` of a state. Raises InputError where it cannot be one."""
-    paths, treedef = _flattened(u0)
+    paths, treedef = _with_paths(u0)
     if not paths:
         raise InputError(f"{name} holds no tensor; give a tensor or a structure of tensors.")
     first: Tensor | None = None
@@ -373,7 +373,7 @@ class ParameterSpec:
 
         Raises InputError for a tensor of another dtype or device than the state's.
         """
-        paths, treedef = _flattened(p)
+        paths, treedef = _with_paths(p)
         slots: list[tuple[int, ...] | None] = []
         static: list[Any] = []
         leaves: list[Tensor] = []

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from pysciml.callbacks import (
     Callback,
-    ContinuousCallback,
-    DiscreteCallback,
     JumpCallback,
     PresetTimeCallback,
     terminate,
@@ -95,7 +93,6 @@ class Flattened:
             for x in functions.closures_p
         ]
         self._flat: FlatProblem | None = None
-        self._mass: tuple[Tensor, int] | None = None
 
     def kept(self) -> Flattened | None:
         """This without the values of tensors, for :meth:`again`; None where that cannot be had.
@@ -104,22 +101,17 @@ class Flattened:
         """
         if self.callbacks or self.keeps_tensors or self.form or self.prob.kind != "ode":
             return None
-        mass = getattr(self.prob, "mass_matrix", None)
-        if mass is not None and not isinstance(mass, Tensor):
-            return None  # an array that is written to does not tell
         captured = self._captured
         if not isinstance(captured, CapturedFunctions) or not captured.guarded:
             return None
         spec = self.state
-        times = all(type(t) in (int, float) for t in self.prob.tspan)
-        if not times or spec.dtype is not torch.float64 or spec.device.type != "cpu":
+        if spec.dtype is not torch.float64 or spec.device.type != "cpu":
             return None
         kept = copy.copy(self)
         kept._flat = self.flat_problem().at(_NOTHING, _NOTHING, _NOTHING)
-        kept.prob, kept.leaves, kept.c = None, [], _NOTHING
+        kept.prob, kept.leaves = None, []
         kept.u0 = kept.p = torch.empty(0)
-        kept.total_p = _NOTHING
-        kept._mass = None if mass is None else (mass, mass._version)
+        kept.total_p = kept.c = _NOTHING
         return kept
 
     def again(self, prob: Any) -> Flattened | None:
@@ -132,8 +124,6 @@ class Flattened:
             return None
         p = self.params.leaves(prob.p)
         if p is None or not functions.ok():
-            return None
-        if self._mass is not None and self._mass[0]._version != self._mass[1]:
             return None
         new = object.__new__(Flattened)
         new.__dict__.update(self.__dict__)
@@ -231,27 +221,23 @@ class Flattened:
     def _callback(self, c: Any, i: int, given: int) -> FlatCallback:
         condition = affect = None
         own: dict[str, Any] = {}
-        names = (f"condition of callback {given}", f"affect of callback {given}")
-        if isinstance(c, JumpCallback):
-            names = c.names
+        names = [
+            c.names[k] if isinstance(c, JumpCallback) else f"{what} of callback {given}"
+            for k, what in enumerate(("condition", "affect"))
+        ]
         if getattr(c, "condition", None) is not None:
             condition = self._functions(c.condition, "condition", names[0])
             own |= self._vectors_of_callback(condition, i, "condition")
         if getattr(c, "affect", None) is not None and c.affect is not terminate:
             affect = self._functions(c.affect, "affect", names[1])
             own |= self._vectors_of_callback(affect, i, "affect")
-        kind = (
-            c.kind if isinstance(c, JumpCallback)
-            else "continuous" if isinstance(c, ContinuousCallback)
-            else "discrete" if isinstance(c, DiscreteCallback) else "preset"
-        )  # fmt: skip
         times = None
         if isinstance(c, PresetTimeCallback):
             times = times_within(c.times, "times", self.t0, self.t1)
         if isinstance(c, JumpCallback):
             times = c.numbers
         return FlatCallback(
-            kind=kind,  # type: ignore[arg-type]
+            kind=c.kind,
             condition=condition,
             affect=affect,
             terminate=c.affect is terminate,
@@ -270,9 +256,13 @@ class Flattened:
         return {f"{which}_p": p, f"{which}_c": c}
 
     def flat_problem(self) -> FlatProblem:
+        u0: Any = self.u0 if self.keeps_tensors else _array(self.u0)
+        if self._flat is None:
+            self._flat = self._made_flat(u0)
+        return self._flat.at(u0, self.total_p, self.c)
+
+    def _made_flat(self, u0: Any) -> FlatProblem:
         prob, spec = self.prob, self.state
-        if self._flat is not None:
-            return self._flat.at(self.u0.numpy(), self.total_p, self.c)
         mass = getattr(prob, "mass_matrix", None)
         flags = getattr(prob, "differential_vars", None)
         if flags is not None:
@@ -281,7 +271,7 @@ class Flattened:
         return FlatProblem(
             kind=prob.kind,
             functions=self.functions,
-            u0=self.u0 if self.keeps_tensors else _array(self.u0),  # type: ignore[arg-type]
+            u0=u0,
             p=self.total_p,
             c=self.c,
             t0=self.t0,

@@ -18,9 +18,10 @@ from pysciml.algorithms import Algorithm, AlgorithmName
 from pysciml.engines.base import Engine, SolveOptions
 from pysciml.flattened import Flattened
 from pysciml.options import Grid
+from pysciml.problems import hand_on, plans_of
 from pysciml.sensitivity import SensitivityAlgorithm
 
-__all__ = ["Plan", "find_plan", "hand_on", "keep_plan", "plans_of"]
+__all__ = ["Plan", "find_plan", "keep_plan"]
 
 #: Plans that one problem keeps: a loop may solve it in a few ways, for training and for figures.
 _KEEP = 4
@@ -39,7 +40,7 @@ class Plan:
     index: Tensor | None  # of the entries to keep
     options: SolveOptions
     raises: bool
-    of: tuple[Any, ...]  # the problem's f, tspan and mass matrix
+    f: Any
     setup: Flattened | None = None  # without the values of tensors
     versions: tuple[tuple[Tensor, int], ...] = ()
 
@@ -52,12 +53,10 @@ class Plan:
 
     def again(self, prob: Any, engine: Engine, asked: tuple[Any, ...]) -> Flattened | None:
         """The problem flattened, where the same is asked of one like it; else None."""
-        setup, (f, tspan, mass) = self.setup, self.of
-        if setup is None or engine is not self.engine or prob.f is not f or prob.callback:
+        setup = self.setup
+        if setup is None or engine is not self.engine or prob.f is not self.f or prob.callback:
             return None
-        if prob.mass_matrix is not mass or not all(map(_same, prob.tspan, tspan)):
-            return None
-        if not all(map(_same, asked, self.asked)):
+        if not all(map(_same, (*asked, *_own(prob)), self.asked)):
             return None
         if any(x._version != version for x, version in self.versions):
             return None
@@ -75,16 +74,9 @@ def find_plan(
     return None, None
 
 
-def plans_of(prob: Any) -> tuple[Plan, ...]:
-    """The plans that a problem keeps."""
-    plans: tuple[Plan, ...] = getattr(prob, "_plans", ())
-    return plans
-
-
-def hand_on(plans: tuple[Plan, ...], prob: Any) -> None:
-    """Give another problem's plans to this one; those that do not fit are not used."""
-    if plans and "_plans" not in vars(prob):
-        vars(prob)["_plans"] = plans
+def _own(prob: Any) -> tuple[Any, ...]:
+    """What the problem itself asks besides f, u0 and p."""
+    return (*prob.tspan, prob.mass_matrix)
 
 
 def keep_plan(prob: Any, plan: Plan, setup: Flattened) -> None:
@@ -94,7 +86,7 @@ def keep_plan(prob: Any, plan: Plan, setup: Flattened) -> None:
         return
     asked: list[Any] = []
     versions = []
-    for x in plan.asked:
+    for x in (*plan.asked, *_own(prob)):
         if isinstance(x, Tensor):
             if x.requires_grad:
                 return  # it may hold a graph
@@ -110,11 +102,9 @@ def keep_plan(prob: Any, plan: Plan, setup: Flattened) -> None:
         asked.append(x)
     plan.asked, plan.versions = tuple(asked), tuple(versions)
     others = [
-        p
-        for p in plans_of(prob)
-        if not (all(map(_same, plan.of, p.of)) and all(map(_same, plan.asked, p.asked)))
+        p for p in plans_of(prob) if not (p.f is plan.f and all(map(_same, plan.asked, p.asked)))
     ]
-    vars(prob)["_plans"] = (plan, *others)[:_KEEP]
+    hand_on((plan, *others)[:_KEEP], prob)
 
 
 def _same(now: Any, then: Any) -> bool:

@@ -273,9 +273,20 @@ def remake(prob: Any, **changes: Any) -> Any:
                 f"{did_you_mean(key, fields)}"
             )
     made = dataclasses.replace(prob, **changes)
-    if plans := vars(prob).get("_plans"):
-        vars(made)["_plans"] = plans  # what fits of them is used, see plan.py
+    hand_on(plans_of(prob), made)
     return made
+
+
+def plans_of(prob: Any) -> tuple[Any, ...]:
+    """What a problem keeps of its last solves for the next ones: see plan.py."""
+    plans: tuple[Any, ...] = getattr(prob, "_plans", ())
+    return plans
+
+
+def hand_on(plans: tuple[Any, ...], prob: Any) -> None:
+    """Give a problem these plans; those that do not fit it are not used."""
+    if plans:
+        vars(prob)["_plans"] = plans
 
 
 def _facts(prob: Any) -> list[tuple[str, str]]:

@@ -33,6 +33,7 @@ from pysciml.options import (
     times_within,
 )
 from pysciml.plan import Plan, find_plan, keep_plan
+from pysciml.problems import plans_of
 from pysciml.progress import progress_bar
 from pysciml.solution import Event, Solution
 from pysciml.transforms import (
@@ -124,7 +125,7 @@ def solve(
         plain = (
             not (unknown or progress) and ensemblealg is trajectories is callback is seed is None
         )
-        if plain and hasattr(prob, "_plans"):
+        if plain and plans_of(prob):
             plan, again = find_plan(prob, choose_engine(engine), asked)
             if plan is not None and again is not None:
                 with plain_mode():
@@ -171,7 +172,7 @@ def solve(
                 index=index,
                 options=options,
                 raises=raise_on_failure,
-                of=(prob.f, prob.tspan, mass),
+                f=prob.f,
             )
             with progress_bar(progress, setup.t0, setup.t1) as report:
                 if report is not None:

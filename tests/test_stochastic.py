@@ -207,6 +207,27 @@ def mixing(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
     )
 
 
+def check_gradient_on_the_same_noise(alg: Any, noise: str, **options: Any) -> None:
+    """By u0, p and a closure, of outputs at steps and between them."""
+    more: dict[str, Any] = {"noise": noise}
+    if noise == "general":
+        more = {"noise_rate_prototype": torch.zeros(2, 3)}
+
+    def loss(x: Tensor) -> Tensor:
+        u0, p, shift = x[:2], x[2:5], x[5:]
+        prob = ps.SDEProblem(
+            lambda u, p, t: wave(u, p, t) + shift, mixing if noise == "general" else spread,
+            u0, (0.0, 1.0), p, **more,
+        )  # fmt: skip
+        sol = ps.solve(prob, alg, adaptive=False, saveat=[0.25, 0.6, 1.0], **options)
+        weights = f64([1.0, -2.0], [0.5, 1.0], [2.0, 1.5])
+        return (weights * sol.u).square().sum() + sol(0.33).sum()
+
+    x = f64(0.5, -0.4, 1.2, 0.7, 0.3, 0.3, -0.2, grad=True)
+    loss(x).backward()
+    assert_close(x.grad, central_difference(loss, x, h=1e-4), rtol=1e-7)
+
+
 METHODS = [
     ps.EM(),
     ps.EM(split=False),
@@ -229,24 +250,8 @@ METHODS = [
     ids=repr,
 )  # fmt: skip
 def test_gradients_against_differences_on_the_same_noise(alg: Any, noise: str) -> None:
-    more: dict[str, Any] = {"noise": noise}
-    if noise == "general":
-        more = {"noise_rate_prototype": torch.zeros(2, 3)}
-
-    def loss(x: Tensor) -> Tensor:
-        u0, p, shift = x[:2], x[2:5], x[5:]
-        prob = ps.SDEProblem(
-            lambda u, p, t: wave(u, p, t) + shift, mixing if noise == "general" else spread,
-            u0, (0.0, 1.0), p, **more,
-        )  # fmt: skip
-        options: dict[str, Any] = {"dt": 0.0625, "adaptive": False, "seed": 6, "engine": "julia"}
-        sol = ps.solve(prob, alg, saveat=[0.25, 0.6, 1.0], **options)
-        weights = f64([1.0, -2.0], [0.5, 1.0], [2.0, 1.5])
-        return (weights * sol.u).square().sum() + sol(0.33).sum()
-
-    x = f64(0.5, -0.4, 1.2, 0.7, 0.3, 0.3, -0.2, grad=True)
-    loss(x).backward()
-    assert_close(x.grad, central_difference(loss, x, h=1e-4), rtol=1e-7)
+    options: dict[str, Any] = {"dt": 0.0625, "seed": 6, "engine": "julia"}
+    check_gradient_on_the_same_noise(alg, noise, **options)
 
 
 @julia

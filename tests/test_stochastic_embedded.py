@@ -17,7 +17,17 @@ import pysciml as ps
 from pysciml import torchsde as t
 from pysciml.errors import EngineError, InputError, PyscimlError, SolveError
 from support import F64, assert_close, central_difference, f64
-from test_stochastic import A, B, diffusion, drift, exact, gbm, mixing, refused, spread, wave
+from test_stochastic import (
+    A,
+    B,
+    check_gradient_on_the_same_noise,
+    diffusion,
+    drift,
+    exact,
+    gbm,
+    mixing,
+    refused,
+)
 
 ITO = [(t.euler(), 0.5), (t.milstein(), 1.0), (t.milstein(grad_free=True), 1.0), (t.srk(), 1.5)]
 STRATONOVICH = [
@@ -196,23 +206,7 @@ def test_a_path_is_not_solved_again_for_other_parameters() -> None:
     ids=repr,
 )  # fmt: skip
 def test_gradients_against_differences_on_the_same_noise(alg: Any, noise: str) -> None:
-    more: dict[str, Any] = {"noise": noise}
-    if noise == "general":
-        more = {"noise_rate_prototype": torch.zeros(2, 3)}
-
-    def loss(x: Tensor) -> Tensor:
-        u0, p, shift = x[:2], x[2:5], x[5:]
-        prob = ps.SDEProblem(
-            lambda u, p, t: wave(u, p, t) + shift, mixing if noise == "general" else spread,
-            u0, (0.0, 1.0), p, **more,
-        )  # fmt: skip
-        sol = run(prob, alg, dt=0.125, adaptive=False, saveat=[0.25, 0.6, 1.0])
-        weights = f64([1.0, -2.0], [0.5, 1.0], [2.0, 1.5])
-        return (weights * sol.u).square().sum() + sol(0.33).sum()
-
-    x = f64(0.5, -0.4, 1.2, 0.7, 0.3, 0.3, -0.2, grad=True)
-    loss(x).backward()
-    assert_close(x.grad, central_difference(loss, x, h=1e-4), rtol=1e-7)
+    check_gradient_on_the_same_noise(alg, noise, dt=0.125, seed=11, engine="sundials")
 
 
 class Net(nn.Module):

@@ -24,8 +24,7 @@ from pysciml.nn.regularise import (
     as_regularisers,
 )
 from pysciml.nn.step_estimates import step_estimates
-from pysciml.plan import Plan, hand_on, plans_of
-from pysciml.problems import ODEProblem
+from pysciml.problems import ODEProblem, hand_on, plans_of
 from pysciml.solution import Solution
 from pysciml.solve import solve
 
@@ -41,7 +40,7 @@ class Last:
     """What a module's last call left. Kept outside of it: kernels watch modules' attributes."""
 
     stats: Stats | None = None
-    plans: tuple[Plan, ...] = ()
+    plans: tuple[Any, ...] = ()
     penalty: Tensor | None = None
     events: list[list[float]] | None = None
 

@@ -265,30 +265,25 @@ class Bridge:
         self,
         request: bytes,
         progress: Callable[[float], None] | None = None,
-        seed: int | None = None,
-        jumps: int | None = None,
-        along: int | None = None,
+        by: str = "solve",
+        *more: int,
     ) -> Response:
         """Solve; ``request`` is a packed ``REQUEST`` whose arrays the caller keeps alive.
 
-        With ``seed`` (> 0) a stochastic equation; ``along`` is the address of a path of its noise;
-        with ``jumps``, the address of a ``JumpRequest``, one with jumps.
+        ``by`` is the C function, ``more`` what it takes besides: ``"solve_noisy"`` a seed (> 0),
+        ``"solve_along"`` the address of a path of noise, ``"solve_jumps"`` of a ``JumpRequest``.
         """
         require_this_process()
         memory = ct.create_string_buffer(RESPONSE.size)
-        solve: Any = self._solve  # type: ignore[attr-defined]
-        what: tuple[Any, ...] = (request, memory)
-        if seed is not None:
-            solve, what = self._solve_noisy, (request, seed, memory)  # type: ignore[attr-defined]
-        if jumps is not None:
-            solve, what = self._solve_jumps, (request, jumps, memory)  # type: ignore[attr-defined]
-        if along is not None:
-            solve, what = self._solve_along, (request, along, memory)  # type: ignore[attr-defined]
-        status = self.interruptibly(lambda: solve(*what), progress)
+        solve: Any = getattr(self, f"_{by}")
+        status = self.interruptibly(lambda: solve(request, *more, memory), progress)
         fields = RESPONSE.unpack(memory.raw)
         if status != OK:
             self.fail(status, fields[-1])
-        return Response._make((*fields[:4], fields[4:10], *fields[10:16]))
+        response = Response._make((*fields[:4], fields[4:10], *fields[10:16]))
+        if progress is not None:
+            progress(response.t_reached)
+        return response
 
     def adjoint(
         self,

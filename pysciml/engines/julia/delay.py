@@ -72,8 +72,6 @@ def solve(
     request, keep = engine.request(model, number, events.number if events else 0, problem, options)
     with engine.first(functions, ("solve", number, events is None, options.gradient)):
         response = engine.bridge.solve(request, options.progress)
-    if options.progress is not None:
-        options.progress(response.t_reached)
     del keep
     made = engine.solution(response, problem, options, functions, events, alg)
     made.handle.parts = parts

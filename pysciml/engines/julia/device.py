@@ -101,8 +101,6 @@ def solve(
     del keep
     handle = DeviceHandle(r.handle, problem, options, functions, alg)
     engine.bridge.drop_with(handle, HANDLES, r.handle)
-    if options.progress is not None:
-        options.progress(r.t_reached)
     return FlatSolution(
         t=array(r.t, (r.m,), "float64"),
         u=tensor_at(r.u, (r.m, len(u0)), u0.dtype, u0.device, handle),  # type: ignore[arg-type]

@@ -313,6 +313,17 @@ class JuliaEngine(Engine):
         again = problem.memo.get(id(options))
         if again is not None and again.options is options:
             return self._solve_again(again, problem)
+        try:
+            return self._solve(problem, alg, options)
+        except EngineError as error:
+            said = refused(error, alg)
+            if said is None:
+                raise
+            raise said from None
+
+    def _solve(
+        self, problem: FlatProblem, alg: Algorithm | None, options: SolveOptions
+    ) -> FlatSolution:
         asked = options
         if problem.jumps is not None:
             return jumps.solve(self, problem, alg, options)
@@ -331,18 +342,10 @@ class JuliaEngine(Engine):
         request, keep = self.request(
             model, number, events.number if events else 0, problem, options
         )
-        try:
-            with self.first(functions, ("solve", number, events is None, options.gradient)):
-                response = self.bridge.solve(request, options.progress)
-        except EngineError as error:
-            raise refused(error, alg) from None
-        if options.progress is not None:
-            options.progress(response.t_reached)
-        elif (
-            events is None
-            and problem.dtype == "float64"
-            and functions.functions.kernels is not None
-        ):
+        with self.first(functions, ("solve", number, events is None, options.gradient)):
+            response = self.bridge.solve(request, options.progress)
+        plain = events is None and options.progress is None and problem.dtype == "float64"
+        if plain and functions.functions.kernels is not None:
             problem.memo[id(asked)] = Again(asked, options, alg, functions, request, keep)
         return self.solution(response, problem, options, functions, events, alg)
 

@@ -221,9 +221,9 @@ def solve(
     request, kept = engine.request(model, number, events.number, problem, options)
     what = ("jumps", number, jumps.aggregator, tuple(c.kind for c in problem.callbacks))
     with engine.first(functions, what):
-        response = engine.bridge.solve(request, options.progress, jumps=ct.addressof(jumps))
-    if options.progress is not None:
-        options.progress(response.t_reached)
+        response = engine.bridge.solve(
+            request, options.progress, "solve_jumps", ct.addressof(jumps)
+        )
     del keep, kept
     count = response.nevents
     times = array(response.event_times, (count,), "float64")

@@ -23,10 +23,10 @@ _SAID = {
 }
 
 
-def refused(error: EngineError, alg: Algorithm | None) -> Exception:
-    """The error that a solve is to raise in place of one that Julia gave."""
+def refused(error: EngineError, alg: Algorithm | None) -> InputError | None:
+    """The error that a solve is to raise in place of one that Julia gave, if any."""
     for words, ours in _SAID.items():
         if words in str(error):
             name = "The default algorithm" if alg is None else alg.name
             return InputError(f"{name} {ours}. ({error})")
-    return error
+    return None

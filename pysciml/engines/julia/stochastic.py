@@ -150,13 +150,16 @@ def solve(
     request, keep = engine.request(model, number, events.number if events else 0, problem, options)
     assert options.seed is not None
     along, kept = _path(problem)
+    if jumps is not None:
+        by = ("solve_jumps", jumps)
+    elif along is not None:
+        by = ("solve_along", along)
+    else:
+        by = ("solve_noisy", options.seed + 1)
     kinds = tuple(c.kind for c in problem.callbacks)
     with engine.first(functions, ("solve", number, problem.columns, options.gradient, kinds)):
-        response = engine.bridge.solve(request, options.progress, options.seed + 1, jumps, along)
-    del kept
-    if options.progress is not None:
-        options.progress(response.t_reached)
-    del keep
+        response = engine.bridge.solve(request, options.progress, *by)
+    del keep, kept
     made = engine.solution(response, problem, options, functions, events, alg)
     made.handle.parts = parts
     made.stats.nf = made.stats.nf or None  # StochasticDiffEq does not count for all algorithms
