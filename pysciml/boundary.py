@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pysciml.algorithms import Algorithm, AlgorithmName
+from pysciml.algorithms import Algorithm, AlgorithmName, as_algorithm
 from pysciml.dispatch import solved_by
 from pysciml.errors import InputError
 from pysciml.flatten import ParameterSpec, StateSpec
@@ -57,14 +57,11 @@ class BVProblem(Problem):
     def __post_init__(self) -> None:
         self._check_conditions()
         require_function(self.f, "f", ("u", "p", "t"))
-        self._take(self.as_ode(self.u0), "state_spec", "params_spec", "tspan")
+        made = ODEProblem(self.f, self.u0, self.tspan, self.p)
+        self._take(made, "state_spec", "params_spec", "tspan")
 
     def _check_conditions(self) -> None:
         require_function(self.bc, "bc", ("u", "p", "t"))
-
-    def as_ode(self, u0: Any) -> ODEProblem:
-        """The equation with an initial state."""
-        return ODEProblem(self.f, u0, self.tspan, self.p)
 
 
 @solved_by("pysciml.boundary_solve", "solve_boundary")
@@ -105,7 +102,4 @@ class Shooting:
     alg: Algorithm | AlgorithmName | None = None
 
     def __post_init__(self) -> None:
-        if self.alg is not None and not isinstance(self.alg, (Algorithm, AlgorithmName)):
-            raise InputError(
-                f"alg is a {type(self.alg).__name__}; give an algorithm such as pysciml.Tsit5()."
-            )
+        as_algorithm(self.alg, "Tsit5")

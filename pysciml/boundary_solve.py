@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 from pysciml.boundary import BVProblem, Shooting, TwoPointBVProblem
 from pysciml.errors import InputError, SolveError
 from pysciml.options import positive
-from pysciml.solution import Solution
+from pysciml.problems import ODEProblem
+from pysciml.solution import Solution, detached
 
 __all__ = ["solve_boundary"]
 
@@ -55,7 +56,7 @@ def solve_boundary(
     inner = None if alg is None else alg.alg
 
     def run(u0: Tensor, p: Any, **more: Any) -> Solution:
-        ode = dataclasses.replace(prob.as_ode(prob.state_spec.unflatten(u0)), p=p)
+        ode = ODEProblem(prob.f, prob.state_spec.unflatten(u0), prob.tspan, p)
         solved: Solution = solve(ode, inner, abstol=abstol, reltol=reltol, **options, **more)
         return solved
 
@@ -82,7 +83,7 @@ class _Search:
     ) -> None:
         self.prob, self.run, self.abstol, self.reltol = prob, run, abstol, reltol
         self.spec = prob.state_spec
-        self.p = pytree.tree_map(_detached, prob.p)
+        self.p = detached(prob.p)
 
     def residual(self, u0: Tensor, p: Any) -> Tensor:
         """What the conditions lack (n,). Raises SolveError where the solve fails."""
@@ -136,7 +137,6 @@ class _Search:
                 return u + step
             u = self._go(u, step, residual)
         self._fail(f"{maxiters} steps did not suffice", "begin from a nearer u0")
-        raise AssertionError
 
     def _go(self, u: Tensor, step: Tensor, residual: Tensor) -> Tensor:
         size = float(residual.norm())
@@ -153,16 +153,11 @@ class _Search:
             f"the conditions stay off by {size:.3g} from where the search came to",
             "begin from a nearer u0, or tighten the tolerances",
         )
-        raise AssertionError
 
-    def _fail(self, why: str, advice: str) -> None:
+    def _fail(self, why: str, advice: str) -> NoReturn:
         raise SolveError(
             f"Shooting found no solution: {why}; {advice}.",
             retcode="ConvergenceFailure",
             t=float(torch.as_tensor(self.prob.tspan[0]).detach()),
             solution=None,
         )
-
-
-def _detached(x: Any) -> Any:
-    return x.detach() if isinstance(x, Tensor) else x

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pysciml.dispatch import solves
+from pysciml.dispatch import refuse_ensemble_options, solves
 from pysciml.errors import InputError
 from pysciml.flatten import ParameterSpec, StateSpec
-from pysciml.problems import ODEProblem, Problem, require_callable
+from pysciml.problems import ODEProblem, Problem, number, require_callable, require_onward
 from pysciml.signatures import require_function
 from pysciml.solution import Solution
 
@@ -74,12 +74,7 @@ class DDEProblem(Problem):
         require_function(self.h, "h", ("p", "t"))
         made = ODEProblem(self.f, self.u0, self.tspan, self.p, callback=self.callback)  # type: ignore[arg-type]
         self._take(made, "state_spec", "params_spec", "tspan", "callback")
-        t0, t1 = map(_number, self.tspan)
-        if t1 < t0:
-            raise InputError(
-                f"tspan ({t0:g}, {t1:g}) runs backwards, but a delay equation runs forward; give "
-                "t0 < t1."
-            )
+        require_onward(self.tspan, "a delay equation")
         object.__setattr__(self, "constant_lags", _constant_lags(self.constant_lags))
         object.__setattr__(self, "dependent_lags", _dependent_lags(self.dependent_lags))
 
@@ -97,7 +92,7 @@ class DDEProblem(Problem):
         """The delayed states (n,) that f asks for at t0."""
         spec, values = self.state_spec, []
         lags: list[float] = []
-        t0 = _number(self.tspan[0])
+        t0 = number(self.tspan[0])
         with torch.no_grad():
             t = torch.tensor(t0, dtype=spec.dtype, device=spec.device)
 
@@ -117,7 +112,7 @@ class DDEProblem(Problem):
         return values
 
     def _history_at(self, lag: float, spec: StateSpec) -> Tensor:
-        t0 = _number(self.tspan[0])
+        t0 = number(self.tspan[0])
         at = f"t = {t0 - lag:g}"
         if not math.isfinite(lag):
             raise InputError(
@@ -143,7 +138,7 @@ class DDEProblem(Problem):
         constant, dependent = self.constant_lags, self.dependent_lags
         if constant is None and dependent is None:
             return
-        declared = [_number(x) for x in constant or ()]
+        declared = [number(x) for x in constant or ()]
         declared += [_one_lag(lag(u0, self.p, t), i) for i, lag in enumerate(dependent or ())]
         for lag in lags:
             if not any(math.isclose(lag, x, rel_tol=1e-6, abs_tol=1e-9) for x in declared):
@@ -171,10 +166,6 @@ class WholeOfDDE(ODEProblem):
     delayed: Tensor
 
 
-def _number(x: Any) -> float:
-    return float(x.detach()) if isinstance(x, Tensor) else float(x)
-
-
 def _constant_lags(given: Any) -> tuple[Any, ...] | None:
     if given is None:
         return None
@@ -182,7 +173,7 @@ def _constant_lags(given: Any) -> tuple[Any, ...] | None:
         given = given.reshape(-1).unbind() if isinstance(given, Tensor) else (given,)
     try:
         lags = tuple(given)
-        values = [_number(x) for x in lags]
+        values = [number(x) for x in lags]
     except (TypeError, ValueError, RuntimeError):
         raise InputError(
             f"constant_lags is {given!r}; give a positive number or a sequence of them, e.g. "
@@ -270,6 +261,5 @@ def solve_dde(
     solve: Any, prob: DDEProblem, alg: Any = None, ensemblealg: Any = None, **options: Any
 ) -> Solution:
     """``solve`` for delay equations."""
-    if ensemblealg is not None:
-        options["ensemblealg"] = ensemblealg
+    refuse_ensemble_options(prob, ensemblealg, options.pop("trajectories", None))
     return dataclasses.replace(solve(prob.as_whole(), alg, **options), prob=prob)

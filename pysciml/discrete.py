@@ -21,7 +21,7 @@ from pysciml.errors import InputError, SolveError
 from pysciml.flatten import ParameterSpec, StateSpec, to_numpy
 from pysciml.flattened import Flattened
 from pysciml.options import positive, state_indices, times_within
-from pysciml.problems import ODEProblem, Problem, require_callable
+from pysciml.problems import ODEProblem, Problem, require_callable, require_onward
 from pysciml.solution import Solution
 from pysciml.solve import ADVICE, once
 from pysciml.transforms import leave_compiler, plain_mode, refuse_transforms, resume_compiler
@@ -78,20 +78,16 @@ class DiscreteProblem(Problem):
         if whole is not None:
             real = pytree.tree_map(lambda x: x.to(torch.float64), self.u0)
         object.__setattr__(self, "real_u0", real)
-        made = ODEProblem(_stays if self.f is None else self.f, real, self.tspan, self.p)
+        made = ODEProblem(stays if self.f is None else self.f, real, self.tspan, self.p)
         self._take(made, "state_spec", "params_spec", "tspan")
         if any(isinstance(x, Tensor) and x.requires_grad for x in self.tspan):
             raise InputError(
                 "tspan requires grad, but the times of a map have no gradient; detach them."
             )
-        if float(self.tspan[1]) < float(self.tspan[0]):
-            raise InputError(
-                f"tspan {tuple(map(float, self.tspan))} runs backwards, but a map runs forward; "
-                "give t0 < t1."
-            )
+        require_onward(self.tspan, "a map")
 
 
-def _stays(u: Any, p: Any, t: Any) -> Any:
+def stays(u: Any, p: Any, t: Any) -> Any:
     return u
 
 

@@ -64,7 +64,9 @@ def front_door(solve: Solver) -> Solver:
 
 
 def refuse_ensemble_options(prob: Any, ensemblealg: Any, trajectories: Any) -> None:
-    """Raise InputError: they were given with a single problem."""
+    """Raise InputError where they were given with a single problem."""
+    if ensemblealg is None and trajectories is None:
+        return
     given = "trajectories" if ensemblealg is None else f"ensemblealg ({ensemblealg!r})"
     raise InputError(
         f"{given} was given with a {type(prob).__name__}, but is for ensembles; wrap the problem, "

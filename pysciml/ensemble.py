@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from pysciml.dispatch import solved_by
 from pysciml.engines.base import Stats
 from pysciml.errors import InputError, PyscimlError
-from pysciml.problems import DAEProblem, ODEProblem, require_finite
+from pysciml.problems import remake, require_finite
 from pysciml.solution import new_axes
 
 __all__ = [
@@ -41,9 +41,10 @@ class EnsembleSerial(EnsembleAlgorithm):
 class EnsembleThreads(EnsembleAlgorithm):
     """On several threads: the default.
 
-    On the ``julia`` engine all members of a batch (``EnsembleProblem(prob, u0=..., p=...)``) are
-    solved by one call, on Julia's threads (``PYTHON_JULIACALL_THREADS``, all cores where it is
-    not set); other members on Python's threads, which also Julia's solves leave free to run.
+    On the ``julia`` engine all members of a batch (``EnsembleProblem(prob, u0=..., p=...)``) of an
+    ODE or DAE are solved by one call, on Julia's threads (``PYTHON_JULIACALL_THREADS``, all cores
+    where it is not set); other members on Python's threads, which also Julia's solves leave free
+    to run.
 
     threads : int, optional
         At most so many; as many as there are where None.
@@ -85,7 +86,7 @@ class EnsembleProblem:
 
     Parameters
     ----------
-    prob : ODEProblem or DAEProblem
+    prob : problem of any kind
         What the members have in common.
     prob_func : callable, optional
         ``prob_func(prob, i)`` gives member ``i`` (from 0), e.g. ``pysciml.remake(prob, u0=...)``.
@@ -145,10 +146,10 @@ class EnsembleProblem:
         object.__setattr__(self, "members", self._count() if batched else None)
 
     def _count(self) -> int:
-        if not isinstance(self.prob, (ODEProblem, DAEProblem)):
+        if not hasattr(self.prob, "u0") or not hasattr(self.prob, "p"):
             raise InputError(
-                f"A batch of u0 or p was given for a {type(self.prob).__name__}, but batches are "
-                "for ODEProblem and DAEProblem; give prob_func, e.g. "
+                f"A batch of u0 or p was given for a {type(self.prob).__name__}, which does not "
+                "have both; give prob_func, e.g. "
                 "lambda prob, i: pysciml.remake(prob, p=batch[i])."
             )
         found: tuple[str, int] | None = None
@@ -190,7 +191,7 @@ class EnsembleProblem:
                 changes[name] = pytree.tree_map(
                     lambda x, one: x[i] if _is_batch(x, one) else x, batch, single
                 )
-        return replace(self.prob, **changes)
+        return remake(self.prob, **changes)
 
     def __repr__(self) -> str:
         how = (

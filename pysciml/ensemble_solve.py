@@ -27,8 +27,11 @@ from pysciml.ensemble import (
 from pysciml.ensemble_batch import solve_batch
 from pysciml.ensemble_remote import solve_by_executor
 from pysciml.errors import InputError, SolveError
+from pysciml.noise import NoiseGrid
+from pysciml.problems import DAEProblem, ODEProblem
 from pysciml.solution import Solution
 from pysciml.solve import ADVICE, solve
+from pysciml.stochastic import drawn_seed
 
 __all__ = ["solve_ensemble"]
 
@@ -61,8 +64,9 @@ def solve_ensemble(
     if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
         raise InputError(f"batch_size is {batch_size!r}; give a positive whole number.")
     noisy = getattr(prob.prob, "kind", "") in ("sde", "rode", "jump")
-    if noisy and options.get("seed") is None:  # drawn here: threads would draw in any order
-        options["seed"] = int(torch.randint(2**62, ()))
+    noisy = noisy and not isinstance(getattr(prob.prob, "noise", None), NoiseGrid)
+    if noisy:  # drawn here: threads would draw in any order
+        options["seed"] = drawn_seed(options.get("seed"))
     if noisy and isinstance(where, EnsembleExecutor):
         raise InputError(
             f"EnsembleExecutor was given with a {type(prob.prob).__name__}, whose members need "
@@ -154,7 +158,8 @@ def _members(
         threads = where.threads or os.cpu_count() or 1
     plain = not as_callbacks(options.get("callback")) and not options.get("progress")
     seed = options.get("seed")
-    if prob.members is not None and plain and seed is None:
+    at_once = isinstance(prob.prob, (ODEProblem, DAEProblem)) and seed is None
+    if prob.members is not None and plain and at_once:
         given = {**_DEFAULTS, **options}
         unknown = {key: given.pop(key) for key in options if key not in _DEFAULTS}
         solved = solve_batch(solve, prob, alg, numbers, given, unknown, threads, options)

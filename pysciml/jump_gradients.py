@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -34,14 +33,13 @@ def refuse_undefined(setup: Any) -> None:
         _refuse_rates_alone(setup, jumps, wanted)
 
 
-def refuse_constants(constants: Iterable[Tensor]) -> None:
+def refuse_constants(constants: Tensor) -> None:
     """Raise InputError for rate constants of reactions that a gradient is asked for."""
-    for c in constants:
-        if c.requires_grad and torch.is_grad_enabled():
-            raise InputError(
-                "rates of a MassActionJump require grad, but they move the times of the jumps "
-                f"alone, by which a path has no derivative; detach them, or {_INSTEAD}."
-            )
+    if constants.requires_grad and torch.is_grad_enabled():
+        raise InputError(
+            "rates of a MassActionJump require grad, but they move the times of the jumps "
+            f"alone, by which a path has no derivative; detach them, or {_INSTEAD}."
+        )
 
 
 def _leaves(setup: Any) -> list[tuple[str, Tensor, range]]:

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from pysciml.algorithms import Algorithm, as_algorithm
 from pysciml.callback_library import VectorContinuousCallback
 from pysciml.callbacks import ContinuousCallback, JumpCallback, as_callbacks
-from pysciml.discrete import DiscreteProblem
+from pysciml.discrete import DiscreteProblem, stays
 from pysciml.dispatch import refuse_ensemble_options
 from pysciml.engines.base import FlatJumps
 from pysciml.engines.choice import engine as choose_engine
@@ -24,11 +24,11 @@ from pysciml.jumps import (
     JumpProblem,
     MassActionJump,
     VariableRateJump,
-    _goes_along,
+    goes_along,
 )
 from pysciml.problems import ODEProblem
 from pysciml.solution import Solution
-from pysciml.stochastic import SDEProblem, drawn_seed, require_no_times
+from pysciml.stochastic import SDEProblem, drawn_seed, most_steps, require_no_times
 
 __all__ = ["solve_jumps"]
 
@@ -64,8 +64,7 @@ def solve_jumps(
     **options: Any,
 ) -> Solution:
     """``solve`` for problems with jumps."""
-    if ensemblealg is not None or "trajectories" in options:
-        refuse_ensemble_options(prob, ensemblealg, options.get("trajectories"))
+    refuse_ensemble_options(prob, ensemblealg, options.pop("trajectories", None))
     inner = prob.prob
     kind = _kind(inner)
     alg = _fitting(alg, kind)
@@ -78,7 +77,7 @@ def solve_jumps(
     seed = drawn_seed(seed)
     more = as_callbacks(callback)
     if kind == "pure":
-        for c in (*inner.callback, *more):
+        for c in more:  # a DiscreteProblem has none of its own
             if isinstance(c, (ContinuousCallback, VectorContinuousCallback)):
                 raise InputError(
                     f"a {type(c).__name__} was given with a pure jump process, whose state does "
@@ -88,26 +87,20 @@ def solve_jumps(
     if save is None:
         save = (False, False) if saveat is not None else (kind != "pure", True)
     made = _as_problem(prob, kind, save)
-    options.setdefault("maxiters", _most(kind, inner, options))
+    most = most_steps(inner.tspan, options.get("dt"), _MOST[kind])
+    options.setdefault("maxiters", most)
     if kind == "sde":
         options = {"abstol": 1e-2, "reltol": 1e-2, **options}
     sol = solve(
-        made, alg if kind != "pure" else None, engine="julia", seed=seed, saveat=saveat,
+        made, alg, engine="julia", seed=seed, saveat=saveat,
         callback=more, **options,
     )  # fmt: skip
     u = sol.u
     if kind == "pure" and inner.whole:
         u = pytree.tree_map(lambda x: x.round().to(inner.whole), u)
-    sol.stats.algorithm = sol.stats.algorithm if alg is None else alg.name
+    if kind == "pure":
+        sol.stats.algorithm = STEPPER
     return dataclasses.replace(sol, prob=prob, u=u, algorithm=sol.stats.algorithm)
-
-
-def _most(kind: str, inner: Any, options: dict[str, Any]) -> int:
-    dt = options.get("dt")
-    steps = 0
-    if isinstance(dt, (int, float)) and 0 < dt < math.inf:
-        steps = math.ceil(abs(float(inner.tspan[1]) - float(inner.tspan[0])) / dt)
-    return max(_MOST[kind], 2 * steps)
 
 
 def _kind(inner: Any) -> Any:
@@ -124,7 +117,7 @@ def _fitting(given: Any, kind: str) -> Algorithm | None:
                 f"alg is {alg!r}, but jumps on a DiscreteProblem are stepped by "
                 "pysciml.SSAStepper(); use it, or put the jumps on an ODEProblem."
             )
-        return alg or Algorithm(STEPPER, "JumpProcesses")
+        return None  # nothing is integrated
     if alg is not None and alg.package == "JumpProcesses":
         what = "an ODEProblem" if kind == "ode" else "an SDEProblem"
         use = "pysciml.Tsit5()" if kind == "ode" else "pysciml.EM() with dt="
@@ -144,7 +137,7 @@ def _as_problem(prob: JumpProblem, kind: Any, save: tuple[bool, bool]) -> _WithJ
         made = _NoisyWithJumps(pair.f, pair.u0, pair.tspan, pair.p, callback=inner.callback)
         object.__setattr__(made, "columns", pair.columns)
     elif kind == "pure":
-        made = _WithJumps(_stays, inner.real_u0, inner.tspan, inner.p)
+        made = _WithJumps(stays, inner.real_u0, inner.tspan, inner.p)
     else:
         made = _WithJumps(inner.f, inner.u0, inner.tspan, inner.p, callback=inner.callback)
     how = FlatJumps(
@@ -152,14 +145,9 @@ def _as_problem(prob: JumpProblem, kind: Any, save: tuple[bool, bool]) -> _WithJ
         None if prob.dep_graph is None else tuple(tuple(row) for row in prob.dep_graph),
         any(save),
     )  # fmt: skip
-    refuse_constants(x.constants(prob.p) for x in prob.jumps if isinstance(x, MassActionJump))
     object.__setattr__(made, "jumps", jumps)
     object.__setattr__(made, "how_jumps", how)
     return made
-
-
-def _stays(u: Any, p: Any, t: Any) -> Any:
-    return u
 
 
 def _in_order(prob: JumpProblem, save: tuple[bool, bool]) -> tuple[JumpCallback, ...]:
@@ -181,14 +169,14 @@ def _in_order(prob: JumpProblem, save: tuple[bool, bool]) -> tuple[JumpCallback,
         names = (f"rate of jump {number}", f"affect of jump {number}")
         kind = "constant" if isinstance(jump, ConstantRateJump) else "variable"
         made = [JumpCallback(kind, number, jump.rate, jump.affect, None, save, names)]
-        goes_along = _goes_along(jump, prob.aggregator)
-        if isinstance(jump, VariableRateJump) and not goes_along:
+        beside = goes_along(jump, prob.aggregator)
+        if isinstance(jump, VariableRateJump) and not beside:
             for i, name in enumerate(("urate", "rateinterval", "lrate")):
                 bound = getattr(jump, name)
                 if bound is not None:
                     own = (f"{name} of jump {number}", "")
                     made.append(JumpCallback("bound", i, bound, None, None, save, own))
-        where = along if goes_along else drawn if kind == "variable" else constants
+        where = along if beside else drawn if kind == "variable" else constants
         where += made
         number += 1
     return (*reactions, *constants, *drawn, *along)
@@ -197,8 +185,10 @@ def _in_order(prob: JumpProblem, save: tuple[bool, bool]) -> tuple[JumpCallback,
 def _numbers(jump: MassActionJump, p: Any) -> list[np.ndarray]:
     """Of each reaction: its constant, and reactants and changes, each with their number first."""
     out = []
-    constants = jump.constants(p).detach().tolist()
-    for c, before, change in zip(constants, jump.reactant_stoich, jump.net_stoich, strict=True):
+    constants = jump.constants(p)
+    refuse_constants(constants)
+    each = zip(constants.tolist(), jump.reactant_stoich, jump.net_stoich, strict=True)
+    for c, before, change in each:
         if jump.scale_rates:
             c /= math.prod(math.factorial(count) for _, count in before)
         row = [c]

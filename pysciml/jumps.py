@@ -345,7 +345,7 @@ class JumpProblem(Problem):
         if self.dep_graph is None:
             return
         count = sum(
-            len(x) if isinstance(x, MassActionJump) else not _goes_along(x, self.aggregator)
+            len(x) if isinstance(x, MassActionJump) else not goes_along(x, self.aggregator)
             for x in self.jumps
         )
         rows = [list(row) for row in self.dep_graph]
@@ -415,7 +415,7 @@ def _aggregator(given: Any, jumps: tuple[Jump, ...]) -> Algorithm:
     return given
 
 
-def _goes_along(jump: Any, aggregator: Algorithm) -> bool:
+def goes_along(jump: Any, aggregator: Algorithm) -> bool:
     """Whether the jump is drawn along the solution, and not by the aggregator."""
     if not isinstance(jump, VariableRateJump):
         return False

@@ -53,6 +53,11 @@ class NoiseGrid:
                 f"W of a NoiseGrid has {given}, but t has {len(t)} times; give a tensor "
                 f"({len(t)}, m), a row for each."
             )
+        if isinstance(self.t, Tensor) and self.t.requires_grad:
+            raise InputError(
+                "t of a NoiseGrid requires grad, but a path along noise has no derivative by time; "
+                "detach it."
+            )
         if W.requires_grad:
             raise InputError(
                 "W of a NoiseGrid requires grad, but no gradient is taken for the noise; detach it."

@@ -67,17 +67,16 @@ def _as_time(value: Any, name: str) -> Any:
                 f"{name} is a tensor of shape {tuple(value.shape)} and dtype {value.dtype}; "
                 "give one real number."
             )
-        number = _number(value)
-    elif isinstance(value, numbers.Real) and not isinstance(value, bool):
-        number = float(value)
-    else:
+    elif not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise InputError(f"{name} is {value!r}; give a real number or a tensor of one.")
-    if not math.isfinite(number):
-        raise InputError(f"{name} is {number}; give a finite time.")
+    time = number(value)
+    if not math.isfinite(time):
+        raise InputError(f"{name} is {time}; give a finite time.")
     return value
 
 
-def _number(time: Any) -> float:
+def number(time: Any) -> float:
+    """A time, number or 0-d tensor, as a number."""
     return float(time.detach()) if isinstance(time, Tensor) else float(time)
 
 
@@ -96,10 +95,19 @@ def _check_tspan(tspan: Any) -> tuple[Any, Any]:
         if len(pair) != 2:
             raise InputError(f"tspan has {len(pair)} entries; give (t0, t1), two numbers.")
     t0, t1 = _as_time(pair[0], "tspan[0]"), _as_time(pair[1], "tspan[1]")
-    first, last = _number(t0), _number(t1)
+    first, last = number(t0), number(t1)
     if first == last:
         raise InputError(f"tspan ({first}, {last}) has no length; give two different times.")
     return t0, t1
+
+
+def require_onward(tspan: tuple[Any, Any], what: str) -> None:
+    """Raise InputError for a time span that runs backwards, where ``what`` cannot."""
+    t0, t1 = map(number, tspan)
+    if t1 < t0:
+        raise InputError(
+            f"tspan ({t0:g}, {t1:g}) runs backwards, but {what} runs forward; give t0 < t1."
+        )
 
 
 class Problem:
@@ -299,7 +307,7 @@ def _facts(prob: Any) -> list[tuple[str, str]]:
             for k in functions
         ),
         ("u0", f"shape {shapes}, {str(spec.dtype)[6:]}, {spec.device}"),
-        ("tspan", f"({_number(prob.tspan[0]):g}, {_number(prob.tspan[1]):g})"),
+        ("tspan", f"({number(prob.tspan[0]):g}, {number(prob.tspan[1]):g})"),
         ("p", _describe_p(prob.p)),
     ]
     if getattr(prob, "mass_matrix", None) is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,13 +12,13 @@ import torch
 from torch import Tensor
 
 from pysciml.callbacks import as_callbacks
-from pysciml.dispatch import solves
+from pysciml.dispatch import refuse_ensemble_options, solves
 from pysciml.errors import InputError
 from pysciml.flatten import ParameterSpec, StateSpec, state_spec
 from pysciml.problems import ODEProblem, Problem
 from pysciml.signatures import require_function
 from pysciml.solution import Solution
-from pysciml.stochastic import drawn_seed, require_forward, require_no_times
+from pysciml.stochastic import drawn_seed, most_steps, require_forward, require_no_times
 
 __all__ = ["RODEProblem"]
 
@@ -127,12 +126,9 @@ def solve_rode(
     **options: Any,
 ) -> Solution:
     """``solve`` for random equations."""
+    refuse_ensemble_options(prob, ensemblealg, options.pop("trajectories", None))
     require_no_times(options.get("saveat"))
-    if dt is not None and isinstance(dt, (int, float)) and 0 < dt < math.inf:
-        steps = math.ceil((float(prob.tspan[1]) - float(prob.tspan[0])) / dt)
-        options.setdefault("maxiters", max(100_000, 2 * steps))
-    if ensemblealg is not None:
-        options["ensemblealg"] = ensemblealg
+    options.setdefault("maxiters", most_steps(prob.tspan, dt, 100_000))
     options.setdefault("adaptive", False)
     sol = solve(prob.as_flat(), alg, seed=drawn_seed(seed), dt=dt, **options)
     return dataclasses.replace(sol, prob=prob)

@@ -61,7 +61,8 @@ def new_axes() -> Any:
     return plt.subplots()[1]
 
 
-def _detached(tree: Any) -> Any:
+def detached(tree: Any) -> Any:
+    """A tree without the graph of its tensors."""
     return pytree.tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, tree)
 
 
@@ -72,7 +73,7 @@ def _without_graph(prob: Any) -> Any:
         return isinstance(x, Tensor) and x.grad_fn is not None
 
     values = {} if prob is None else {f.name: getattr(prob, f.name) for f in fields(prob) if f.init}
-    changed = {k: _detached(v) for k, v in values.items() if any(map(grown, tree_leaves(v)))}
+    changed = {k: detached(v) for k, v in values.items() if any(map(grown, tree_leaves(v)))}
     return replace(prob, **changed) if changed else prob
 
 
@@ -156,7 +157,7 @@ class Solution:
     def __getstate__(self) -> dict[str, Any]:
         # Copies and pickles are detached: values and, where the engine can, the interpolant.
         state = dict(vars(self), _portable=None, _noise=None)
-        state["t"], state["u"] = _detached(self.t), _detached(self.u)
+        state["t"], state["u"] = detached(self.t), detached(self.u)
         state["prob"] = _without_graph(self.prob)
         if not isinstance(self._interpolate, _Values):
             inner = None if self._portable is None else self._portable()

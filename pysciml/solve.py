@@ -130,8 +130,7 @@ def solve(
             if plan is not None and again is not None:
                 with plain_mode():
                     return _solved(plan, again)
-        if ensemblealg is not None or trajectories is not None:
-            refuse_ensemble_options(prob, ensemblealg, trajectories)
+        refuse_ensemble_options(prob, ensemblealg, trajectories)
         check_options(prob, unknown, abstol, reltol, dt, dtmax, dtmin, maxiters, sensealg)
         alg = as_algorithm(alg, "CVODE_BDF")
         random = getattr(prob, "form", "") in ("sde", "rode") or hasattr(prob, "how_jumps")

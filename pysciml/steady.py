@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pysciml.algorithms import Algorithm, AlgorithmName
+from pysciml.algorithms import Algorithm, AlgorithmName, as_algorithm
 from pysciml.dispatch import solved_by
 from pysciml.engines.base import Stats
 from pysciml.errors import InputError
@@ -91,10 +91,7 @@ class DynamicSS:
     tspan: float = 1e8
 
     def __post_init__(self) -> None:
-        if self.alg is not None and not isinstance(self.alg, (Algorithm, AlgorithmName)):
-            raise InputError(
-                f"alg is a {type(self.alg).__name__}; give an algorithm such as pysciml.Rodas5P()."
-            )
+        as_algorithm(self.alg, "Rodas5P")
         positive("tspan", self.tspan)
 
 

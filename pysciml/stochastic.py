@@ -16,12 +16,12 @@ from torch.utils import _pytree as pytree
 from torch.utils._pytree import tree_leaves
 
 from pysciml.callbacks import as_callbacks
-from pysciml.dispatch import solves
+from pysciml.dispatch import refuse_ensemble_options, solves
 from pysciml.engines.choice import engine as choose_engine
 from pysciml.errors import InputError
 from pysciml.flatten import ParameterSpec, StateSpec, to_numpy
 from pysciml.noise import NoiseGrid
-from pysciml.problems import ODEProblem, Problem
+from pysciml.problems import ODEProblem, Problem, require_onward
 from pysciml.signatures import require_function
 from pysciml.solution import Solution
 from pysciml.stochastic_embedded import solve_embedded
@@ -181,18 +181,22 @@ def require_forward(tspan: tuple[Any, Any], what: str) -> None:
         raise InputError(
             f"tspan requires grad, but a path of {what} has no derivative by time; detach it."
         )
-    t0, t1 = map(float, tspan)
-    if t1 < t0:
-        raise InputError(
-            f"tspan ({t0:g}, {t1:g}) runs backwards, but {what} runs forward; give t0 < t1."
-        )
+    require_onward(tspan, what)
 
 
-def require_no_times(saveat: Any) -> None:
+def most_steps(tspan: tuple[Any, Any], dt: Any, least: int) -> int:
+    """The most steps of a solve: ``least``, and more where steps of ``dt`` take more."""
+    if not isinstance(dt, (int, float)) or not 0 < dt < math.inf:
+        return least
+    steps = (float(tspan[1]) - float(tspan[0])) / dt
+    return max(least, 2 * math.ceil(steps)) if math.isfinite(steps) else least
+
+
+def require_no_times(times: Any, name: str = "saveat") -> None:
     """Raise InputError for output times that a gradient is asked for."""
-    if any(isinstance(x, Tensor) and x.requires_grad for x in tree_leaves(saveat)):
+    if any(isinstance(x, Tensor) and x.requires_grad for x in tree_leaves(times)):
         raise InputError(
-            "saveat requires grad, but a path along noise has no derivative by time; detach it."
+            f"{name} requires grad, but a path along noise has no derivative by time; detach it."
         )
 
 
@@ -264,6 +268,7 @@ def solve_sde(
     **options: Any,
 ) -> Solution:
     """``solve`` for stochastic equations: SciML's tolerances, 1e-2, where none are given."""
+    refuse_ensemble_options(prob, ensemblealg, options.pop("trajectories", None))
     chosen = choose_engine(engine)
     callback = options.pop("callback", None)
     events = (*prob.callback, *as_callbacks(callback))
@@ -284,12 +289,9 @@ def solve_sde(
         dt, options["adaptive"] = float(np.diff(times).max()), False
         if chosen.name == "julia":
             dt, options["tstops"] = dt * (1 + 1e-9), times[1:-1] if len(times) > 2 else None
+        options.setdefault("maxiters", max(100_000, 2 * len(times)))
     seed = drawn_seed(seed)
-    if dt is not None and isinstance(dt, (int, float)) and 0 < dt < math.inf:
-        steps = math.ceil((float(prob.tspan[1]) - float(prob.tspan[0])) / dt)
-        options.setdefault("maxiters", max(100_000, 2 * steps))
-    if ensemblealg is not None:
-        options["ensemblealg"] = ensemblealg
+    options.setdefault("maxiters", most_steps(prob.tspan, dt, 100_000))
     options |= {"seed": seed, "abstol": abstol, "reltol": reltol, "dt": dt}
     if chosen.name == "sundials":
         return solve_embedded(prob, alg, **options)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from pysciml.algorithms import Algorithm, as_algorithm
-from pysciml.dispatch import refuse_ensemble_options
 from pysciml.engines.base import Stats
 from pysciml.errors import EngineError, InputError, PyscimlError, SolveError
 from pysciml.flatten import to_numpy
@@ -21,8 +20,15 @@ from pysciml.sensitivity import BacksolveAdjoint
 from pysciml.solution import Solution
 from pysciml.solve import ADVICE
 from pysciml.stochastic_torch import Run, Stop
-from pysciml.torchsde import COMMUTATIVE, FIXED_STEP, LEVY_AREA, interpretation, milstein, srk
-from pysciml.torchsde import euler as _euler
+from pysciml.torchsde import (
+    COMMUTATIVE,
+    FIXED_STEP,
+    LEVY_AREA,
+    euler,
+    interpretation,
+    milstein,
+    srk,
+)
 from pysciml.transforms import leave_compiler, plain_mode, refuse_transforms, resume_compiler
 
 __all__ = ["solve_embedded"]
@@ -44,15 +50,11 @@ def solve_embedded(
     adaptive: bool = True,
     progress: bool = False,
     raise_on_failure: bool = True,
-    ensemblealg: Any = None,
-    trajectories: Any = None,
     tstops: Any = None,
     dtmax: Any = None,
     **unknown: Any,
 ) -> Solution:
     """``solve`` of an SDEProblem by torchsde; ``srk`` where no algorithm is named, or ``euler``."""
-    if ensemblealg is not None or trajectories is not None:
-        refuse_ensemble_options(prob, ensemblealg, trajectories)
     check_options(prob.as_pair(), unknown, abstol, reltol, dt, dtmax, dtmin, maxiters, sensealg)
     for name, value in (("tstops", tstops), ("dtmax", dtmax)):
         if value is not None:
@@ -92,7 +94,7 @@ def _algorithm(prob: Any, given: Any) -> Algorithm:
     if alg is None:
         commutes = prob.noise_rate_prototype is None or prob.noise_type == "additive"
         best = milstein if isinstance(prob.noise, NoiseGrid) else srk
-        return (best if commutes else _euler)()
+        return (best if commutes else euler)()
     if alg.package == "torchsde":
         return alg
     ours = "on the sundials engine use one of torchsde's, e.g. pysciml.torchsde.srk()"
@@ -192,9 +194,7 @@ class _Path:
         times, states = self.all()
         source = self.run.noise
         assert source is not None
-        asked = (
-            source.steps if self.run.adaptive else [self.run.t0, *(b for _, b in source.queries)]
-        )
+        asked = source.steps
         w = [torch.zeros(source.shape, dtype=source.dtype, device=source.device)]
         for a, b in zip(asked, asked[1:], strict=False):
             w.append(w[-1] + source(a, b))

@@ -7,19 +7,19 @@ Duvenaud, "Scalable gradients for stochastic differential equations", AISTATS 20
 ``reversible_heun`` Kidger, Foster, Li, Lyons, "Efficient and accurate gradients for neural SDEs",
 NeurIPS 2021).
 
-==================  =================================  ===========================  ==============
-name                equation                           noise                        strong order
-==================  =================================  ===========================  ==============
-``euler``           Ito                                any                          0.5; additive 1
-``milstein``        ``interpretation="Ito"`` or        diagonal, scalar, additive   1
-                    ``"Stratonovich"``
-``srk``             Ito                                diagonal, scalar, additive   1.5
-``midpoint``        Stratonovich                       any                          1; general 0.5
-``heun``            Stratonovich                       any                          1; general 0.5
-``euler_heun``      Stratonovich                       any                          1; general 0.5
-``log_ode``         Stratonovich                       any                          1; general 0.5
+===================  =================================  ===========================  ==============
+name                 equation                           noise                        strong order
+===================  =================================  ===========================  ==============
+``euler``            Ito                                any                          0.5; additive 1
+``milstein``         ``interpretation="Ito"`` or        diagonal, scalar, additive   1
+                     ``"Stratonovich"``
+``srk``              Ito                                diagonal, scalar, additive   1.5
+``midpoint``         Stratonovich                       any                          1; general 0.5
+``heun``             Stratonovich                       any                          1; general 0.5
+``euler_heun``       Stratonovich                       any                          1; general 0.5
+``log_ode``          Stratonovich                       any                          1; general 0.5
 ``reversible_heun``  Stratonovich                      any                          0.5; additive 1
-==================  =================================  ===========================  ==============
+===================  =================================  ===========================  ==============
 
 ``euler`` and ``reversible_heun`` take steps of one size, ``dt``; the others choose theirs unless
 ``adaptive=False``. ``milstein(grad_free=True)`` uses a difference in place of the diffusion's

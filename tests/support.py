@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -72,6 +73,14 @@ def central_difference(loss: Callable[[Tensor], Tensor], x: Tensor, h: float = 1
                 terms.append(loss(moved))
             out[i] = (8.0 * (terms[0] - terms[1]) - (terms[2] - terms[3])) / (12.0 * step)
     return out.reshape(x.shape)
+
+
+def largest_gap(samples: Tensor) -> float:
+    """Kolmogorov and Smirnov's distance from the exponential distribution, times sqrt(n)."""
+    x, n = samples.sort().values, len(samples)
+    at, steps = -torch.expm1(-x), torch.arange(n + 1, dtype=F64) / n
+    gap = torch.maximum((steps[1:] - at).max(), (at - steps[:-1]).max())
+    return float(gap) * math.sqrt(n)
 
 
 def assert_close(got: Any, want: Any, rtol: float, atol: float = 0.0) -> None:

@@ -35,6 +35,10 @@ def problem() -> ps.ODEProblem:
     return ps.ODEProblem(sir, f64(0.99, 0.01, 0.0), (0.0, 10.0), f64(1.5, 0.3))
 
 
+def noise() -> ps.SDEProblem:
+    return ps.SDEProblem(decay, decay, f64([1.0]), (0.0, 1.0), f64([0.5]))
+
+
 def batches(count: int) -> tuple[Tensor, Tensor]:
     u0 = f64(0.99, 0.01, 0.0) + 0.005 * torch.rand(count, 3, generator=BATCH, dtype=F64)
     p = f64(1.5, 0.3) * (1 + 0.2 * torch.rand(count, 2, generator=BATCH, dtype=F64))
@@ -49,6 +53,31 @@ def one_by_one(prob: Any, u0: Tensor, p: Tensor, alg: Any, **options: Any) -> Te
 def gradients(u: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     weights = torch.linspace(0.5, 1.5, u.numel(), dtype=F64).reshape(u.shape)
     return torch.autograd.grad((weights * u.square()).sum(), inputs)
+
+
+def test_a_batch_of_a_stochastic_equation_is_its_members(engine) -> None:
+    p = f64([0.5, -0.2, 1.0])[:, None].requires_grad_()
+    options: dict[str, Any] = {"engine": engine, "saveat": [0.5, 1.0], "dt": 0.1}
+    alg = ps.EM() if engine == "julia" else ps.torchsde.euler()
+    sim = ps.solve(ps.EnsembleProblem(noise(), p=p), alg, THREADS, seed=3, **options)
+    each = [
+        ps.solve(ps.remake(noise(), p=row), alg, seed=3 + i, **options).u for i, row in enumerate(p)
+    ]
+    assert_close(sim.u, torch.stack(each), 1e-14)
+    (got,), (want,) = gradients(sim.u, p), gradients(torch.stack(each), p)
+    assert_close(got, want, 1e-13)
+
+
+@pytest.mark.parametrize("engine", [pytest.param("julia", marks=pytest.mark.julia)])
+def test_a_batch_of_a_jump_process_is_its_members(engine) -> None:
+    jump = ps.ConstantRateJump(lambda u, p, t: p[0], lambda u, p, t: u + 1)
+    inner = ps.DiscreteProblem(None, torch.tensor([3]), (0.0, 2.0), f64([1.0]))
+    prob = ps.JumpProblem(inner, ps.Direct(), jump)
+    p = f64([5.0, 20.0])[:, None]
+    sim = ps.solve(ps.EnsembleProblem(prob, p=p), seed=1, saveat=[1.0, 2.0], engine=engine)
+    for i in range(2):
+        one = ps.solve(ps.remake(prob, p=p[i]), seed=1 + i, saveat=[1.0, 2.0], engine=engine)
+        assert torch.equal(sim.u[i], one.u)
 
 
 @pytest.mark.parametrize("where", [SERIAL, THREADS, None], ids=["serial", "threads", "default"])
@@ -344,6 +373,26 @@ BAD: dict[str, tuple[Any, str]] = {
     "single": (
         lambda: ps.solve(problem(), None, ps.EnsembleSerial()),
         "was given with a ODEProblem, but is for ensembles",
+    ),
+    "single, stochastic": (
+        lambda: ps.solve(noise(), trajectories=2, engine="sundials"),
+        "trajectories was given with a SDEProblem, but is for ensembles",
+    ),
+    "single, random": (
+        lambda: ps.solve(
+            ps.RODEProblem(lambda u, p, t, W: W, f64(1.0), (0.0, 1.0)), trajectories=2
+        ),
+        "trajectories was given with a RODEProblem, but is for ensembles",
+    ),
+    "single, delayed": (
+        lambda: ps.solve(
+            ps.DDEProblem(
+                lambda u, h, p, t: -h(p, t - 1), f64(1.0), lambda p, t: f64(1.0), (0.0, 1.0)
+            ),
+            None,
+            ps.EnsembleSerial(),
+        ),
+        r"ensemblealg \(.*\) was given with a DDEProblem, but is for ensembles",
     ),
     "batch_size": (
         lambda: ps.solve(ps.EnsembleProblem(problem()), trajectories=2, batch_size=1),

@@ -12,7 +12,7 @@ from torch import Tensor
 import pysciml as ps
 from pysciml.errors import InputError
 from pysciml.jumpprocesses import AGGREGATORS
-from support import F64, assert_close, central_difference, f64
+from support import F64, assert_close, central_difference, f64, largest_gap
 
 julia = pytest.mark.julia
 
@@ -43,14 +43,6 @@ def counts(
 
 BIRTH, DEATH = ps.ConstantRateJump(arrival, up), ps.ConstantRateJump(decay, down)
 BIRTH_DEATH = ps.MassActionJump(lambda p: p, [{}, {0: 1}], [{0: 1}, {0: -1}])
-
-
-def largest_gap(samples: Tensor) -> float:
-    """Kolmogorov and Smirnov's distance from the exponential distribution, times sqrt(n)."""
-    x, n = samples.sort().values, len(samples)
-    at, steps = -torch.expm1(-x), torch.arange(n + 1, dtype=F64) / n
-    gap = torch.maximum((steps[1:] - at).max(), (at - steps[:-1]).max())
-    return float(gap) * math.sqrt(n)
 
 
 #: Beyond it only one sample in a thousand.

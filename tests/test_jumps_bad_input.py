@@ -164,6 +164,8 @@ def test_options_that_do_not_fit_jumps() -> None:
         ps.solve(prob, trajectories=3, engine="julia")
     with pytest.raises(EngineError, match="SSAStepper"):
         ps.solve(ODE, ps.SSAStepper(), engine="julia")
+    with pytest.raises(EngineError, match="Alshina2 does not choose its own steps rightly"):
+        ps.solve(ps.JumpProblem(ODE, ps.Direct(), JUMP), ps.Alshina2(), engine="julia")
 
 
 @pytest.mark.julia

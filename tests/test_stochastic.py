@@ -470,13 +470,29 @@ def grid(t: Any = (0.0, 0.5, 1.0), w: Any = torch.zeros(3, 2)) -> ps.NoiseGrid: 
         (lambda: grid((0.0, 1.0, 0.5)), "two increasing times or more"),
         (lambda: grid(w=torch.zeros(2, 2)), r"has shape \(2, 2\), but t has 3 times"),
         (lambda: grid(w=torch.full((3, 2), math.nan)), "not finite"),
-        (lambda: grid(w=torch.zeros(3, 2, requires_grad=True)), "requires grad.*detach"),
+        (lambda: grid(w=torch.zeros(3, 2, requires_grad=True)), "W of a NoiseGrid requires grad"),
+        (
+            lambda: ps.NoiseGrid(torch.tensor([0.0, 1.0], requires_grad=True), torch.zeros(2, 1)),
+            "t of a NoiseGrid requires grad, .*detach it",
+        ),
         (lambda: gbm(2, noise=grid((0.0, 0.5, 0.9))), r"tspan is \(0, 1\)"),
         (lambda: gbm(3, noise=grid()), "has 1 or 3 processes"),
     ],
 )
 def test_paths_that_cannot_be(make: Any, match: str) -> None:
     refused(InputError, match, make)
+
+
+def test_an_ensemble_along_one_path(engine: str) -> None:
+    times = torch.linspace(0, 1, 33, dtype=F64)
+    w = torch.randn(33, 2, dtype=F64, generator=torch.Generator().manual_seed(2)).cumsum(0) / 8
+    prob = ps.SDEProblem(
+        drift, diffusion, f64(1.0, 1.0), (0.0, 1.0), f64(A, B), noise=ps.NoiseGrid(times, w)
+    )
+    p = f64([[A, B], [0.1, 0.2]])
+    sim = ps.solve(ps.EnsembleProblem(prob, p=p), engine=engine, saveat=[1.0])
+    each = [ps.solve(ps.remake(prob, p=row), engine=engine, saveat=[1.0]).u for row in p]
+    assert_close(sim.u, torch.stack(each), 1e-14)
 
 
 def test_paths_that_an_algorithm_cannot_follow() -> None:

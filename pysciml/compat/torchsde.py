@@ -38,7 +38,7 @@ from pysciml.errors import EngineError, InputError, did_you_mean
 from pysciml.noise import NoiseGrid
 from pysciml.sensitivity import BacksolveAdjoint
 from pysciml.solve import solve
-from pysciml.stochastic import SDEProblem
+from pysciml.stochastic import SDEProblem, require_no_times
 
 __all__ = [
     "BaseSDE",
@@ -434,12 +434,11 @@ def _check_types(noise_type: Any, sde_type: Any) -> None:
 
 
 def _times(ts: Any) -> Tensor:
+    require_no_times(ts, "ts")
     try:
         t = torch.as_tensor(ts).detach().to("cpu", torch.float64)
     except (TypeError, ValueError, RuntimeError):
         raise InputError(f"ts is {ts!r}; give a 1-d tensor or a sequence of times.") from None
-    if isinstance(ts, Tensor) and ts.requires_grad:
-        raise InputError("ts requires grad, but a path has no derivative by time; detach it.")
     if t.ndim != 1 or len(t) < 2 or not bool((t.diff() > 0).all()):
         raise InputError(f"ts has shape {tuple(t.shape)}; give two increasing times or more.")
     return t

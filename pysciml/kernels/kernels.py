@@ -34,7 +34,7 @@ class Kernels:
         self._made: dict[Any, Any] = {}
         self._lock = threading.RLock()
 
-    def _once(self, key: Any, build: Callable[[], Any]) -> Any:
+    def once(self, key: Any, build: Callable[[], Any]) -> Any:
         with self._lock:
             if key not in self._made:
                 self._made[key] = build()
@@ -42,13 +42,13 @@ class Kernels:
 
     def graph(self, role: str) -> Graph:
         """The simplified (not scalarised) graph of a role."""
-        graph: Graph = self._once(("graph", role), lambda: simplify(derive(self.capture, role)))
+        graph: Graph = self.once(("graph", role), lambda: simplify(derive(self.capture, role)))
         return graph
 
     def compressed_jacobian(self, seed: npt.NDArray[np.float64], wrt: str = "u") -> Graph:
         """``J @ seed`` for a constant ``seed`` (n_in, k): a graph with output (n_out, k)."""
         seed = np.ascontiguousarray(seed, np.float64)
-        graph: Graph = self._once(
+        graph: Graph = self.once(
             ("compressed", wrt, seed.shape, seed.tobytes()),
             lambda: simplify(derive_compressed(self.capture, wrt, seed)),
         )
@@ -56,23 +56,23 @@ class Kernels:
 
     def numpy(self, role: str) -> Any:
         """The role compiled by :func:`pysciml.kernels.emit_numpy.compile`."""
-        return self._once(("numpy", role), lambda: emit_numpy.compile(self.graph(role)))
+        return self.once(("numpy", role), lambda: emit_numpy.compile(self.graph(role)))
 
     def numpy_batched(self, role: str, batched: frozenset[str], reduce: bool = False) -> Any:
         """The role compiled by :func:`pysciml.kernels.emit_numpy.compile_batched`."""
-        return self._once(
+        return self.once(
             ("batched", role, batched, reduce),
             lambda: emit_numpy.compile_batched(self.graph(role), batched, reduce),
         )
 
-    def sparsity(self, wrt: str) -> sparse.csr_matrix | None:
-        """Which entries of the Jacobian by ``wrt`` can be nonzero (n_out, n_in), as ones.
+    def sparsity(self, wrt: str, role: str = "value") -> sparse.csr_matrix | None:
+        """Which entries of ``role``'s Jacobian by ``wrt`` can be nonzero (n_out, n_in), as ones.
 
         None: unknown, or taken as full.
         """
         try:
-            pattern: sparse.csr_matrix | None = self._once(
-                ("sparsity", wrt), lambda: structure.dependencies(self.graph("value"), wrt)
+            pattern: sparse.csr_matrix | None = self.once(
+                ("sparsity", role, wrt), lambda: structure.dependencies(self.graph(role), wrt)
             )
         except (NotImplementedError, MemoryError):
             return None

@@ -25,11 +25,18 @@ def _by_entries(functions: Any) -> Graph | None:
     return scalarise(graph, math.inf)
 
 
-def entries_read(functions: Any, name: str) -> set[int]:
+def entries_read(functions: Any, name: str) -> frozenset[int]:
     """Positions in the flat input ``name`` on which the function's value depends."""
-    every = set(range(functions.sizes[name]))
     if functions.kernels is None:
-        return every
+        return frozenset(range(functions.sizes[name]))
+    found: frozenset[int] = functions.kernels.once(
+        ("read", name), lambda: frozenset(_read(functions, name))
+    )
+    return found
+
+
+def _read(functions: Any, name: str) -> set[int]:
+    every = set(range(functions.sizes[name]))
     graph = _by_entries(functions)
     if graph is None:
         return every if name in _inputs_used(functions.kernels.graph("value")) else set()
@@ -51,10 +58,19 @@ def entries_read(functions: Any, name: str) -> set[int]:
     return found
 
 
-def changed_entries(functions: Any) -> set[int]:
+def changed_entries(functions: Any) -> frozenset[int]:
     """Entries of the state that a function from the state to a new one may change."""
+    if functions.kernels is None:
+        return frozenset(range(functions.sizes["u"]))
+    found: frozenset[int] = functions.kernels.once(
+        ("changed",), lambda: frozenset(_changed(functions))
+    )
+    return found
+
+
+def _changed(functions: Any) -> set[int]:
     every = set(range(functions.sizes["u"]))
-    graph = None if functions.kernels is None else _by_entries(functions)
+    graph = _by_entries(functions)
     if graph is None:
         return every
     (out,) = graph.outputs

@@ -35,6 +35,15 @@ _OPTIONS = (
 ).split()
 
 
+def require_known(module: nn.Module, options: dict[str, Any]) -> None:
+    """Raise InputError for an option that solves do not take, or that the module sets itself."""
+    for key in options:
+        if key not in _OPTIONS:
+            raise InputError(
+                f"{type(module).__name__} does not take {key!r}.{did_you_mean(key, _OPTIONS)}"
+            )
+
+
 @dataclass
 class Last:
     """What a module's last call left. Kept outside of it: kernels watch modules' attributes."""
@@ -107,11 +116,7 @@ class ContinuousModule(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        for key in options:
-            if key not in _OPTIONS:
-                raise InputError(
-                    f"{type(self).__name__} does not take {key!r}.{did_you_mean(key, _OPTIONS)}"
-                )
+        require_known(self, options)
         self.vector_field = vector_field
         self._field = self._make_field(takes_time(vector_field))
         self._integrals = Integrals(self._field, (), ())
@@ -173,7 +178,7 @@ class ContinuousModule(nn.Module):
         if self.training and self.regularise:
             return self._regularised(u0, saveat, span)
         last_of(self).penalty = None
-        grid = _end(span[1]) if saveat is None else saveat
+        grid = end_of(span[1]) if saveat is None else saveat
         u = self._solve(self._field, u0, span, saveat=grid).u
         return pytree.tree_map(lambda x: x[0], u) if saveat is None else u
 
@@ -221,9 +226,7 @@ class ContinuousModule(nn.Module):
         if kinds or penalty is None:
             u, integrals = self._with_integrals(u0, kinds, (t0, t1), saveat)
             if kinds:
-                weights = integrals.new_tensor([r.weight for r in weighted])
-                own = (integrals.mean(0) * weights).sum()
-                penalty = own if penalty is None else penalty + own
+                penalty = self._added(penalty, integrals, weighted)
         last_of(self).penalty = penalty
         return u
 
@@ -246,12 +249,18 @@ class ContinuousModule(nn.Module):
         parts = [r.weight * sums[type(r)].sum(0).mean() for r in of_steps]
         return torch.stack(parts).sum(), sol.u[-1] if saveat is None else sol(saveat)
 
+    def _added(self, penalty: Tensor | None, integrals: Tensor, of: Any) -> Tensor:
+        """The penalty with the weighted means of the regularisers' integrals (batch, k)."""
+        weights = integrals.new_tensor([r.weight for r in of])
+        own = (integrals.mean(0) * weights).sum()
+        return own if penalty is None else penalty + own
+
     def _with_integrals(
         self, u0: Tensor, kinds: tuple[str, ...], span: Any, saveat: Any, noise: Any = None
     ) -> tuple[Any, Tensor]:
         """States as :meth:`_states`, and the integrals over the whole span, (batch, k)."""
         t0, t1 = (float(torch.as_tensor(t).detach()) for t in span)
-        grid = _end(span[1]) if saveat is None else saveat
+        grid = end_of(span[1]) if saveat is None else saveat
         batch, k = (len(u0) if u0.ndim > 1 else 1), len(kinds)
         if not kinds:
             u = self._solve(self._field, u0, span, saveat=grid).u
@@ -272,7 +281,7 @@ class ContinuousModule(nn.Module):
         return f"tspan={self.tspan}, alg={alg}, engine={self.engine!r}"
 
 
-def _end(t1: Any) -> Tensor:
+def end_of(t1: Any) -> Tensor:
     """The end of a time span as the only output time."""
     return torch.as_tensor(t1, dtype=torch.float64)[None] if isinstance(t1, Tensor) else _only(t1)
 

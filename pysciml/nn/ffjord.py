@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
 from pysciml.errors import InputError
-from pysciml.nn.base import ContinuousModule, last_of
+from pysciml.nn.base import ContinuousModule, end_of, last_of
 from pysciml.nn.regularise import JacobianFrobenius, Kinetic, RandomEndTime
 
 __all__ = ["FFJORD"]
@@ -93,8 +93,7 @@ class FFJORD(ContinuousModule):
             raise InputError(f"count is {count!r}; give a positive integer.")
         with torch.no_grad():
             z = self.base.sample((count,))
-            grid = torch.as_tensor(self.tspan[1], dtype=torch.float64)[None]
-            return self._solve(self._field, z, self.tspan, saveat=grid).u[0]
+            return self._solve(self._field, z, self.tspan, saveat=end_of(self.tspan[1])).u[0]
 
     def _like(self) -> Tensor:
         where: Any = self._where
@@ -123,9 +122,7 @@ class FFJORD(ContinuousModule):
         last = last_of(self)
         last.penalty = self._penalty_of_steps(x, span, None)[0] if self.training else None
         if weighted:
-            weights = integrals.new_tensor([r.weight for r in weighted])
-            own = (integrals[:, 1:].mean(0) * weights).sum()
-            last.penalty = own if last.penalty is None else last.penalty + own
+            last.penalty = self._added(last.penalty, integrals[:, 1:], weighted)
         sign = 1.0 if float(span[1]) > float(span[0]) else -1.0
         # d log p(x(t)) / dt = - trace, and log |dz/dx| is what log p gains on the way
         return z, sign * integrals[:, 0]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pysciml.callbacks import ContinuousCallback
 from pysciml.errors import InputError
-from pysciml.nn.base import ContinuousModule, check_times, last_of
+from pysciml.nn.base import ContinuousModule, check_times, end_of, last_of
 from pysciml.nn.field import Field, takes_time
 
 __all__ = ["HybridODE", "Transition"]
@@ -183,7 +183,7 @@ class HybridODE(ContinuousModule):
         if not 0 <= mode < len(self._timed):
             raise InputError(f"mode is {mode}; there are {len(self._timed)} modes, counted from 0.")
         given = self.saveat if saveat is None else check_times(saveat)
-        grid = torch.as_tensor(self.tspan[1], dtype=torch.float64)[None] if given is None else given
+        grid = end_of(self.tspan[1]) if given is None else given
         rows = u0[None] if u0.ndim == 1 else u0
         several = len(self._timed) > 1
         outs, events = [], []

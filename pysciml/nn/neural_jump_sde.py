@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from pysciml.algorithms import algorithm
 from pysciml.callbacks import PresetTimeCallback
 from pysciml.engines.base import Stats
-from pysciml.errors import InputError, did_you_mean
+from pysciml.errors import InputError
 from pysciml.jumps import JumpProblem, VariableRateJump
-from pysciml.nn.base import last_of
+from pysciml.nn.base import last_of, require_known
 from pysciml.nn.field import Field, check_field, takes_time
 from pysciml.problems import ODEProblem
 from pysciml.solution import Solution
@@ -21,10 +21,6 @@ from pysciml.solve import solve
 from pysciml.stochastic import SDEProblem
 
 __all__ = ["NeuralJumpSDE"]
-
-_OPTIONS = (
-    "abstol reltol sensealg tstops dt dtmax dtmin maxiters adaptive progress raise_on_failure"
-).split()
 
 
 class NeuralJumpSDE(nn.Module):
@@ -79,11 +75,7 @@ class NeuralJumpSDE(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        for key in options:
-            if key not in _OPTIONS:
-                raise InputError(
-                    f"NeuralJumpSDE does not take {key!r}.{did_you_mean(key, _OPTIONS)}"
-                )
+        require_known(self, options)
         if type(kinds) is not int or kinds < 1:
             raise InputError(f"kinds is {kinds!r}; give the number of kinds of events.")
         if not callable(jump):
@@ -101,8 +93,9 @@ class NeuralJumpSDE(nn.Module):
         self.options = {"abstol": 1e-6, "reltol": 1e-6, **options}
         # made once: kernels are found again by them
         self._parts = _Parts(
-            Field(drift, takes_time(drift)), Field(intensity, takes_time(intensity)), jump,
-            None if diffusion is None else Field(diffusion, takes_time(diffusion)),
+            Field(drift, takes_time(drift, "drift")),
+            Field(intensity, takes_time(intensity, "intensity")), jump,
+            None if diffusion is None else Field(diffusion, takes_time(diffusion, "diffusion")),
         )  # fmt: skip
         self._observed = _Observed(self._parts)
         self._noise = _Noise(self._parts, 1)
@@ -181,7 +174,7 @@ class NeuralJumpSDE(nn.Module):
 
     def _check(self, u0: Any) -> None:
         for name in ("drift", "intensity", "jump", "diffusion"):
-            check_field(getattr(self, name))
+            check_field(getattr(self, name), name)
         self._parts.take(self)
         if not isinstance(u0, Tensor) or u0.ndim != 1:
             given = tuple(u0.shape) if isinstance(u0, Tensor) else type(u0).__name__

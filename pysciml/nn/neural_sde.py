@@ -14,31 +14,23 @@ from pysciml.algorithms import Algorithm, algorithm, as_algorithm
 from pysciml.engines.base import Stats
 from pysciml.engines.choice import engine as choose_engine
 from pysciml.errors import InputError, did_you_mean
-from pysciml.nn.base import check_times, last_of, time_span
+from pysciml.nn.base import check_times, end_of, last_of, require_known, time_span
 from pysciml.nn.field import Field, check_field, takes_time
 from pysciml.solution import Solution
 from pysciml.solve import solve
-from pysciml.stochastic import SDEProblem
+from pysciml.stochastic import SDEProblem, require_forward
 from pysciml.stochasticdiffeq import interpretation as interpretation_in_julia
 
 __all__ = ["NeuralSDE"]
 
 _NOISES = ("diagonal", "scalar", "general", "additive")
-_OPTIONS = (
-    "abstol reltol sensealg tstops dt dtmax dtmin maxiters adaptive progress raise_on_failure"
-).split()
 
 
-class _Diffusion(Field):
-    """A diffusion as g(u, p, t); what it gives for scalar noise in a batch are columns."""
-
-    def __init__(self, vector_field: Callable[..., Any], timed: bool, columns: bool) -> None:
-        super().__init__(vector_field, timed)
-        self.columns = columns
+class _Columns(Field):
+    """A diffusion whose values are columns: scalar noise in a batch."""
 
     def __call__(self, u: Any, p: Any, t: Tensor) -> Any:
-        value = self.value(u, t)
-        return value[..., None] if self.columns else value
+        return self.value(u, t)[..., None]
 
 
 class NeuralSDE(nn.Module):
@@ -96,9 +88,7 @@ class NeuralSDE(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        for key in options:
-            if key not in _OPTIONS:
-                raise InputError(f"NeuralSDE does not take {key!r}.{did_you_mean(key, _OPTIONS)}")
+        require_known(self, options)
         if noise not in _NOISES:
             raise InputError(
                 f"noise is {noise!r}; give one of {', '.join(map(repr, _NOISES))}."
@@ -110,10 +100,9 @@ class NeuralSDE(nn.Module):
         self._drift = Field(drift, takes_time(drift, "drift"))
         timed = takes_time(diffusion, "diffusion")
         # made once each: kernels are found again by them
-        self._plain, self._columns = (_Diffusion(diffusion, timed, x) for x in (False, True))
+        self._plain, self._columns = Field(diffusion, timed), _Columns(diffusion, timed)
         self.tspan = time_span(tspan)
-        if float(self.tspan[0]) > float(self.tspan[1]):
-            raise InputError(f"tspan {tspan!r} runs backwards; a stochastic equation runs forward.")
+        require_forward(self.tspan, "a stochastic equation")
         self.saveat = None if saveat is None else check_times(saveat)
         self.noise, self.interpretation, self.engine = noise, interpretation, engine
         self.alg = as_algorithm(alg, "EM")
@@ -139,7 +128,7 @@ class NeuralSDE(nn.Module):
         None.
         """
         given = self.saveat if saveat is None else check_times(saveat)
-        end = torch.as_tensor(self.tspan[1], dtype=torch.float64)[None]
+        end = end_of(self.tspan[1])
         u = self.solve(u0, end if given is None else given, seed).u
         return pytree.tree_map(lambda x: x[0], u) if given is None else u
 
@@ -197,9 +186,9 @@ class NeuralSDE(nn.Module):
         fixed, ito = not self.options["adaptive"], self.interpretation == "Ito"
         general = prototype is not None
         if engine == "sundials":
-            if fixed or (ito and general and self.noise != "additive"):
-                return torchsde.euler() if ito else torchsde.heun()
-            return torchsde.milstein() if ito else torchsde.heun()
+            if not ito:
+                return torchsde.heun()
+            return (torchsde.euler if fixed or self.noise == "general" else torchsde.milstein)()
         if fixed:
             return algorithm("EM")(split=False) if ito else algorithm("EulerHeun")()
         if general:

@@ -26,7 +26,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Regulariser:
-    """Base of all of them."""
+    """Base of all of them. Raises InputError unless its numbers are finite and >= 0."""
+
+    def __post_init__(self) -> None:
+        for what, x in vars(self).items():
+            if isinstance(x, bool) or not isinstance(x, (int, float)) or not 0 <= x < 1e300:
+                raise InputError(f"{type(self).__name__}: {what} is {x!r}; give a number >= 0.")
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,6 @@ class Kinetic(Regulariser):
 
     weight: float = 0.01
 
-    def __post_init__(self) -> None:
-        _nonnegative("Kinetic", "weight", self.weight)
-
 
 @dataclass(frozen=True)
 class JacobianFrobenius(Regulariser):
@@ -52,9 +54,6 @@ class JacobianFrobenius(Regulariser):
     """
 
     weight: float = 0.01
-
-    def __post_init__(self) -> None:
-        _nonnegative("JacobianFrobenius", "weight", self.weight)
 
 
 @dataclass(frozen=True)
@@ -69,9 +68,6 @@ class ErrorEstimate(Regulariser):
 
     weight: float = 0.1
 
-    def __post_init__(self) -> None:
-        _nonnegative("ErrorEstimate", "weight", self.weight)
-
 
 @dataclass(frozen=True)
 class StiffnessEstimate(Regulariser):
@@ -83,9 +79,6 @@ class StiffnessEstimate(Regulariser):
 
     weight: float = 1e-3
 
-    def __post_init__(self) -> None:
-        _nonnegative("StiffnessEstimate", "weight", self.weight)
-
 
 @dataclass(frozen=True)
 class RandomEndTime(Regulariser):
@@ -96,14 +89,6 @@ class RandomEndTime(Regulariser):
     """
 
     width: float = 0.25
-
-    def __post_init__(self) -> None:
-        _nonnegative("RandomEndTime", "width", self.width)
-
-
-def _nonnegative(name: str, what: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e300:
-        raise InputError(f"{name}: {what} is {value!r}; give a number >= 0.")
 
 
 def as_regularisers(given: Any) -> tuple[Regulariser, ...]:

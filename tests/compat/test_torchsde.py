@@ -260,6 +260,11 @@ class OnlyProducts(torchsde.SDEIto):
         ({"sde": OnlyProducts("diagonal")}, InputError, "products alone"),
         ({"y0": torch.ones(2)}, InputError, r"y0 has shape \(2,\); give a tensor \(batch, d\)"),
         ({"ts": [1.0, 0.0]}, InputError, "two increasing times"),
+        (
+            {"ts": [0.0, torch.ones((), requires_grad=True)]},
+            InputError,
+            "ts requires grad, but a path along noise has no derivative",
+        ),
         ({"method": "heun"}, InputError, "Ito's equation is solved by euler, milstein, srk"),
         ({"method": "eular"}, InputError, "Did you mean 'euler'"),
         ({"logqp": True}, InputError, r"a method h\(t, y\)"),

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from pysciml.errors import InputError
 from pysciml.nn import NeuralJumpSDE
+from support import F64, largest_gap
 
 julia = pytest.mark.julia
-F64 = torch.float64
 TIGHT: dict[str, Any] = {"abstol": 1e-9, "reltol": 1e-9}
 
 
@@ -130,12 +130,8 @@ def test_samples_are_exponential_in_the_integral_of_their_rate() -> None:
         ages = (times[:, None] - times[None]).clamp(min=0)
         earlier = (times[:, None] > times[None]).to(F64)
         grown = mu * times + alpha / beta * ((1 - torch.exp(-beta * ages)) * earlier).sum(1)
-    x = grown.diff(prepend=torch.zeros(1, dtype=F64)).sort().values
-    n = len(x)
-    assert n > 100
-    steps, at = torch.arange(n + 1, dtype=F64) / n, -torch.expm1(-x)
-    gap = torch.maximum((steps[1:] - at).max(), (at - steps[:-1]).max())
-    assert float(gap) * math.sqrt(n) < 1.95
+    assert len(grown) > 100
+    assert largest_gap(grown.diff(prepend=torch.zeros(1, dtype=F64))) < 1.95
 
 
 @julia
@@ -175,6 +171,11 @@ def test_bad_input_of_a_neural_jump_sde(engine: str) -> None:
         model(torch.zeros(2, 1, dtype=F64), [0.5])
     with pytest.raises(InputError, match="kinds is 0"):
         NeuralJumpSDE(lambda u: u, lambda u: u, lambda u, mark: u, kinds=0)
+    with pytest.raises(InputError, match="intensity is a int; give"):
+        NeuralJumpSDE(lambda u: u, 3, lambda u, mark: u)
+    dropping = NeuralJumpSDE(nn.Dropout(), lambda u: u, lambda u, mark: u, engine=engine)
+    with pytest.raises(InputError, match="drift has Dropout in training mode"):
+        dropping(u0, [0.5])
     with pytest.raises(InputError, match="does not take 'abstoll'"):
         NeuralJumpSDE(lambda u: u, lambda u: u, lambda u, mark: u, abstoll=1)
     negative = NeuralJumpSDE(lambda u: u, lambda u: u - 1, lambda u, mark: u, engine=engine)

@@ -239,6 +239,12 @@ def test_calls_that_cannot_be(options: dict[str, Any], match: str) -> None:
         make(**options)(torch.ones(3, 2))
 
 
+def test_scalar_noise_is_stepped_adaptively_without_julia() -> None:
+    model = make(noise="scalar", dt=None)
+    sol = model.solve(torch.ones(3, 2, dtype=F64), torch.tensor([1.0]), seed=1)
+    assert sol.algorithm == "milstein" and sol.W.u.shape[1] == 3  # one a sample
+
+
 def test_general_noise_needs_a_step_without_julia() -> None:
     model = make(noise="general", diffusion=lambda u: u[..., None] * torch.ones(3), dt=None)
     with pytest.raises(InputError, match="give dt="):

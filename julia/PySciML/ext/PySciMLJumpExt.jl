@@ -17,8 +17,8 @@ numbered(kind, j::Jumps, events) = [i for i in j.first:length(events) if events[
 
 has_bounds(events, i) = i < length(events) && events[i + 1].kind === :bound
 
-# A reaction's numbers: its rate constant (as it is multiplied), how many reactants it has, these as pairs (entry of the
-# state, how many), and the same for what it changes.
+# A reaction's numbers: its rate constant (as it is multiplied), how many reactants it has, these as
+# pairs (entry of the state, how many), and the same for what it changes.
 function reaction(e::Event{T}) where {T}
     k = Int(e.times[2])
     pairs(numbers) = [Int(numbers[i]) => Int(numbers[i + 1]) for i in 1:2:(length(numbers) - 1)]
@@ -38,8 +38,7 @@ function bounded(events::Vector{Event{T}}, i, fire) where {T}
     k = i + 1
     while k <= length(events) && events[k].kind === :bound
         # a bound's own messages name the jump
-        found[events[k].direction] =
-            Rate{T}(events[k].condition, events[k].condition_p, zeros(T, 1), events[i].direction, zero(T))
+        found[events[k].direction] = Rate(events[k], zero(T), events[i].direction)
         k += 1
     end
     return VariableRateJump(
@@ -49,7 +48,7 @@ function bounded(events::Vector{Event{T}}, i, fire) where {T}
 end
 
 """
-    JumpProblem(prob, jumps, events, log) -> JumpProblem or nothing
+    aggregated(prob, jumps, events, log) -> JumpProblem or nothing
 
 The jumps that an aggregator draws: all but those whose rate goes along with the solution.
 """
@@ -63,9 +62,10 @@ function aggregated(prob, j::Jumps{T}, events, log) where {T}
         Tuple(ConstantRateJump(Rate(events[i]), fire(i)) for i in constants),
         nothing, mass_action(events, reactions)
     )
-    graphs = (; dep_graph = given(j.dependent), vartojumps_map = given(j.by_variable), jumptovars_map = given(j.variables))
     return JumpProblem(
-        prob, j.aggregator, jumps; rng = Xoshiro(hash(j.seed)), save_positions = (true, true), graphs...
+        prob, j.aggregator, jumps; rng = Xoshiro(hash(j.seed)), save_positions = (true, true),
+        dep_graph = given(j.dependent), vartojumps_map = given(j.by_variable),
+        jumptovars_map = given(j.variables)
     )
 end
 given(graph) = isempty(graph) ? nothing : graph
@@ -110,7 +110,8 @@ resetting(c::DiscreteCallback) = DiscreteCallback(
     c.condition, resetting(c.affect!); c.initialize, c.save_positions
 )
 resetting(c::ContinuousCallback) = ContinuousCallback(
-    c.condition, resetting(c.affect!), resetting(c.affect_neg!); c.save_positions, c.abstol, c.repeat_nudge
+    c.condition, resetting(c.affect!), resetting(c.affect_neg!); c.save_positions, c.abstol,
+    c.repeat_nudge
 )
 
 function users(j::Jumps, events::Vector{Event{T}}, log) where {T}

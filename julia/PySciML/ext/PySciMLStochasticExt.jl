@@ -3,8 +3,7 @@ Stochastic equations by StochasticDiffEq.
 """
 module PySciMLStochasticExt
 
-using PySciML: EulerMaruyama, Heun, Milstein, Options, PySciML, QUIET, RandomEuler, RandomTrapezoid,
-    given
+using PySciML: EulerMaruyama, Heun, Milstein, Options, PySciML, RandomEuler, RandomTrapezoid, begun
 using SciMLBase: SciMLBase
 using StochasticDiffEq: EM, EulerHeun, LambaEM, LambaEulerHeun, NoiseGrid, RKMil, RandomEM,
     RandomHeun, RandomTamedEM, WienerProcess
@@ -12,17 +11,8 @@ using StochasticDiffEq: EM, EulerHeun, LambaEM, LambaEulerHeun, NoiseGrid, RKMil
 function PySciML.integrate_noisy(
         prob, alg, o::Options{T}, seed::UInt64, dense::Bool, tstops, callback
     ) where {T}
-    t0, t1 = prob.tspan
-    saveat = dense ? T[] : o.saveat
-    common = (;
-        o.abstol, o.reltol, saveat, tstops, seed, callback,
-        save_everystep = dense, save_noise = dense,
-        save_start = dense || first(saveat) == t0, save_end = dense || last(saveat) == t1,
-        dtmax = given(o.dtmax, t1 - t0), dtmin = given(o.dtmin, zero(T)), o.maxiters,
-        adaptive = o.adaptive && SciMLBase.isadaptive(alg), verbose = QUIET,
-    )
-    integrator = isnan(o.dt) ? SciMLBase.__init(prob, alg; common...) :
-        SciMLBase.__init(prob, alg; common..., dt = o.dt)
+    more = (; o.abstol, seed, save_noise = dense)
+    integrator = begun(prob, alg, o, dense, tstops, callback, more)
     SciMLBase.solve!(integrator)
     return integrator.sol, integrator.t
 end

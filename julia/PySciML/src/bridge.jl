@@ -89,13 +89,14 @@ failed(message) = Response(
 function solve_request(r::Request)
     model = lookup(MODELS, r.model)
     alg = lookup(OBJECTS, r.alg)
-    events = r.events == 0 ? nothing : lookup(EVENTS, r.events)
-    return Base.inferencebarrier(solve_request)(r, model, alg, events)::Response
+    return Base.inferencebarrier(solve_request)(r, model, alg)::Response
 end
 
-function solve_request(
-        r::Request, model::Model{T}, @nospecialize(alg), @nospecialize(events)
-    ) where {T}
+# The solve's own events; `set_event` may change those of the registry at any time.
+events_of(::Type{T}, r::Request) where {T} =
+    r.events == 0 ? Event{T}[] : owned(map(snapshot, lookup(EVENTS, r.events)))::Vector{Event{T}}
+
+function solve_request(r::Request, model::Model{T}, @nospecialize(alg)) where {T}
     options = options_of(T, r)
     u0, p, c = vector(T, r.u0, r.n), vector(T, r.p, r.np), vector(T, r.c, r.nc)
     du0 = r.du0 == C_NULL ? nothing : vector(T, r.du0, r.n)
@@ -104,7 +105,7 @@ function solve_request(
         vector(UInt8, r.differential_vars, r.n) .!= 0
     h = run(
         model, alg, u0, p, c, (T(r.t0), T(r.t1)), options; du0, differential_vars,
-        events = events === nothing ? Event{T}[] : owned(map(snapshot, events))
+        events = events_of(T, r)
     )
     return respond(h)
 end
@@ -149,6 +150,14 @@ function c_adjoint(request::Ptr{AdjointRequest}, message::Ptr{Ptr{UInt8}})::Cint
     end
 end
 
+function write_out(to, x::Array)
+    GC.@preserve x unsafe_copyto!(Ptr{eltype(x)}(to), pointer(x), length(x))
+    return
+end
+
+# What was computed for a handle, to where Python wants it.
+deliver(::Solved, to::Ptr, x::Array) = write_out(to, x)
+
 function adjoint_request(r::AdjointRequest, h::Handle{T}, @nospecialize(sensealg)) where {T}
     n = h.model.n
     cotangents = reshape(vector(T, r.cotangents, r.m * n), n, Int(r.m))
@@ -157,7 +166,6 @@ function adjoint_request(r::AdjointRequest, h::Handle{T}, @nospecialize(sensealg
         vector(Float64, r.event_times, length(h.log)), sensealg, T(r.abstol), T(r.reltol),
         r.dtimes != C_NULL
     )::Gradient{T}
-    write_out(to, x) = GC.@preserve x unsafe_copyto!(Ptr{eltype(x)}(to), pointer(x), length(x))
     write_out(r.du0, g.u0)
     write_out(r.dp, g.p)
     if r.dtimes != C_NULL
@@ -173,7 +181,7 @@ function write_events(r::AdjointRequest, events::Vector{Tuple{Vector{T}, Vector{
     position = Ptr{T}(r.devents)
     for pair in events, part in pair
         isempty(part) && continue
-        GC.@preserve part unsafe_copyto!(position, pointer(part), length(part))
+        write_out(position, part)
         position += sizeof(part)
     end
     return

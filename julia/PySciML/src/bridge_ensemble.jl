@@ -82,7 +82,6 @@ function ensemble_adjoint_request(
     n, total = size(e.u)
     cotangents = reshape(vector(T, r.cotangents, n * total), n, total)
     g = ensemble_adjoint(e, cotangents, sensealg, T(r.abstol), T(r.reltol))
-    write_out(to, x) = GC.@preserve x unsafe_copyto!(Ptr{eltype(x)}(to), pointer(x), length(x))
     write_out(r.du0, g.u0)
     write_out(r.dp, g.p)
     write_out(r.down, g.own)

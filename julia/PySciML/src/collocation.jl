@@ -216,12 +216,15 @@ function parts_needed(w::Collocation{T}, h) where {T}
     for lambda in w.eigenvalues
         z = h * lambda
         abs(z) < T(1.0e6) || continue    # the algebraic part's are infinite, or large by rounding
-        follow = (abs(imag(z)) > T(0.3) * abs(real(z)) || real(z) > 0) && real(z) > -5
+        follow = must_be_followed(z) && real(z) > -5
         follow && (need = max(need, abs(z)))
     end
     need > w.reach || return 1
     return ceil(Int, min(T(SLACK)^(1 // 6) * need / w.reach, T(MOST_PARTS)))
 end
+
+# Whether a mode swings or grows: one that decays is damped as it should be.
+must_be_followed(z) = abs(imag(z)) > 0.3 * abs(real(z)) || real(z) > 0
 
 function distance(A, B)
     total = zero(eltype(A))

@@ -42,8 +42,8 @@ clone(d::Delayed) = delayed(
 "The `k`-th delayed value within `x`."
 range_of(d::Delayed, k) = (k * d.n + 1):((k + 1) * d.n)
 
-# `x` and `s` at a state: `value!(to, s)` gives the state at an earlier time. Equal times are looked
-# up once. A time that is not earlier makes the value NaN, at which the solver tries a shorter step.
+# `x` and `s` at a state: `value!(to, s, k)` gives the state at an earlier time, which the k-th call
+# of h asks for. Equal times are looked up once. A time that is not earlier makes the value NaN, at which the solver tries a shorter step.
 function gather!(value!::F, d::Delayed{T}, u, p, t) where {F, T}
     x, s, n = d.x, d.s, d.n
     copyto!(x, 1, u, 1, n)
@@ -54,7 +54,7 @@ function gather!(value!::F, d::Delayed{T}, u, p, t) where {F, T}
             copyto!(x, k * n + 1, x, known * n + 1, n)
             continue
         end
-        s[k] <= t + 10 * eps(t) ? value!(d.at, min(s[k], t)) : fill!(d.at, T(NaN))
+        s[k] <= t + 10 * eps(t) ? value!(d.at, min(s[k], t), k) : fill!(d.at, T(NaN))
         copyto!(x, k * n + 1, d.at, 1, n)
     end
     return x
@@ -86,7 +86,7 @@ end
 function (f::DelayedRate)(du, u, h, p, t)
     d = f.d
     t0, start = start_of(h)
-    gather!((out, s) -> earlier!(out, d, h, p, s, t, t0, start), d, u, p, t)
+    gather!((out, s, _) -> earlier!(out, d, h, p, s, t, t0, start), d, u, p, t)
     d.rhs.value(du, d.x, p, t)
     return nothing
 end
@@ -111,7 +111,7 @@ DelayedJacobian(d::Delayed{T}) where {T} = DelayedJacobian{T}(
 function (j::DelayedJacobian)(J, u, h, p, t)
     d, n = j.d, j.d.n
     t0, start = start_of(h)
-    gather!((out, s) -> earlier!(out, d, h, p, s, t, t0, start), d, u, p, t)
+    gather!((out, s, _) -> earlier!(out, d, h, p, s, t, t0, start), d, u, p, t)
     d.rhs.jac(j.full, d.x, p, t)
     copyto!(J, view(j.full, :, 1:n))
     any(==(2), d.moved) || return nothing

@@ -42,7 +42,7 @@ function cut(mesh::Vector{T}, d::Delayed{T}, sol, p, reltol) where {T}
     for i in 1:(length(mesh) - 1)
         a, b = mesh[i], mesh[i + 1]
         t = (a + b) / 2
-        x = gather!(d, sol(t), p, t) do out, s
+        x = gather!(d, sol(t), p, t) do out, s, _
             s < mesh[1] ? d.history.value(out, d.x, p, s) : copyto!(out, sol(s))
         end
         need = (b - a) * fastest(rates, d, x, p, t, reach / (b - a))
@@ -86,7 +86,6 @@ function fastest(r::Rates{T}, d::Delayed{T}, x, p, t, least) where {T}
     end
     return late + here
 end
-must_be_followed(z) = abs(imag(z)) > 0.3 * abs(real(z)) || real(z) > 0
 asked_times!(d::Delayed, u, p, t) =
     (copyto!(d.x, 1, u, 1, d.n); d.asked.value(d.s, d.x, p, t); d.s)
 
@@ -115,22 +114,11 @@ end
 before(b::DelayedSweep, middle) = middle < b.mesh[1]
 
 # x and s at a node; `middle` are the delayed times in the middle of the step.
-function gather_node!(b::DelayedSweep, u, t, middle)
-    d, p = b.d, b.p
-    asked_times!(d, u, p, t)
-    index = Dict{eltype(d.s), Int}()
-    for k in eachindex(d.s)
-        get!(index, d.s[k], k)
+gather_node!(b::DelayedSweep, u, t, middle) =
+    gather!(b.d, u, b.p, t) do out, s, k
+        before(b, middle[k]) ? b.d.history.value(out, b.d.x, b.p, s) :
+            copyto!(out, state_in(b, place(b, s, middle[k])..., s, Val{0}))
     end
-    value! = function (out, s)
-        if before(b, middle[index[s]])
-            d.history.value(out, d.x, p, s)
-        else
-            copyto!(out, state_in(b, place(b, s, middle[index[s]])..., s, Val{0}))
-        end
-    end
-    return gather!(value!, d, u, p, t)
-end
 
 # The derivative of the delayed state by its time.
 function delayed_slope!(to, b::DelayedSweep, s, middle)

@@ -182,18 +182,9 @@ function run(m::DeviceModel{T}, alg, u0, p, c, tspan::Tuple{T, T}, options::Opti
 end
 
 function integrate(prob, alg, m::DeviceModel{T}, o::Options{T}, dense::Bool) where {T}
-    t0, t1 = prob.tspan
-    saveat = dense ? T[] : o.saveat
     abstol = o.abstol isa Vector ? upload(m.device, o.abstol) : o.abstol
-    common = (;
-        abstol, o.reltol, saveat, o.tstops, callback = CallbackSet(watching()), dense,
-        save_everystep = dense, save_start = dense || first(saveat) == t0,
-        save_end = dense || last(saveat) == t1, dtmax = given(o.dtmax, t1 - t0),
-        dtmin = given(o.dtmin, zero(T)), maxiters = o.maxiters,
-        adaptive = o.adaptive && is_adaptive(alg), verbose = QUIET, internalnorm = device_norm,
-    )
-    integrator = isnan(o.dt) ? SciMLBase.__init(prob, alg; common...) :
-        SciMLBase.__init(prob, alg; common..., dt = o.dt)
+    more = (; abstol, dense, internalnorm = device_norm)
+    integrator = begun(prob, alg, o, dense, o.tstops, CallbackSet(watching()), more)
     isempty(o.tstops) || !SciMLBase.has_tstop(integrator) || cap_first_step!(integrator)
     SciMLBase.solve!(integrator)
     return integrator.sol, integrator.t

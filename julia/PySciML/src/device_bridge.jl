@@ -1,21 +1,15 @@
 # The border with Python for solves on a device: the same C functions and structures, in which the
 # addresses of states, parameters and their gradients are the device's; times are the host's.
 
-solve_request(r::Request, model::DeviceModel, alg, events) =
+solve_request(r::Request, model::DeviceModel, alg) =
     Base.invokelatest(solve_on_device, r, model, alg)
 
 function solve_on_device(r::Request, m::DeviceModel{T}, alg) where {T}
-    abstol = times_of(T, r.abstol, r.nabstol)
-    options = Options{T}(
-        r.nabstol == 1 ? abstol[1] : abstol, r.reltol, times_of(T, r.saveat, r.nsaveat),
-        times_of(T, r.tstops, r.ntstops), r.dt, r.dtmax, r.dtmin, r.maxiters,
-        r.adaptive != 0, r.dense != 0
-    )
     activate(m.device)
     u0, p, c = (
         wrap(m.device, T, at, n) for (at, n) in ((r.u0, r.n), (r.p, r.np), (r.c, r.nc))
     )
-    h = run(m, alg, u0, p, c, (T(r.t0), T(r.t1)), options)
+    h = run(m, alg, u0, p, c, (T(r.t0), T(r.t1)), options_of(T, r))
     s = h.sol.stats
     return Response(
         register!(HANDLES, h), Int(h.sol.retcode), length(h.t), 0,
@@ -25,13 +19,6 @@ function solve_on_device(r::Request, m::DeviceModel{T}, alg) where {T}
     )
 end
 
-function to_host(to::Ptr, x::Array)
-    GC.@preserve x unsafe_copyto!(Ptr{eltype(x)}(to), pointer(x), length(x))
-    return
-end
-
-# Copy an array to an address: of the host, or of the handle's device.
-deliver(h::Handle, to::Ptr, x::Array) = to_host(to, x)
 function deliver(h::DeviceHandle{T}, to::Ptr, x) where {T}
     isempty(x) || copyto!(wrap(h.model.device, T, to, length(x)), reshape(x, length(x)))
     settle(h.model.device)

@@ -54,8 +54,8 @@ struct Rate{T} <: Function
     number::Int
     slack::T                         # so far below zero a rate counts as zero
 end
-Rate(e::Event{T}, slack = zero(T)) where {T} =
-    Rate{T}(e.condition, e.condition_p, zeros(T, 1), e.direction, slack)
+Rate(e::Event{T}, slack = zero(T), number = e.direction) where {T} =
+    Rate{T}(e.condition, e.condition_p, zeros(T, 1), number, slack)
 function (r::Rate{T})(u, p, t) where {T}
     r.f.value(r.out, u, r.p, T(t))
     value = @inbounds r.out[1]
@@ -125,7 +125,6 @@ state after every jump; else it is solved again, by the same seed, when these ar
 """
 mutable struct CountsHandle{T, M} <: Solved{T}
     model::M
-    alg::Any
     events::Vector{Event{T}}
     log::Vector{EventRecord{T}}
     jumps::Jumps{T}
@@ -143,8 +142,8 @@ end
 
 "`every`: whether the states after jumps are outputs, where no times were asked for."
 function run_counts(
-        model::Model{T}, @nospecialize(alg), u0::Vector{T}, p::Vector{T}, tspan::Tuple{T, T},
-        options::Options{T}, events, jumps::Jumps{T}, every::Bool
+        model::Model{T}, u0::Vector{T}, p::Vector{T}, tspan::Tuple{T, T}, options::Options{T},
+        events, jumps::Jumps{T}, every::Bool
     ) where {T}
     m = acquire(model)
     try
@@ -155,7 +154,7 @@ function run_counts(
             integrate_counts, prob, jumps, events, log, options, dense, watching()
         )
         h = CountsHandle{T, typeof(m)}(
-            m, alg, events, log, jumps, options, prob, sol, reached, dense, Float64[],
+            m, events, log, jumps, options, prob, sol, reached, dense, Float64[],
             Matrix{T}(undef, 0, 0), Int[], Float64[], Int[]
         )
         Base.invokelatest(collect_counts!, h, sol, every)
@@ -210,7 +209,6 @@ function interpolate(h::CountsHandle, ts, deriv::Integer)
     densify!(h)
     return Base.invokelatest(counts_at, h.sol, ts, h.model.n)
 end
-deliver(h::CountsHandle, to::Ptr, x::Array) = to_host(to, x)
 
 """
     back_through_counts(handle, ts, cotangents) -> (du0, events)
@@ -265,16 +263,20 @@ c_solve_jumps(request::Ptr{Request}, jumps::Ptr{JumpRequest}, response::Ptr{Resp
     answered(response) do
         r = unsafe_load(request)
         alg = r.alg == 0 ? nothing : lookup(OBJECTS, r.alg)
-        Base.inferencebarrier(solve_jumps)(r, unsafe_load(jumps), lookup(MODELS, r.model), alg)::Response
+        Base.inferencebarrier(solve_jumps)(
+            r, unsafe_load(jumps), lookup(MODELS, r.model), alg
+        )::Response
     end
 
 function solve_jumps(r::Request, j::JumpRequest, model::Model{T}, @nospecialize(alg)) where {T}
     u0, p, c = vector(T, r.u0, r.n), vector(T, r.p, r.np), vector(T, r.c, r.nc)
-    events, options = owned(map(snapshot, lookup(EVENTS, r.events))), options_of(T, r)
+    events, options = events_of(T, r), options_of(T, r)
     tspan, jumps = (T(r.t0), T(r.t1)), jumps_of(T, j)
     j.kind == 1 && return respond(run_jumps(model, alg, u0, p, c, tspan, options, events, jumps))
-    j.kind == 2 && return respond(run_noisy(model, alg, u0, p, c, tspan, options, j.seed, events, jumps))
-    h = run_counts(model, alg, u0, p, tspan, options, events, jumps, j.every != 0)
+    j.kind == 2 && return respond(
+        run_noisy(model, alg, u0, p, c, tspan, options, j.seed, events, jumps)
+    )
+    h = run_counts(model, u0, p, tspan, options, events, jumps, j.every != 0)
     return respond(h, (-1, -1, length(h.log), -1, -1, -1))
 end
 
@@ -282,7 +284,7 @@ function adjoint_request(r::AdjointRequest, h::CountsHandle{T}, @nospecialize(_)
     n = h.model.n
     cotangents = reshape(vector(T, r.cotangents, r.m * n), n, Int(r.m))
     du0, extra = back_through_counts(h, times_of(T, r.times, r.m), cotangents)
-    GC.@preserve du0 unsafe_copyto!(Ptr{T}(r.du0), pointer(du0), n)
+    write_out(r.du0, du0)
     write_events(r, extra)
     return
 end

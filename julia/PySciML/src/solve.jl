@@ -143,24 +143,37 @@ problem(m::Model{T, <:Residual}, u0, p, tspan, du0, differential_vars) where {T}
 
 given(x, default) = isnan(x) ? default : x
 
+"""
+    begun(prob, alg, options, dense, tstops, callback, more) -> integrator
+
+An integrator at its start; `more` are keyword arguments that not every solve has.
+"""
+function begun(
+        prob, alg, o::Options{T}, dense::Bool, tstops, callback, more::NamedTuple
+    ) where {T}
+    t0, t1 = prob.tspan
+    saveat = dense ? T[] : o.saveat
+    common = (;
+        o.reltol, saveat, tstops, callback, save_everystep = dense,
+        save_start = dense || first(saveat) == t0, save_end = dense || last(saveat) == t1,
+        dtmax = given(o.dtmax, t1 - t0), dtmin = given(o.dtmin, zero(T)),
+        maxiters = o.maxiters, adaptive = o.adaptive && is_adaptive(alg), verbose = QUIET,
+        more...,
+    )
+    # not `init`: all types are concrete already, and its checks cost more than a small solve
+    return isnan(o.dt) ? SciMLBase.__init(prob, alg; common...) :
+        SciMLBase.__init(prob, alg; common..., dt = o.dt)
+end
+
 function integrate(
         prob, alg, o::Options{T}, dense::Bool, events, log, watch = watching();
         callback = isempty(events) ? CallbackSet(watch) : callback_set(events, log)
     ) where {T}
-    t0, t1 = prob.tspan
     tstops = isempty(events) ? o.tstops : all_stops(o.tstops, events)
-    saveat = dense ? T[] : o.saveat
-    common = (;
-        abstol = like_state(o.abstol, prob.u0), o.reltol, saveat, tstops, callback, dense,
-        save_everystep = dense,
-        save_start = dense || first(saveat) == t0, save_end = dense || last(saveat) == t1,
-        dtmax = given(o.dtmax, t1 - t0), dtmin = given(o.dtmin, zero(T)),
-        maxiters = o.maxiters, adaptive = o.adaptive && is_adaptive(alg), verbose = QUIET,
+    integrator = begun(
+        prob, alg, o, dense, tstops, callback,
+        merge((; abstol = like_state(o.abstol, prob.u0), dense), initialization(prob))
     )
-    common = merge(common, initialization(prob))
-    # not `solve`: all types are concrete already, and its checks cost more than a small solve
-    integrator = isnan(o.dt) ? SciMLBase.__init(prob, alg; common...) :
-        SciMLBase.__init(prob, alg; common..., dt = o.dt)
     # no stop is left where an event at the very start has ended the solve
     isempty(tstops) && isempty(events) || !SciMLBase.has_tstop(integrator) ||
         cap_first_step!(integrator)

@@ -249,10 +249,10 @@ function solve_noisy(
             times_of(T, along.t, along.count),
             reshape(vector(T, along.w, along.m * along.count), Int(along.m), Int(along.count)),
         )
-    events = r.events == 0 ? Event{T}[] : owned(map(snapshot, lookup(EVENTS, r.events)))
     return respond(
         run_noisy(
-            model, alg, u0, p, c, (T(r.t0), T(r.t1)), options_of(T, r), seed, events, nothing, path
+            model, alg, u0, p, c, (T(r.t0), T(r.t1)), options_of(T, r), seed, events_of(T, r),
+            nothing, path
         )
     )
 end
@@ -267,8 +267,6 @@ function c_noise_path(
     end
 end
 
-deliver(h::NoisyHandle, to::Ptr, x::Array) = to_host(to, x)
-
 function adjoint_request(r::AdjointRequest, h::NoisyHandle{T}, @nospecialize(_)) where {T}
     n = h.model.n
     cotangents = reshape(vector(T, r.cotangents, r.m * n), n, Int(r.m))
@@ -276,8 +274,7 @@ function adjoint_request(r::AdjointRequest, h::NoisyHandle{T}, @nospecialize(_))
         h, times_of(T, r.times, r.m), vector(Int64, r.source, r.m), cotangents
     )
     write_events(r, extra)
-    for (to, x) in ((r.du0, du0), (r.dp, dp))
-        GC.@preserve x unsafe_copyto!(Ptr{T}(to), pointer(x), length(x))
-    end
+    write_out(r.du0, du0)
+    write_out(r.dp, dp)
     return
 end

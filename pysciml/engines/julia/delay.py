@@ -11,7 +11,6 @@ from pysciml.algorithms import Algorithm, algorithm
 from pysciml.engines.base import FlatProblem, FlatSolution, Functions, SolveOptions
 from pysciml.engines.julia.names import algorithm_expression
 from pysciml.errors import EngineError, InputError
-from pysciml.kernels import structure
 from pysciml.kernels.reasons import CaptureError
 from pysciml.sensitivity import CollocationAdjoint
 
@@ -157,7 +156,7 @@ def _slope_is_one(asked: Functions) -> bool:
     if asked.kernels is None:
         return True
     try:
-        pattern = structure.dependencies(asked.kernels.graph("jac:t"), "t")
-    except (NotImplementedError, MemoryError, CaptureError):
+        pattern = asked.kernels.sparsity("t", "jac:t")
+    except CaptureError:
         return True
     return pattern is None or pattern.nnz == 0

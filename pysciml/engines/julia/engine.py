@@ -326,6 +326,8 @@ class JuliaEngine(Engine):
     ) -> FlatSolution:
         asked = options
         if problem.jumps is not None:
+            if problem.jumps.kind == "ode":
+                options = checked_options(alg, options)
             return jumps.solve(self, problem, alg, options)
         if problem.form in ("sde", "rode"):
             return stochastic.solve(self, problem, alg, options)
@@ -525,10 +527,12 @@ class JuliaEngine(Engine):
         handle: Handle = solution.handle
         if isinstance(handle, device.DeviceHandle):
             return device.adjoint(self, solution, grad_u, at, by_times)
-        if is_pure(handle.problem):
-            return jumps.adjoint(self, solution, grad_u, at)
-        if handle.problem.form in ("sde", "rode"):
-            return stochastic.adjoint(self, solution, grad_u, at, by_times)
+        pure = is_pure(handle.problem)
+        if pure and not handle.options.gradient:
+            raise EngineError("This jump process was solved without gradients; solve it with them.")
+        if pure or handle.problem.form in ("sde", "rode"):
+            # what stays as it is between jumps does not change with the time it is looked at
+            return stochastic.adjoint(self, solution, grad_u, at, by_times and not pure)
         if taken_apart(handle.problem, handle.alg):
             return adjoint_of_parts(self, solution, grad_u, grad_t, at, by_times)
         problem = handle.problem

@@ -11,23 +11,21 @@ import numpy.typing as npt
 from pysciml.algorithms import Algorithm
 from pysciml.engines.base import (
     FlatCallback,
-    FlatGradient,
     FlatProblem,
     FlatSolution,
     SolveOptions,
 )
 from pysciml.engines.julia import stochastic
 from pysciml.engines.julia.bridge import address, array
-from pysciml.engines.julia.events import events_gradient
 from pysciml.engines.julia.names import algorithm_expression
-from pysciml.errors import EngineError, InputError
+from pysciml.errors import InputError
 from pysciml.jumpprocesses import NEEDS_DEPENDENT, NEEDS_VARIABLES
 from pysciml.kernels.reach import changed_entries, entries_read
 
 if TYPE_CHECKING:
-    from pysciml.engines.julia.engine import Handle, JuliaEngine
+    from pysciml.engines.julia.engine import JuliaEngine
 
-__all__ = ["adjoint", "check_rates", "solve"]
+__all__ = ["check_rates", "solve"]
 
 Array = npt.NDArray[np.float64]
 Graph = list[list[int]]
@@ -105,7 +103,7 @@ def check_rates(problem: FlatProblem) -> None:
 
 def _moving(problem: FlatProblem) -> set[int]:
     """Entries of the state that were seen to change by themselves."""
-    if problem.jumps is None or problem.jumps.kind == "pure":
+    if is_pure(problem):
         return set()
     functions, n = problem.functions, len(problem.u0)
     out = np.empty(functions.n_out)
@@ -158,12 +156,12 @@ def _pairs(c: FlatCallback) -> tuple[list[int], list[int]]:
     return [i - 1 for i in numbers[2 : 2 + 2 * k : 2]], [i - 1 for i in numbers[3 + 2 * k :: 2]]
 
 
-def _reads(c: FlatCallback) -> set[int]:
-    return set(_pairs(c)[0]) if c.condition is None else entries_read(c.condition, "u")
+def _reads(c: FlatCallback) -> frozenset[int]:
+    return frozenset(_pairs(c)[0]) if c.condition is None else entries_read(c.condition, "u")
 
 
-def _changes(c: FlatCallback) -> set[int]:
-    return set(_pairs(c)[1]) if c.affect is None else changed_entries(c.affect)
+def _changes(c: FlatCallback) -> frozenset[int]:
+    return frozenset(_pairs(c)[1]) if c.affect is None else changed_entries(c.affect)
 
 
 def _as_numbers(graphs: tuple[Graph, Graph, Graph]) -> npt.NDArray[np.int64]:
@@ -249,29 +247,3 @@ def _with_jumps(
     made.jumps = (times[jumped], numbers[which[jumped]])
     made.stats.jumps = int(jumped.sum())
     return made
-
-
-def adjoint(
-    engine: JuliaEngine, solution: FlatSolution, grad_u: Array, at: Array | None
-) -> FlatGradient:
-    """See :meth:`pysciml.engines.base.Engine.adjoint`; of a pure jump process."""
-    handle: Handle = solution.handle
-    problem = handle.problem
-    if not handle.options.gradient:
-        raise EngineError("This jump process was solved without gradients; solve it with them.")
-    engine.use(handle)
-    times = np.ascontiguousarray(solution.t if at is None else at, np.float64)
-    order = np.argsort(times, kind="stable")
-    times, cotangents = times[order], np.ascontiguousarray(grad_u, problem.dtype)[order]
-    du0 = np.zeros(len(problem.u0), problem.dtype)
-    devents, of_callbacks = events_gradient(problem)
-    number = engine.object("nothing", ())
-    with engine.first(handle.functions, ("back through counts",)):
-        engine.bridge.adjoint(
-            handle.number, number, len(times), (address(times), 0, address(cotangents), 0),
-            (0.0, 0.0), (address(du0), 0, 0, 0, address(devents)),
-        )  # fmt: skip
-    return FlatGradient(
-        u0=du0, p=np.zeros(len(problem.p), problem.dtype), t0=0.0, times=np.zeros(len(times)),
-        callbacks_p=of_callbacks,
-    )  # fmt: skip

@@ -84,7 +84,7 @@ def default_algorithm(problem: FlatProblem) -> Algorithm:
 
 def _require_fit(problem: FlatProblem, alg: Algorithm, options: SolveOptions) -> None:
     """Raise where algorithm, noise, steps and gradients do not go together."""
-    if problem.form == "sde" and problem.columns > 0 and alg.name in DIAGONAL:
+    if problem.columns > 0 and alg.name in DIAGONAL:
         raise EngineError(
             f"{alg.name} takes diagonal and scalar noise only, but this problem's is general "
             "(noise_rate_prototype); use pysciml.LambaEM(), pysciml.EM() or, for Stratonovich's "
@@ -112,7 +112,7 @@ def _require_fit(problem: FlatProblem, alg: Algorithm, options: SolveOptions) ->
         )
     if options.sensealg is not None:
         raise InputError(
-            f"sensealg is {options.sensealg!r}, but gradients of an SDEProblem are pathwise, by "
+            f"sensealg is {options.sensealg!r}, but gradients along noise are pathwise, by "
             "the steps run backwards; leave it out."
         )
 
@@ -157,7 +157,9 @@ def solve(
     else:
         by = ("solve_noisy", options.seed + 1)
     kinds = tuple(c.kind for c in problem.callbacks)
-    with engine.first(functions, ("solve", number, problem.columns, options.gradient, kinds)):
+    with engine.first(
+        functions, ("solve", number, problem.columns, options.gradient, kinds, by[0])
+    ):
         response = engine.bridge.solve(request, options.progress, *by)
     del keep, kept
     made = engine.solution(response, problem, options, functions, events, alg)

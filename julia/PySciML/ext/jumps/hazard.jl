@@ -55,12 +55,11 @@ function (h::Hazard)(u, t, integrator)
     value = h.left - grown(h, s -> within!(h.u, integrator, s), h.since, t, integrator.p)
     if t == integrator.t
         h.ended, h.left_there = t, value
-        noise!(h.dW, integrator, prob_of(integrator))
+        noise!(h.dW, integrator, integrator.sol.prob)
     end
     return value
 end
 
-prob_of(integrator) = integrator.sol.prob
 noise!(dW, integrator, _) = dW
 noise!(dW, integrator, ::SciMLBase.AbstractSDEProblem) =
     copyto!(resize!(dW, length(integrator.W.dW)), integrator.W.dW)
