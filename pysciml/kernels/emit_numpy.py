@@ -27,6 +27,8 @@ from pysciml.kernels.scalarise import Costs, scalarise
 COSTS = Costs(limit=12.0)
 #: Over a batch a scalar is an array too: only what literals switch off is worth taking apart.
 BATCHED_COSTS = Costs(limit=4.0)
+#: Numbers (of 8 bytes) that the largest value of a part of a batch has.
+_PART = 65_536
 
 _NAMES: dict[str, Any] = {
     **NAMESPACE,
@@ -121,6 +123,9 @@ class BatchedKernel:
     ``batched`` are (B, ...), the others as in the graph. An output is (B, ...), or with ``reduce``
     its sum over the batch, of the graph's own shape. Any B; nothing is kept between calls, so it
     may be shared between threads. Infinities and nans, never exceptions or warnings.
+
+    A large batch is computed in parts: values that outgrow the cache, and that the allocator takes
+    from the system anew each time and gives back, cost up to twice the time.
     """
 
     def __init__(
@@ -153,11 +158,29 @@ class BatchedKernel:
         with np.errstate(all="ignore"):
             call = factory(program.literals, *values)
 
+        free = [n in self.batched for n in self.names if n not in fixed]
+        of_batch = free.index(True)
+        most = max(1, _PART // program.width)
+
         def quiet(*args: Any) -> tuple[np.ndarray, ...]:
             with np.errstate(all="ignore"):
-                return call(*args)
+                if len(args[of_batch]) <= most:
+                    return call(*args)
+                return self._joined(
+                    call(*(x[k : k + most] if b else x for x, b in zip(args, free, strict=True)))
+                    for k in range(0, len(args[of_batch]), most)
+                )
 
         return quiet
+
+    def _joined(self, parts: Iterable[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+        if not self.reduce:
+            return tuple(np.concatenate(each) for each in zip(*parts, strict=True))
+        each = iter(parts)
+        total = next(each)
+        for part in each:
+            total = tuple(np.asarray(a + b) for a, b in zip(total, part, strict=True))
+        return total
 
     def source(self, *fixed: str) -> str:
         """The Python source, with these inputs fixed."""

@@ -56,7 +56,11 @@ class _Writer(BatchWriter):
         lines += [f"        {line}" for line in self.body]
         lines.append("        return (" + "".join(r + ", " for r in results) + ")")
         lines.append("    return batched")
-        return Program("\n".join(lines) + "\n", self.literals, True)
+        computed = (
+            n.size for n in nodes
+            if id(n) in want_value and self.is_many(n) and n.op not in (*VIEWS, "input")
+        )  # fmt: skip
+        return Program("\n".join(lines) + "\n", self.literals, True, max(computed, default=1))
 
     def result(self, node: Node) -> str:
         if self.reduce:

@@ -27,11 +27,13 @@ class Program:
             kernel.
         literals: the first argument.
         arrays: whether the kernel computes with arrays, and so may meet NumPy's warnings.
+        width: of a kernel over a batch, the numbers that its largest value has for one entry.
     """
 
     source: str
     literals: list[np.ndarray]
     arrays: bool
+    width: int = 1
 
 
 @dataclass(frozen=True)

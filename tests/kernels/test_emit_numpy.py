@@ -254,6 +254,24 @@ def test_batch_of_one_and_none() -> None:
         assert out.shape == (n, 6)
 
 
+@pytest.mark.parametrize("reduce", [False, True])
+def test_parts_of_a_large_batch(reduce: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, p = _mlp(np.random.default_rng(0))
+    us = np.random.default_rng(1).random((103, 3))
+    (whole,) = emit_numpy.compile_batched(graph, {"u"}, reduce)(us, p, 0.5)
+    calls = []
+    factory = emit_numpy._factory
+    monkeypatch.setattr(emit_numpy, "_PART", 200)
+    monkeypatch.setattr(
+        emit_numpy,
+        "_factory",
+        lambda *x: lambda *y: lambda *z: (calls.append(len(z[0])), factory(*x)(*y)(*z))[1],
+    )
+    (parts,) = emit_numpy.compile_batched(graph, {"u"}, reduce)(us, p, 0.5)
+    assert calls == [33, 33, 33, 4]  # 6 numbers an entry
+    assert_close([parts], [whole])
+
+
 def test_batched_keeps_quiet() -> None:
     node: Node = make("log", U)
     kernel = emit_numpy.compile_batched(Graph((U,), (node,)), {"u"})

@@ -29,7 +29,7 @@ Array = npt.NDArray[np.float64]
 
 #: Up to this size a dense Jacobian is formed at once; beyond it, only where the problem is stiff.
 _DIRECT = 32
-#: Entries of the states of the nodes that one batched call takes: what it computes stays in cache.
+#: Entries of the states of the nodes that one call of a function in torch takes: its memory.
 _CHUNK = 16_384
 
 
