@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pysciml.boundary import BVProblem, Shooting, TwoPointBVProblem
+from pysciml.dispatch import refuse_ensemble_options, refuse_seed
 from pysciml.errors import InputError, SolveError
-from pysciml.options import positive
+from pysciml.functions import mistakes_named
+from pysciml.options import positive, positive_whole
 from pysciml.problems import ODEProblem
 from pysciml.solution import Solution, detached
 
@@ -26,7 +28,9 @@ def solve_boundary(
     solve: Callable[..., Any],
     prob: BVProblem,
     alg: Any = None,
+    ensemblealg: Any = None,
     *,
+    raise_on_failure: bool = True,
     abstol: float = 1e-8,
     reltol: float = 1e-8,
     maxiters: int = 100,
@@ -50,6 +54,9 @@ def solve_boundary(
             f"callback was given with a {type(prob).__name__}, which takes none; write the "
             "conditions into bc."
         )
+    refuse_ensemble_options(prob, ensemblealg, options.pop("trajectories", None))
+    refuse_seed(prob, options.pop("seed", None))
+    positive_whole("maxiters", maxiters)
     positive("abstol", abstol, zero=True)
     positive("reltol", reltol, zero=True)
     outputs = {k: options.pop(k) for k in ("saveat", "save_idxs") if k in options}
@@ -61,14 +68,15 @@ def solve_boundary(
         return solved
 
     search = _Search(prob, run, abstol, reltol)
-    found = search.initial_state(maxiters)
+    found = search.initial_state(int(maxiters))
     if torch.is_grad_enabled():
         residual = search.residual(found, prob.p)
         if residual.requires_grad:
             # one more step of Newton's, whose derivative by all but the state is the solution's
             jacobian = search.linearised(found)[1]
             found = found - torch.linalg.solve(jacobian, residual)
-    return dataclasses.replace(run(found, prob.p, **outputs), prob=prob)
+    sol = run(found, prob.p, raise_on_failure=raise_on_failure, **outputs)
+    return dataclasses.replace(sol, prob=prob)
 
 
 class _Search:
@@ -91,14 +99,23 @@ class _Search:
         if isinstance(prob, TwoPointBVProblem):
             sol = self.run(u0, p, saveat=torch.stack([torch.as_tensor(t) for t in prob.tspan]))
             ends = (pytree.tree_map(lambda x, i=i: x[i], sol.u) for i in (0, -1))
-            given: Any = [bc(u, p) for bc, u in zip(prob.bc, ends, strict=True)]
+            given: Any = [
+                self._conditions(f"bc[{i}]", bc, ("u", "p"), u, p)
+                for i, (bc, u) in enumerate(zip(prob.bc, ends, strict=True))
+            ]
         else:
             sol = self.run(u0, p)
-            given = prob.bc(sol, p, sol.t)
+            given = self._conditions("bc", prob.bc, ("u", "p", "t"), sol, p, sol.t)
         leaves = pytree.tree_leaves(given)
         if not all(isinstance(x, Tensor) for x in leaves):
             kind = next(type(x).__name__ for x in leaves if not isinstance(x, Tensor))
             raise InputError(f"bc returned a {kind}; return tensors, e.g. torch.stack([...]).")
+        other = next((x for x in leaves if x.dtype != self.spec.dtype), None)
+        if other is not None:
+            raise InputError(
+                f"bc returned {str(other.dtype)[6:]}, but u0 is {str(self.spec.dtype)[6:]}; "
+                "compute the conditions from u without a conversion, or convert u0."
+            )
         n, count = self.spec.size, sum(x.numel() for x in leaves)
         if count != n:
             raise InputError(
@@ -107,11 +124,49 @@ class _Search:
             )
         return torch.cat([x.reshape(-1) for x in leaves]).to(self.spec.device, self.spec.dtype)
 
+    def _conditions(self, name: str, bc: Any, takes: tuple[str, ...], *given: Any) -> Any:
+        with mistakes_named(bc, name, takes, self.spec, self.prob.p is None):
+            try:
+                return bc(*given)
+            except TypeError as error:
+                if "'Solution' object is not subscriptable" in str(error):
+                    raise InputError(
+                        f"{name} indexes u, which is the solution; call it for the state at a "
+                        "time, e.g. u(t[0])[0] and u(t[-1])[0]."
+                    ) from error
+                if "'Tensor' object is not callable" in str(error):
+                    raise InputError(
+                        f"{name} calls a tensor ({error}); u is the state at its end there, e.g. "
+                        "u[0]."
+                    ) from error
+                raise
+            except RuntimeError as error:
+                if "numpy() on Tensor that requires grad" in str(error):
+                    raise InputError(
+                        f"{name} takes the state to NumPy, through which no derivative comes; "
+                        "write it in torch."
+                    ) from error
+                raise
+
+    def _require_conditions(self, residual: Tensor) -> None:
+        """Raise InputError for conditions at the first guess that no search can meet."""
+        if not residual.requires_grad:
+            raise InputError(
+                "bc returned what does not depend on u; compute it from u in torch, without "
+                "detach(), float(), .item() or new tensors of its values."
+            )
+        if not bool(torch.isfinite(residual).all()):
+            bad = residual[~torch.isfinite(residual)][0].item()
+            raise InputError(
+                f"bc returned {bad} on the solution from u0; mend it, or begin from another u0."
+            )
+
     def linearised(self, u0: Tensor) -> tuple[Tensor, Tensor]:
         """The residual at u0 and its Jacobian, without gradients."""
         with torch.enable_grad():
             at = u0.detach().clone().requires_grad_()
             residual = self.residual(at, self.p)
+            self._require_conditions(residual)
             rows = [
                 torch.autograd.grad(r, at, retain_graph=True, allow_unused=True)[0]
                 if r.requires_grad

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pysciml.dispatch import refuse_ensemble_options, solves
+from pysciml.dispatch import refuse_ensemble_options, refuse_seed, solves
 from pysciml.errors import InputError
 from pysciml.flatten import ParameterSpec, StateSpec
-from pysciml.problems import ODEProblem, Problem, number, require_callable, require_onward
+from pysciml.functions import mistakes_named
+from pysciml.problems import ODEProblem, Problem, number, require_onward
 from pysciml.signatures import require_function
 from pysciml.solution import Solution
 
@@ -96,13 +97,16 @@ class DDEProblem(Problem):
         with torch.no_grad():
             t = torch.tensor(t0, dtype=spec.dtype, device=spec.device)
 
-            def h(p: Any, s: Any) -> Any:
+            def h(p: Any, s: Any = _MISSING) -> Any:
+                if s is self.p and p is not self.p:
+                    raise InputError("f calls h(s, p); it takes p first: h(p, t - tau).")
                 lags.append(t0 - _one_time(s, spec).item())
                 values.append(self._history_at(lags[-1], spec))
                 return spec.unflatten(values[-1].clone())
 
             u0 = spec.unflatten(spec.flatten(spec.in_order(self.u0)).clone())
-            spec.flatten_like(self.f(u0, h, self.p, t), "f")
+            with mistakes_named(self.f, "f", ("u", "h", "p", "t"), spec, self.p is None):
+                spec.flatten_like(self.f(u0, h, self.p, t), "f")
             if not values:
                 raise InputError(
                     "f never calls h, so this equation has no delay; write f(u, p, t) and an "
@@ -124,7 +128,8 @@ class DDEProblem(Problem):
                 "only; make every lag positive, as in h(p, t - tau) with tau > 0."
             )
         t = torch.tensor(t0 - lag, dtype=spec.dtype, device=spec.device)
-        value = spec.flatten_like(self.h(self.p, t), "h").clone()
+        with mistakes_named(self.h, "h", ("p", "t"), spec, self.p is None):
+            value = spec.flatten_like(self.h(self.p, t), "h").clone()
         if not bool(torch.isfinite(value).all()):
             bad = value[~torch.isfinite(value)][0].item()
             raise InputError(
@@ -173,6 +178,8 @@ def _constant_lags(given: Any) -> tuple[Any, ...] | None:
         given = given.reshape(-1).unbind() if isinstance(given, Tensor) else (given,)
     try:
         lags = tuple(given)
+        if any(isinstance(x, (bool, str)) for x in lags):
+            raise TypeError
         values = [number(x) for x in lags]
     except (TypeError, ValueError, RuntimeError):
         raise InputError(
@@ -189,8 +196,8 @@ def _dependent_lags(given: Any) -> tuple[Any, ...] | None:
     if given is None:
         return None
     lags = tuple(given) if isinstance(given, Iterable) else (given,)
-    for lag in lags:
-        require_callable(lag, "lag(u, p, t)", "an entry of dependent_lags")
+    for i, lag in enumerate(lags):
+        require_function(lag, f"dependent_lags[{i}]", ("u", "p", "t"))
     return lags
 
 
@@ -203,8 +210,14 @@ def _one_lag(value: Any, i: int) -> float:
         ) from None
 
 
+#: In the place of a time that a call of h lacks.
+_MISSING = object()
+
+
 def _one_time(s: Any, spec: StateSpec) -> Tensor:
     """A time that h was asked for as a 0-d tensor. Raises InputError."""
+    if s is _MISSING:
+        raise InputError("f calls h with one argument; it takes p and a time: h(p, t - tau).")
     if isinstance(s, numbers.Real) and not isinstance(s, bool):
         s = torch.tensor(float(s), dtype=spec.dtype, device=spec.device)
     if not isinstance(s, Tensor) or s.numel() != 1 or not s.is_floating_point():
@@ -235,7 +248,7 @@ def _assembler(spec: StateSpec, asks: int) -> Callable[..., Tensor]:
         u, *delayed = (spec.unflatten(part) for part in x.split(spec.size))
         times: list[Tensor] = []
 
-        def ask(p: Any, s: Any) -> Any:
+        def ask(p: Any, s: Any = _MISSING) -> Any:
             if len(times) == asks:
                 raise InputError(_uneven(asks, "more"))
             times.append(_one_time(s, spec))
@@ -262,4 +275,5 @@ def solve_dde(
 ) -> Solution:
     """``solve`` for delay equations."""
     refuse_ensemble_options(prob, ensemblealg, options.pop("trajectories", None))
+    refuse_seed(prob, options.pop("seed", None))
     return dataclasses.replace(solve(prob.as_whole(), alg, **options), prob=prob)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pysciml.errors import InputError
 
-__all__ = ["front_door", "refuse_ensemble_options", "solved_by", "solves"]
+__all__ = ["front_door", "refuse_ensemble_options", "refuse_seed", "solved_by", "solves"]
 
 Solver = TypeVar("Solver", bound=Callable[..., Any])
 Problem = TypeVar("Problem", bound=type)
@@ -72,3 +72,11 @@ def refuse_ensemble_options(prob: Any, ensemblealg: Any, trajectories: Any) -> N
         f"{given} was given with a {type(prob).__name__}, but is for ensembles; wrap the problem, "
         "e.g. pysciml.EnsembleProblem(prob, prob_func=...), or leave it out."
     )
+
+
+def refuse_seed(prob: Any, seed: Any) -> None:
+    """Raise InputError where a seed was given for a problem in which nothing is random."""
+    if seed is not None:
+        raise InputError(
+            f"seed was given with a {type(prob).__name__}, which draws no noise; leave it out."
+        )

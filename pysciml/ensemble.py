@@ -15,6 +15,7 @@ from pysciml.dispatch import solved_by
 from pysciml.engines.base import Stats
 from pysciml.errors import InputError, PyscimlError
 from pysciml.problems import remake, require_finite
+from pysciml.signatures import require_function
 from pysciml.solution import new_axes
 
 __all__ = [
@@ -72,11 +73,20 @@ class EnsembleExecutor(EnsembleAlgorithm):
     executor: Executor | Any
 
     def __post_init__(self) -> None:
-        if not callable(getattr(self.executor, "submit", None)):
+        made = not isinstance(self.executor, type)
+        if not made or not callable(getattr(self.executor, "submit", None)):
+            what = f"a {type(self.executor).__name__}" if made else "a class"
             raise InputError(
-                f"executor is a {type(self.executor).__name__}; give an executor, e.g. "
+                f"executor is {what}; give an executor, e.g. "
                 "concurrent.futures.ProcessPoolExecutor()."
             )
+
+
+_CALLED_WITH = {
+    "prob_func": ("prob", "i"),
+    "output_func": ("sol", "i"),
+    "reduction": ("u", "batch", "I"),
+}
 
 
 @solved_by("pysciml.ensemble_solve", "solve_ensemble")
@@ -131,10 +141,12 @@ class EnsembleProblem:
                 f"prob is a {type(self.prob).__name__}; give the problem that the members have in "
                 "common, e.g. pysciml.ODEProblem(f, u0, (t0, t1), p)."
             )
-        for name in ("prob_func", "output_func", "reduction"):
+        for name, takes in _CALLED_WITH.items():
             value = getattr(self, name)
             if value is not None and not callable(value):
                 raise InputError(f"{name} is a {type(value).__name__}; give a function, or None.")
+            if value is not None:
+                require_function(value, name, takes)
         require_finite(self.u0, "u0")
         require_finite(self.p, "p")
         batched = self.u0 is not None or self.p is not None
@@ -205,6 +217,11 @@ def _is_batch(x: Any, single: Any) -> bool:
     return isinstance(x, Tensor) and x.ndim == torch.as_tensor(single).ndim + 1
 
 
+def _built(tree: Any) -> str:
+    kinds = pytree.tree_map(lambda x: "tensor" if isinstance(x, Tensor) else type(x).__name__, tree)
+    return str(kinds).replace("'", "")
+
+
 def batched_leaves(name: str, batch: Any, single: Any) -> Iterator[tuple[int, int]]:
     """Number and rows of each leaf that has one row a member. Raises InputError."""
     if batch is None:
@@ -213,12 +230,18 @@ def batched_leaves(name: str, batch: Any, single: Any) -> Iterator[tuple[int, in
     own, expected = pytree.tree_flatten(single)
     if structure != expected:
         raise InputError(
-            f"{name} of the ensemble is built like {structure}, but {name} of its problem like "
-            f"{expected}; build them alike, with one row a member in each tensor."
+            f"{name} of the ensemble is built like {_built(batch)}, but {name} of its problem like "
+            f"{_built(single)}; build them alike, with one row a member in each tensor (e.g. by "
+            "torch.stack)."
         )
     for i, (x, one) in enumerate(zip(leaves, own, strict=True)):
         number = isinstance(one, (int, float)) and not isinstance(one, bool)
         if not isinstance(one, Tensor) and not number:
+            if one is None:
+                raise InputError(
+                    f"{name} of the ensemble was given (leaf {i}), but its problem has none; give "
+                    f"the problem a {name}."
+                )
             if x is not one and x != one:
                 raise InputError(
                     f"{name} of the ensemble has a {type(x).__name__} (leaf {i}) that is not the "

@@ -67,6 +67,11 @@ def solve_ensemble(
     noisy = noisy and not isinstance(getattr(prob.prob, "noise", None), NoiseGrid)
     if noisy:  # drawn here: threads would draw in any order
         options["seed"] = drawn_seed(options.get("seed"))
+        if options["seed"] + count > 2**63:
+            raise InputError(
+                f"seed is {options['seed']}, and members take those after it; give at most "
+                f"2**63 - {count}."
+            )
     if noisy and isinstance(where, EnsembleExecutor):
         raise InputError(
             f"EnsembleExecutor was given with a {type(prob.prob).__name__}, whose members need "
@@ -92,7 +97,13 @@ def solve_ensemble(
                 "value and whether to stop."
             )
         u, converged = made
-        if converged:
+        try:
+            stop = bool(converged)
+        except (ValueError, RuntimeError):
+            raise InputError(
+                f"reduction returned converged = {converged!r}; return one boolean."
+            ) from None
+        if stop:
             break
     retcodes = [code for part in parts for code in part.retcodes]
     return replace(
@@ -126,7 +137,7 @@ def _trajectories(prob: EnsembleProblem, given: Any) -> int:
 def _algorithm(given: Any) -> EnsembleAlgorithm:
     if given is None:
         return EnsembleThreads()
-    if given in (EnsembleSerial, EnsembleThreads):
+    if given is EnsembleSerial or given is EnsembleThreads:
         return given()
     if not isinstance(given, EnsembleAlgorithm):
         raise InputError(

@@ -261,6 +261,11 @@ def state_spec(u0: Any, name: str = "u0") -> StateSpec:
                 "dtype and one device."
             )
     assert first is not None
+    if first.is_meta:
+        raise InputError(
+            f"{name} is on the device meta, where tensors have no values; give one that has, "
+            f"e.g. torch.zeros({tuple(first.shape)})."
+        )
     shapes = tuple(tuple(leaf.shape) for _, leaf in paths)
     spec = StateSpec(treedef, shapes, first.dtype, first.device)
     if spec.size == 0:

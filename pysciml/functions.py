@@ -33,7 +33,7 @@ from pysciml.kernels.captured import CapturedFunctions
 from pysciml.kernels.relift import Relifts
 from pysciml.kernels.walk import Walk
 
-__all__ = ["FlatFunction", "functions_for"]
+__all__ = ["FlatFunction", "functions_for", "mistakes_named"]
 
 FlatFunctions = CapturedFunctions | CallbackFunctions
 
@@ -45,7 +45,11 @@ _lock = threading.RLock()
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 #: How torch words it that tensors of two dtypes or devices met.
-_MIXED = re.compile(r"same dtype|expected scalar type|same device|but found at least two devices")
+_MIXED = re.compile(
+    r"same dtype|expected scalar type|same device|but found at least two devices|expected device"
+)
+#: And that their shapes do not go together.
+_SHAPES = re.compile(r"shapes? cannot be multiplied|must match the size|invalid for input of size")
 
 
 @dataclass(frozen=True)
@@ -220,7 +224,7 @@ def _agrees(found: FlatFunctions, flat: FlatFunction, inputs: dict[str, Tensor])
 
 
 def _make(flat: FlatFunction, inputs: dict[str, Tensor], cuda: bool, walk: Walk) -> FlatFunctions:
-    with _mistakes_named(flat):
+    with mistakes_named(flat.f, flat.name, flat.input_names, flat.state, flat.params.is_none):
         if cuda:
             _require_repeatable(flat, inputs)
             return CallbackFunctions(flat, inputs)
@@ -269,48 +273,63 @@ def _callers_level() -> int:
 
 
 @contextlib.contextmanager
-def _mistakes_named(flat: FlatFunction) -> Iterator[None]:
-    """Raise InputError, saying what is wrong, for well-known mistakes in how f is written."""
+def mistakes_named(
+    f: Any, name: str, takes: tuple[str, ...], state: StateSpec, no_p: bool
+) -> Iterator[None]:
+    """Raise InputError, saying what is wrong, for well-known mistakes in how f is written.
+
+    ``takes``: what f is called with; ``no_p``: whether the problem was given no p.
+    """
     try:
         yield
     except InputError:
         raise
     except Exception as error:
-        said = _what_is_wrong(flat, error)
+        said = _what_is_wrong(f, name, takes, state, no_p, error)
         if said is None:
             raise
         raise InputError(said) from error
 
 
-def _what_is_wrong(flat: FlatFunction, error: Exception) -> str | None:
-    takes = flat.input_names
+def _what_is_wrong(
+    f: Any, name: str, takes: tuple[str, ...], state: StateSpec, no_p: bool, error: Exception
+) -> str | None:
     call = f"({', '.join(takes)})"
     if isinstance(error, TypeError):
         try:
-            inspect.signature(flat.f).bind(*takes)
+            inspect.signature(f).bind(*takes)
         except ValueError:  # a builtin without a signature
             pass
         except TypeError:
             return (
-                f"{flat.name} takes {inspect.signature(flat.f)}, but it is called with {call}, in "
+                f"{name} takes {inspect.signature(f)}, but it is called with {call}, in "
                 f"SciML's order; give it these arguments."
             )
     if isinstance(error, (TypeError, AttributeError)) and "NoneType" in str(error):
-        if flat.params.is_none:
+        if no_p:
             return (
-                f"{flat.name} uses p, but the problem has none ({error}); give it as the "
+                f"{name} uses p, but the problem has none ({error}); give it as the "
                 "problem's p, e.g. pysciml.remake(prob, p=...)."
             )
     if isinstance(error, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
         return (
-            f"{flat.name} solves a singular linear system at the initial values "
+            f"{name} solves a singular linear system at the initial values "
             f"({str(error).splitlines()[0]}); check what it inverts there (for a LagrangianNN: the "
             "second derivative of the Lagrangian in the velocities), or start elsewhere."
         )
+    if isinstance(error, RuntimeError) and _SHAPES.search(str(error)):
+        return (
+            f"{name} fails on a state of shape {_shapes(state)} "
+            f"({str(error).splitlines()[0]}); give u0 the shape that {name} takes, or mend {name}."
+        )
     if isinstance(error, RuntimeError) and _MIXED.search(str(error)):
         return (
-            f"{flat.name} mixes dtypes or devices ({str(error).splitlines()[0]}): the state is "
-            f"{str(flat.state.dtype)[6:]} on {flat.state.device}, and all that {flat.name} uses "
-            f"must be so too; convert it, e.g. model.to({flat.state.dtype}), or convert u0."
+            f"{name} mixes dtypes or devices ({str(error).splitlines()[0]}): the state is "
+            f"{str(state.dtype)[6:]} on {state.device}, and all that {name} uses "
+            f"must be so too; convert it, e.g. model.to({state.dtype}), or convert u0."
         )
     return None
+
+
+def _shapes(state: StateSpec) -> str:
+    return str(state.shapes[0] if state.is_tensor else state.shapes)

@@ -16,8 +16,10 @@ from pysciml.dispatch import solved_by
 from pysciml.errors import InputError, did_you_mean
 from pysciml.jumpprocesses import AGGREGATORS, TAKES_BOUNDED
 from pysciml.noise import NoiseGrid
-from pysciml.problems import ODEProblem, Problem, remake, require_callable
+from pysciml.problems import ODEProblem, Problem, remake
+from pysciml.signatures import require_function
 from pysciml.stochastic import SDEProblem, require_forward
+from pysciml.stoichiometry import is_real, kind_of, reactions
 
 __all__ = ["ConstantRateJump", "JumpProblem", "JumpSet", "MassActionJump", "VariableRateJump"]
 
@@ -111,8 +113,8 @@ class MassActionJump:
     scale_rates: bool = True
 
     def __post_init__(self) -> None:
-        before = _reactions(self.reactant_stoich, "reactant_stoich")
-        change = _reactions(self.net_stoich, "net_stoich")
+        before = reactions(self.reactant_stoich, "reactant_stoich")
+        change = reactions(self.net_stoich, "net_stoich")
         if len(before) != len(change):
             raise InputError(
                 f"reactant_stoich has {len(before)} reactions, but net_stoich has {len(change)}; "
@@ -128,17 +130,23 @@ class MassActionJump:
                 )
         object.__setattr__(self, "reactant_stoich", before)
         object.__setattr__(self, "net_stoich", change)
-        if not callable(self.rates):
+        if type(self.scale_rates) is not bool:
+            raise InputError(f"scale_rates is {self.scale_rates!r}; give True or False.")
+        if callable(self.rates):
+            require_function(self.rates, "rates", ("p",))
+        else:
             self.constants(None)
 
     def constants(self, p: Any) -> Tensor:
         """The rate constants (k,), float64. Raises InputError where they do not fit."""
-        given = self.rates(p) if callable(self.rates) else self.rates
+        given = self._given(p)
         try:
+            if isinstance(given, bool) or isinstance(given, Tensor) and not is_real(given):
+                raise TypeError
             rates = torch.as_tensor(given, dtype=torch.float64).reshape(-1)
         except (TypeError, ValueError, RuntimeError):
             raise InputError(
-                f"rates is a {type(given).__name__}; give one number a reaction, e.g. a tensor "
+                f"rates is {kind_of(given)}; give one number a reaction, e.g. a tensor "
                 f"({len(self)},), or a function of p that returns them."
             ) from None
         if len(rates) != len(self):
@@ -152,12 +160,24 @@ class MassActionJump:
             )
         return rates
 
+    def _given(self, p: Any) -> Any:
+        if not callable(self.rates):
+            return self.rates
+        try:
+            return self.rates(p)
+        except (TypeError, AttributeError) as error:
+            if p is None and "NoneType" in str(error):
+                raise InputError(
+                    f"rates uses p, but the problem has none ({error}); give it as the problem's "
+                    "p, e.g. pysciml.remake(prob, p=...)."
+                ) from error
+            raise
+
     def __len__(self) -> int:
         return len(self.reactant_stoich)
 
 
 Jump = ConstantRateJump | VariableRateJump | MassActionJump
-Pairs = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,38 +208,7 @@ def _require_functions(jump: Any) -> None:
     for f in dataclasses.fields(jump):
         value = getattr(jump, f.name)
         if value is not None or f.name in ("rate", "affect"):
-            returns = "the new state" if f.name == "affect" else "one number"
-            require_callable(value, f"{f.name}(u, p, t) to {returns}", f.name)
-
-
-def _reactions(given: Any, name: str) -> tuple[Pairs, ...]:
-    """Each reaction's (entry, count) pairs. Raises InputError."""
-    if isinstance(given, Tensor):
-        if given.ndim != 2 or given.dtype.is_floating_point and bool((given % 1 != 0).any()):
-            raise InputError(
-                f"{name} is a tensor of shape {tuple(given.shape)}; give whole numbers, one row a "
-                "reaction and one column an entry of the state."
-            )
-        rows = given.to(torch.int64).tolist()
-        return tuple(tuple((i, n) for i, n in enumerate(row) if n != 0) for row in rows)
-    if isinstance(given, dict) or not isinstance(given, Sequence):
-        raise InputError(
-            f"{name} is a {type(given).__name__}; give a list with one dict {{entry: count}} a "
-            "reaction."
-        )
-    out = []
-    for i, row in enumerate(given):
-        try:
-            pairs = tuple((k, n) for k, n in (row.items() if isinstance(row, dict) else row))
-        except (TypeError, ValueError):
-            pairs = (("", ""),)
-        if not all(type(x) is int for pair in pairs for x in pair) or any(k < 0 for k, _ in pairs):
-            raise InputError(
-                f"{name}[{i}] is {row!r}; give a dict {{entry: count}} (or pairs) of whole "
-                "numbers, entries being flat indices of the state from 0."
-            )
-        out.append(pairs)
-    return tuple(out)
+            require_function(value, f.name, ("u", "p", "t"))
 
 
 @solved_by("pysciml.jump_solve", "solve_jumps")
@@ -348,7 +337,12 @@ class JumpProblem(Problem):
             len(x) if isinstance(x, MassActionJump) else not goes_along(x, self.aggregator)
             for x in self.jumps
         )
-        rows = [list(row) for row in self.dep_graph]
+        try:
+            rows = [list(row) for row in self.dep_graph]
+        except TypeError:
+            raise InputError(
+                f"dep_graph is {self.dep_graph!r}; give a list with one list of numbers a jump."
+            ) from None
         good = all(type(i) is int and 0 <= i < count for row in rows for i in row)
         if len(rows) != count or not good:
             raise InputError(

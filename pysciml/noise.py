@@ -41,11 +41,7 @@ class NoiseGrid:
     W: Any
 
     def __post_init__(self) -> None:
-        t = torch.as_tensor(self.t, dtype=torch.float64).detach().cpu()
-        if t.ndim != 1 or len(t) < 2 or not bool((t.diff() > 0).all()):
-            raise InputError(
-                f"t of a NoiseGrid has shape {tuple(t.shape)}; give two increasing times or more."
-            )
+        t = self._times()
         W = self.W
         if not isinstance(W, Tensor) or W.ndim < 2 or len(W) != len(t):
             given = f"shape {tuple(W.shape)}" if isinstance(W, Tensor) else f"a {type(W).__name__}"
@@ -58,6 +54,9 @@ class NoiseGrid:
                 "t of a NoiseGrid requires grad, but a path along noise has no derivative by time; "
                 "detach it."
             )
+        if W.is_meta or W.dtype.is_complex or W.dtype == torch.bool:
+            what = "on the device meta" if W.is_meta else str(W.dtype)[6:]
+            raise InputError(f"W of a NoiseGrid is {what}; give real numbers.")
         if W.requires_grad:
             raise InputError(
                 "W of a NoiseGrid requires grad, but no gradient is taken for the noise; detach it."
@@ -68,6 +67,33 @@ class NoiseGrid:
             )
         object.__setattr__(self, "t", t)
         object.__setattr__(self, "W", W.reshape(len(t), -1))
+
+    def _times(self) -> Tensor:
+        given = self.t
+        real = not isinstance(given, Tensor) or not (
+            given.is_meta or given.dtype.is_complex or given.dtype == torch.bool
+        )
+        try:
+            if not real:
+                raise TypeError
+            t = torch.as_tensor(given, dtype=torch.float64).detach().cpu()
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(
+                f"t of a NoiseGrid is {given!r}; give two increasing times or more."
+            ) from None
+        if t.ndim != 1 or len(t) < 2:
+            raise InputError(
+                f"t of a NoiseGrid has shape {tuple(t.shape)}; give two increasing times or more."
+            )
+        if not bool(torch.isfinite(t).all()):
+            raise InputError("t of a NoiseGrid holds numbers that are not finite; give times.")
+        if not bool((t.diff() > 0).all()):
+            i = int((t.diff() <= 0).nonzero()[0])
+            raise InputError(
+                f"t of a NoiseGrid must increase, but t[{i}] = {float(t[i]):g} is followed by "
+                f"{float(t[i + 1]):g}; sort it, W with it, and take each time once."
+            )
+        return t
 
     def __repr__(self) -> str:
         k, m = self.W.shape

@@ -22,6 +22,8 @@ __all__ = [
     "Grid",
     "absolute_tolerance",
     "check_options",
+    "positive",
+    "positive_whole",
     "saveat_grid",
     "state_indices",
     "times_within",
@@ -82,10 +84,7 @@ def check_options(
         for name, value in (("dtmin", dtmin), ("dt", dt)):
             if value is not None and dtmax is not None and value > dtmax:
                 raise InputError(f"{name} is {value}, above dtmax = {dtmax}; give {name} <= dtmax.")
-    whole = isinstance(maxiters, numbers.Real) and not isinstance(maxiters, bool)
-    if type(maxiters) is not int or maxiters < 1:
-        if not whole or not maxiters >= 1 or maxiters != math.floor(min(maxiters, 1e18)):
-            raise InputError(f"maxiters is {maxiters!r}; give a positive whole number.")
+    positive_whole("maxiters", maxiters)
     if sensealg is not None and not isinstance(sensealg, SensitivityAlgorithm):
         raise InputError(
             f"sensealg is {sensealg!r}; give a sensitivity algorithm, e.g. pysciml.GaussAdjoint()."
@@ -102,6 +101,15 @@ def positive(name: str, value: Any, zero: bool = False) -> None:
     number = float(value)
     if not math.isfinite(number) or number < 0.0 or (number == 0.0 and not zero):
         raise InputError(f"{name} is {value}; give a number {least}.")
+
+
+def positive_whole(name: str, value: Any) -> None:
+    """Raise InputError unless ``value`` is a whole number > 0, of whichever type."""
+    if type(value) is int and value >= 1:
+        return
+    whole = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not whole or not value >= 1 or value != math.floor(min(value, 1e18)):
+        raise InputError(f"{name} is {value!r}; give a positive whole number.")
 
 
 @dataclass

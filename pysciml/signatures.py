@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from torch import nn
+
 from pysciml.errors import InputError
 from pysciml.julia_function import JuliaFunction
 from pysciml.problems import require_callable
@@ -21,13 +23,27 @@ def require_function(f: Any, name: str, takes: tuple[str, ...]) -> None:
             f"{name} is a julia_function, which an ODEProblem takes as its right-hand side alone; "
             "write this one in torch."
         )
+    plain = isinstance(f, nn.Module) and type(f).__call__ is nn.Module.__call__
     try:
-        signature = inspect.signature(f)
-        signature.bind(*takes)
-    except ValueError:  # a builtin without a signature
+        signature = inspect.signature(f.forward if plain else f)
+    except (TypeError, ValueError):  # a builtin without a signature
         return
+    order = ", in SciML's order" if "p" in takes else ""
+    said = f"{name} takes {signature}, but it is called with {call}{order}; "
+    try:
+        signature.bind(*takes)
     except TypeError:
-        raise InputError(
-            f"{name} takes {signature}, but it is called with {call}, in SciML's order; give it "
-            "these arguments."
-        ) from None
+        raise InputError(f"{said}give it these arguments.") from None
+    names = [
+        x.name for x in signature.parameters.values()
+        if x.kind in (x.POSITIONAL_ONLY, x.POSITIONAL_OR_KEYWORD)
+    ][: len(takes)]  # fmt: skip
+    if _in_another_order(names, takes):
+        raise InputError(f"{said}put them in this order.")
+
+
+def _in_another_order(names: list[str], takes: tuple[str, ...]) -> bool:
+    """Whether the very names are swapped, or time comes first, as it does in SciPy."""
+    swapped = sorted(names) == sorted(takes) and names != [*takes]
+    first = takes[0] != "t" and names[:1] == ["t"]
+    return swapped or (first and not any(x.startswith("t") for x in names[1:]))

@@ -189,7 +189,10 @@ class Solution:
             )
         if deriv not in (0, 1, 2):
             raise InputError(f"deriv is {deriv!r}; give 0, 1 or 2.")
-        times = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+        try:
+            times = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(f"t is {t!r}; give a time, or a tensor of times.") from None
         if times.dtype.is_complex or times.dtype == torch.bool:
             raise InputError(f"t is a tensor of {times.dtype}; give real times.")
         low, high = sorted(self._span)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pysciml.algorithms import Algorithm, AlgorithmName, as_algorithm
 from pysciml.callbacks import as_callbacks
-from pysciml.dispatch import front_door, refuse_ensemble_options
+from pysciml.dispatch import front_door, refuse_ensemble_options, refuse_seed
 from pysciml.engines.base import (
     FIRST_EVENT,
     FROM_T0,
@@ -134,10 +134,8 @@ def solve(
         check_options(prob, unknown, abstol, reltol, dt, dtmax, dtmin, maxiters, sensealg)
         alg = as_algorithm(alg, "CVODE_BDF")
         random = getattr(prob, "form", "") in ("sde", "rode") or hasattr(prob, "how_jumps")
-        if seed is not None and not random:
-            raise InputError(
-                f"seed was given with a {type(prob).__name__}, which draws no noise; leave it out."
-            )
+        if not random:
+            refuse_seed(prob, seed)
         chosen = choose_engine(engine)
         mass = getattr(prob, "mass_matrix", None)
         chosen.check(getattr(prob, "form", prob.kind), alg, mass is not None)

@@ -13,8 +13,10 @@ from pysciml.dispatch import solved_by
 from pysciml.engines.base import Stats
 from pysciml.errors import InputError
 from pysciml.flatten import StateSpec
+from pysciml.julia_function import JuliaFunction
 from pysciml.options import positive
-from pysciml.problems import ODEProblem, Problem, require_callable
+from pysciml.problems import ODEProblem, Problem
+from pysciml.signatures import require_function
 
 __all__ = ["DynamicSS", "SSRootfind", "SteadyStateProblem", "SteadyStateSolution"]
 
@@ -59,8 +61,15 @@ class SteadyStateProblem(Problem):
                     "A SteadyStateProblem was given an ODEProblem with a mass matrix or in two "
                     "parts; give its right-hand side as a function f(u, p, t)."
                 )
+            for name in ("u0", "p"):
+                if getattr(self, name) is not None:
+                    raise InputError(
+                        f"{name} was given beside an ODEProblem, from which everything is taken; "
+                        f"leave it out, or give pysciml.remake(prob, {name}=...)."
+                    )
             self._take(self.f, "u0", "p", "f")  # f last: it is the problem
-        require_callable(self.f, "f(u, p, t)")
+        if not isinstance(self.f, JuliaFunction):  # which has its own message, at the solve
+            require_function(self.f, "f", ("u", "p", "t"))
         self._take(self.as_ode(1.0), "state_spec")
 
     def as_ode(self, end: float, callback: Any = None) -> ODEProblem:

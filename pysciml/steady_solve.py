@@ -14,12 +14,13 @@ from scipy.sparse.linalg import LinearOperator, gmres
 from torch import Tensor
 
 from pysciml.callback_library import TerminateSteadyState
+from pysciml.dispatch import refuse_ensemble_options
 from pysciml.engines.base import FlatGradient, Stats
 from pysciml.engines.choice import engine as choose_engine
 from pysciml.errors import InputError, PyscimlError, SolveError
 from pysciml.flatten import to_numpy
 from pysciml.flattened import Flattened
-from pysciml.options import positive
+from pysciml.options import positive, positive_whole
 from pysciml.solve import once
 from pysciml.steady import DynamicSS, SSRootfind, SteadyStateProblem, SteadyStateSolution
 from pysciml.transforms import leave_compiler, plain_mode, refuse_transforms, resume_compiler
@@ -36,6 +37,7 @@ def solve_steady_state(
     solve: Callable[..., Any],
     prob: SteadyStateProblem,
     alg: Any = None,
+    ensemblealg: Any = None,
     *,
     engine: str = "auto",
     abstol: float = 1e-8,
@@ -49,6 +51,7 @@ def solve_steady_state(
     The state is accepted where Newton's next step is at most ``abstol + reltol |u|`` in every
     entry (SSRootfind), or rates are at most ``abstol`` or ``reltol |u|`` (DynamicSS).
     """
+    refuse_ensemble_options(prob, ensemblealg, unknown.pop("trajectories", None))
     if unknown:
         raise InputError(
             f"solve does not take {next(iter(unknown))!r} for a SteadyStateProblem; it takes "
@@ -61,6 +64,7 @@ def solve_steady_state(
             f"alg is {alg!r}, but a SteadyStateProblem is solved by pysciml.SSRootfind() or "
             "pysciml.DynamicSS(an algorithm for the ODE)."
         )
+    positive_whole("maxiters", maxiters)
     positive("abstol", abstol, zero=True)
     positive("reltol", reltol, zero=True)
     compiler = leave_compiler()

@@ -20,6 +20,7 @@ from pysciml.dispatch import refuse_ensemble_options, solves
 from pysciml.engines.choice import engine as choose_engine
 from pysciml.errors import InputError
 from pysciml.flatten import ParameterSpec, StateSpec, to_numpy
+from pysciml.functions import mistakes_named
 from pysciml.noise import NoiseGrid
 from pysciml.problems import ODEProblem, Problem, require_onward
 from pysciml.signatures import require_function
@@ -91,7 +92,8 @@ class SDEProblem(Problem):
         object.__setattr__(self, "callback", as_callbacks(self.callback))
         require_forward(self.tspan, "a stochastic equation")
         grid = isinstance(self.noise, NoiseGrid)
-        if not grid and self.noise not in ("diagonal", "scalar", "additive"):
+        named = isinstance(self.noise, str) and self.noise in ("diagonal", "scalar", "additive")
+        if not grid and not named:
             raise InputError(
                 f'noise is {self.noise!r}; give "diagonal", "scalar", "additive" or a NoiseGrid, '
                 "or a noise_rate_prototype of shape (n, m) for general noise."
@@ -123,13 +125,19 @@ class SDEProblem(Problem):
 
     def _require_additive(self) -> None:
         """Raise InputError where the diffusion is another at another state."""
-        t = torch.as_tensor(
-            float(self.tspan[0]), dtype=self.state_spec.dtype, device=self.state_spec.device
-        )
-        moved = pytree.tree_map(lambda x: x.detach() + 1.0, self.u0)
-        with torch.no_grad():
-            here, there = (tree_leaves(self.g(u, self.p, t)) for u in (self.u0, moved))
-        if not all(torch.equal(a, b) for a, b in zip(here, there, strict=True)):
+        spec, given = self.state_spec, self.noise_rate_prototype
+        flat = _flat_diffusion(spec, () if given is None else tuple(given.shape))
+        t = torch.as_tensor(float(self.tspan[0]), dtype=spec.dtype, device=spec.device)
+        # up and down: a relu may be flat on one side
+        moves = (lambda x: x + 0.0, lambda x: x + 1.0, lambda x: -x - 1.0)
+        states = [pytree.tree_map(lambda x, move=move: move(x.detach()), self.u0) for move in moves]
+        with torch.no_grad(), mistakes_named(self.g, "g", ("u", "p", "t"), spec, self.p is None):
+            here, *there = (flat(self.g(u, self.p, t)) for u in states)
+        if not bool(torch.isfinite(here).all()):
+            raise InputError(
+                "g gives numbers that are not finite at u0 and t0; mend it, or start elsewhere."
+            )
+        if not all(torch.equal(here, x) for x in there):
             raise InputError(
                 'noise is "additive", which says that g does not depend on the state, but it does; '
                 "leave it out."
@@ -240,6 +248,10 @@ def _require_matrix(spec: StateSpec, shape: tuple[int, ...], value: Any) -> Tens
     if value.dtype != spec.dtype:
         raise InputError(
             f"g returned {str(value.dtype)[6:]}, but u0 is {str(spec.dtype)[6:]}; convert it."
+        )
+    if value.device != spec.device:
+        raise InputError(
+            f"g returned a tensor on {value.device}, but u0 is on {spec.device}; move it there."
         )
     return value
 

@@ -64,6 +64,7 @@ def solve_embedded(
             )
     alg = _algorithm(prob, alg)
     _require_fit(prob, alg, dt, sensealg)
+    _require_few_steps(prob.tspan, dt, adaptive and alg.name not in FIXED_STEP)
     compiler = leave_compiler()
     try:
         refuse_transforms(prob.u0, prob.p, saveat)
@@ -106,11 +107,28 @@ def _algorithm(prob: Any, given: Any) -> Algorithm:
     raise EngineError(f"{alg.name} does not solve stochastic equations (SDEProblem); {ours}.")
 
 
+#: More steps of one size than this are a mistake.
+_MOST_STEPS = 1e8
+
+
+def _require_few_steps(tspan: tuple[Any, Any], dt: Any, adaptive: bool) -> None:
+    if dt is None or adaptive:
+        return
+    t0, t1 = map(float, tspan)
+    if (t1 - t0) / dt > _MOST_STEPS:
+        raise InputError(
+            f"dt is {dt:g}, of which tspan ({t0:g}, {t1:g}) holds {(t1 - t0) / dt:.3g}; give a "
+            "larger step."
+        )
+
+
 def _require_fit(prob: Any, alg: Algorithm, dt: Any, sensealg: Any) -> None:
     if interpretation(alg) not in ("ito", "stratonovich"):
         raise InputError(
             f'interpretation is {alg.options["interpretation"]!r}; give "Ito" or "Stratonovich".'
         )
+    if not isinstance(alg.options.get("grad_free", False), bool):
+        raise InputError(f"grad_free is {alg.options['grad_free']!r}; give True or False.")
     general = prob.noise_rate_prototype is not None and prob.noise_type != "additive"
     if alg.name in COMMUTATIVE and general and prob.noise_rate_prototype.shape[-1] > 1:
         raise EngineError(

@@ -17,6 +17,7 @@ from pysciml.engines.choice import engine as choose_engine
 from pysciml.errors import EngineError, InputError
 from pysciml.flatten import to_numpy
 from pysciml.flattened import Flattened
+from pysciml.functions import mistakes_named
 from pysciml.noise import NoiseGrid, between
 from pysciml.sensitivity import BacksolveAdjoint
 from pysciml.torchsde import LEVY_AREA, interpretation
@@ -70,7 +71,9 @@ class _Equation:
         t, u = self._at(float(self.prob.tspan[0])), self.prob.u0
         with torch.no_grad():
             for name in ("f", "g"):
-                getattr(self.prob, name)(u, self.prob.p, t)
+                function, takes = getattr(self.prob, name), ("u", "p", "t")
+                with mistakes_named(function, name, takes, self.spec, self.prob.p is None):
+                    function(u, self.prob.p, t)
                 if not torch.equal(torch.get_rng_state(), before):
                     raise InputError(
                         f"{name} draws random numbers (dropout in training mode?), but the noise "

@@ -29,7 +29,10 @@ diffusion depends on its own entry of the state alone.
 
 from __future__ import annotations
 
+from typing import Any
+
 from pysciml.algorithms import Algorithm, AlgorithmName
+from pysciml.errors import did_you_mean
 
 __all__ = [
     "euler",
@@ -66,3 +69,8 @@ def interpretation(alg: Algorithm) -> str:
     if alg.name == "milstein":
         return str(alg.options.get("interpretation", "Ito")).lower()
     return "ito" if alg.name in ("euler", "srk") else "stratonovich"
+
+
+def __getattr__(name: str) -> Any:
+    hint = "" if name.startswith("__") else did_you_mean(name, __all__)
+    raise AttributeError(f"module 'pysciml.torchsde' has no attribute {name!r}.{hint}")

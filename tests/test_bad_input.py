@@ -72,6 +72,9 @@ PROBLEMS = {
     "u0 of mixed dtypes": (
         {"u0": (torch.ones(1), f64([1.0]))}, ["u0[1] is float64", "float32", "one dtype"],
     ),
+    "u0 without values": (
+        {"u0": torch.ones(2, dtype=F64, device="meta")}, ["u0 is on the device meta", "values"],
+    ),
     "u0 of mixed devices": (
         {"u0": (f64([1.0]), torch.ones(1, dtype=F64, device="meta"))},
         ["u0[1]", "meta", "cpu", "one device"],

@@ -103,10 +103,26 @@ def problem(**given: Any) -> Any:
         ({"bc": lambda u, p, t: 0.0}, {}, "bc returned a float"),
         ({"bc": lambda u: u}, {}, r"called with \(u, p, t\)"),
         ({"f": lambda u, t: u}, {}, r"called with \(u, p, t\)"),
+        ({"f": lambda t, u, p: u}, {}, r"f takes \(t, u, p\), but .*put them in this order"),
+        ({"bc": lambda u, p, t: u[0]}, {}, r"bc indexes u.*call it.*u\(t\[0\]\)\[0\]"),
+        ({"bc": lambda u, p, t: u(0.0).float()}, {}, "bc returned float32, but u0 is float64"),
+        ({"bc": lambda u, p, t: u(0.0).detach()}, {}, "bc returned what does not depend on u"),
+        ({"bc": lambda u, p, t: u(0.0).numpy()}, {}, "bc takes the state to NumPy"),
+        ({"bc": lambda u, p, t: u(0.0) / 0}, {}, "bc returned nan on the solution from u0"),
+        (
+            {"f": lambda u, p, t: u, "bc": lambda u, p, t: u(0.0) - p["a"], "p": None}, {},
+            "bc uses p, but the problem has none",
+        ),
+        ({"bc": lambda u, p, t: u("end")}, {}, "t is 'end'; give a time"),
+        ({}, {"maxiters": 2.5}, "maxiters is 2.5; give a positive whole number"),
+        ({}, {"maxiters": 0}, "maxiters is 0; give a positive whole number"),
+        ({}, {"seed": 1}, "seed was given with a BVProblem"),
+        ({}, {"trajectories": 2}, "trajectories was given with a BVProblem"),
+        ({}, {"ensemblealg": ps.EnsembleSerial()}, "ensemblealg .* was given with a BVProblem"),
         ({}, {"alg": ps.CVODE_BDF()}, "solved by pysciml.Shooting"),
         ({}, {"callback": ps.PresetTimeCallback([0.5])}, "takes none"),
     ],
-)
+)  # fmt: skip
 def test_bad_input(given: dict[str, Any], options: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         ps.solve(problem(**given), engine="sundials", **options)
@@ -117,6 +133,17 @@ def test_bad_pairs() -> None:
         ps.TwoPointBVProblem(wave, ends, f64(0.0, 0.0), (0.0, 1.0))
     with pytest.raises(InputError, match="alg is a str"):
         ps.Shooting("Tsit5")
+    called = ps.TwoPointBVProblem(
+        wave, (lambda u, p: u(0.0)[:1], lambda u, p: u[:1]), f64(0.0, 0.0), (0.0, 1.0), {"k": 2.0}
+    )
+    with pytest.raises(InputError, match=r"bc\[0\] calls a tensor .*u is the state at its end"):
+        ps.solve(called, engine="sundials")
+
+
+def test_the_search_needs_solves_that_arrive() -> None:
+    run_away = problem(f=lambda u, p, t: torch.stack([u[0] ** 2, u[0]]), u0=f64(5.0, 0.0))
+    with pytest.raises(SolveError):
+        ps.solve(run_away, raise_on_failure=False, engine="sundials")
 
 
 def test_conditions_that_do_not_fix_the_state() -> None:

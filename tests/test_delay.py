@@ -260,6 +260,16 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("negative lag", {"tau": -0.5}, r"a lag of -0\.5"),
     ("no lag", {"f": lambda u, h, p, t: -u}, "never calls h"),
     ("order of arguments", {"f": lambda u, p, t: -u}, r"called with \(u, h, p, t\)"),
+    ("swapped arguments", {"f": lambda u, p, h, t: u}, "put them in this order"),
+    ("swapped arguments of h", {"h": lambda t, p: f64([1.0])}, "put them in this order"),
+    ("module as h", {"h": torch.nn.Linear(1, 1)}, r"called with \(p, t\)"),
+    ("swapped call of h", {"f": lambda u, h, p, t: h(t - 1, p)}, r"f calls h\(s, p\)"),
+    ("time alone", {"f": lambda u, h, p, t: h(t - 1)}, "calls h with one argument"),
+    ("dtypes in f", {"f": lambda u, h, p, t: h(p, t - 1) @ torch.ones(1)}, "f mixes dtypes"),
+    ("shapes in f", {"f": lambda u, h, p, t: h(p, t - 1) + f64(1, 2) * f64(1, 2, 3)}, "f fails on"),
+    ("arguments of a lag", {"dependent_lags": lambda u: u[0]}, r"dependent_lags\[0\] takes \(u\)"),
+    ("lag in words", {"constant_lags": "1"}, "constant_lags is '1'"),
+    ("lag that is true", {"constant_lags": True}, "constant_lags is"),
     ("arguments of h", {"h": lambda t: f64([1.0])}, r"called with \(p, t\)"),
     ("shape of h", {"h": lambda p, t: f64(1.0, 2.0)}, r"h returned shape \(2,\)"),
     ("structure of h", {"h": lambda p, t: {"x": f64([1.0])}}, "h returned the structure"),
@@ -280,6 +290,15 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
 def test_bad_input(given: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         problem(**given).as_whole()
+
+
+def test_what_f_or_h_lacks_is_named() -> None:
+    one = f64([1.0])
+    prob = ps.DDEProblem(lambda u, h, p, t: -h(p, t - 1), one, lambda p, t: p["a"], (0.0, 1.0))
+    with pytest.raises(InputError, match="h uses p, but the problem has none"):
+        ps.solve(prob, engine="sundials")
+    with pytest.raises(InputError, match="seed was given with a DDEProblem, which draws"):
+        ps.solve(problem(), engine="sundials", seed=1)
 
 
 @julia

@@ -8,6 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -370,6 +371,45 @@ BAD: dict[str, tuple[Any, str]] = {
         lambda: ps.solve(ps.EnsembleProblem(problem()), None, 3, trajectories=2),
         "ensemblealg is 3; give EnsembleThreads",
     ),
+    "arguments of prob_func": (
+        lambda: ps.EnsembleProblem(problem(), lambda prob, i, repeat: prob),
+        r"prob_func takes \(prob, i, repeat\), but it is called with \(prob, i\); give it",
+    ),
+    "swapped arguments": (
+        lambda: ps.EnsembleProblem(problem(), lambda i, prob: prob),
+        r"prob_func takes \(i, prob\), but .*put them in this order",
+    ),
+    "arguments of output_func": (
+        lambda: ps.EnsembleProblem(problem(), output_func=lambda sol: sol),
+        r"output_func takes \(sol\), but it is called with \(sol, i\)",
+    ),
+    "arguments of reduction": (
+        lambda: ps.EnsembleProblem(problem(), reduction=lambda u, batch: (u, False)),
+        r"reduction takes \(u, batch\), but it is called with \(u, batch, I\)",
+    ),
+    "batch in a list": (
+        lambda: ps.EnsembleProblem(problem(), p=[f64(1.0, 2.0), f64(1.0, 2.0)]),
+        r"p of the ensemble is built like \[tensor, tensor\], but p of its problem like tensor",
+    ),
+    "no p": (
+        lambda: ps.EnsembleProblem(
+            ps.ODEProblem(lambda u, p, t: -u, f64([1.0]), (0.0, 1.0)), p=f64([[1.0], [2.0]])
+        ),
+        "p of the ensemble was given .*but its problem has none",
+    ),
+    "ensemblealg in NumPy": (
+        lambda: ps.solve(ps.EnsembleProblem(problem()), None, np.zeros(2), trajectories=2),
+        "ensemblealg is array",
+    ),
+    "class of executors": (
+        lambda: ps.EnsembleExecutor(ThreadPoolExecutor), "executor is a class; give an executor"
+    ),
+    "last seed": (
+        lambda: ps.solve(
+            ps.EnsembleProblem(noise()), trajectories=3, seed=2**63 - 1, engine="sundials"
+        ),
+        "seed is 9223372036854775807, and members take those after it",
+    ),
     "single": (
         lambda: ps.solve(problem(), None, ps.EnsembleSerial()),
         "was given with a ODEProblem, but is for ensembles",
@@ -416,6 +456,9 @@ def test_reduction_must_say_whether_to_stop() -> None:
     ensemble = ps.EnsembleProblem(problem(), reduction=lambda u, batch, numbers: u)
     with pytest.raises(InputError, match="reduction returned a list; return"):
         ps.solve(ensemble, trajectories=2, engine="sundials")
+    several = ps.EnsembleProblem(problem(), reduction=lambda u, batch, at: (u, torch.ones(2) > 0))
+    with pytest.raises(InputError, match="reduction returned converged = .*; return one boolean"):
+        ps.solve(several, trajectories=2, engine="sundials")
 
 
 def test_times_have_no_gradient_through_an_executor() -> None:

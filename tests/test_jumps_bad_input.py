@@ -34,6 +34,34 @@ ALONG = ps.SDEProblem(
     [
         (lambda: ps.ConstantRateJump(1.0, up), r"rate is a float; give a function rate\(u, p, t\)"),
         (lambda: ps.ConstantRateJump(one, None), "affect is a NoneType; give a function"),
+        (lambda: ps.ConstantRateJump(lambda u: 1.0, up), r"rate takes \(u\), but it is called"),
+        (lambda: ps.ConstantRateJump(one, lambda u, t, p: u), "affect takes .*in this order"),
+        (
+            lambda: ps.VariableRateJump(one, up, urate=lambda u: one, rateinterval=one),
+            r"urate takes \(u\), but it is called with \(u, p, t\)",
+        ),
+        (lambda: ps.MassActionJump(lambda u, p, t: 1.0, [{0: 1}], [{}]), r"called with \(p\)"),
+        (lambda: ps.MassActionJump(True, [{0: 1}], [{}]), "rates is a bool; give one number"),
+        (lambda: ps.MassActionJump(torch.ones(1) * 1j, [{0: 1}], [{}]), "a tensor of complex64"),
+        (
+            lambda: ps.MassActionJump(torch.ones(1, device="meta"), [{0: 1}], [{}]),
+            "rates is a tensor on the device meta",
+        ),
+        (
+            lambda: ps.MassActionJump(1.0, torch.tensor([[True]]), [{}]),
+            "reactant_stoich is a tensor of bool, of shape",
+        ),
+        (
+            lambda: ps.MassActionJump(1.0, [{0: 1}], torch.ones(1, 1, device="meta")),
+            "net_stoich is a tensor on the device meta",
+        ),
+        (lambda: ps.MassActionJump(1.0, [{0: 1}], [{}], "no"), "scale_rates is 'no'; give True"),
+        (
+            lambda: ps.MassActionJump(lambda p: p[0], [{0: 1}], [{}]).constants(None),
+            "rates uses p, but the problem has none",
+        ),
+        (lambda: ps.JumpProblem(COUNTS, ps.Direct(), JUMP, dep_graph=3), "dep_graph is 3; give"),
+        (lambda: ps.JumpProblem(COUNTS, ps.Direct(), JUMP, dep_graph=[0]), r"dep_graph is \[0\]"),
         (lambda: ps.VariableRateJump(one, up, urate=one), "urate was given without rateinterval"),
         (lambda: ps.VariableRateJump(one, up, lrate=one), "lrate was given without urate"),
         (lambda: ps.MassActionJump([1.0], [{0: 1}, {}], [{}]), "has 2 reactions, but net_stoich"),

@@ -147,6 +147,26 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
         lambda: ps.solve(ps.SteadyStateProblem(no_root, f64([1.0])), saveat=[1.0]),
         InputError, "does not take 'saveat' for a SteadyStateProblem",
     ),
+    "ensemblealg": (
+        lambda: ps.solve(
+            ps.SteadyStateProblem(no_root, f64([1.0])), None, ps.EnsembleSerial()
+        ),
+        InputError, "was given with a SteadyStateProblem, but is for ensembles",
+    ),
+    "maxiters": (
+        lambda: ps.solve(ps.SteadyStateProblem(no_root, f64([1.0])), maxiters=2.5),
+        InputError, "maxiters is 2.5; give a positive whole number",
+    ),
+    "order": (
+        lambda: ps.SteadyStateProblem(lambda t, u, p: u, f64([1.0])),
+        InputError, r"f takes \(t, u, p\), but .*put them in this order",
+    ),
+    "u0 twice": (
+        lambda: ps.SteadyStateProblem(
+            ps.ODEProblem(no_root, f64([1.0]), (0.0, 1.0)), f64([2.0])
+        ),
+        InputError, r"u0 was given beside an ODEProblem.*pysciml.remake\(prob, u0=...\)",
+    ),
     "inner": (lambda: ps.DynamicSS(3), InputError, "alg is a int; give an algorithm"),
     "tspan": (lambda: ps.DynamicSS(tspan=-1.0), InputError, "tspan is -1.0; give a number > 0"),
     "mass": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -337,6 +338,16 @@ def refused(error: type[Exception], match: str, call: Any) -> None:
         ({"noise_rate_prototype": torch.zeros(3, 2)}, r"shape \(3, 2\), but the state has 2"),
         ({"noise_rate_prototype": 3}, "noise_rate_prototype is a int"),
         ({"noise": "white"}, "noise is 'white'; give"),
+        ({"noise": np.zeros(2)}, r"noise is array\(\[0., 0.\]\); give"),
+        ({"f": lambda t, u, p: u}, r"f takes \(t, u, p\), but .*put them in this order"),
+        ({"g": lambda p, u, t: u}, r"g takes \(p, u, t\), but .*put them in this order"),
+        ({"f": lambda t, y, args: y}, r"f takes \(t, y, args\), but .*put them in this order"),
+        ({"g": torch.nn.Linear(2, 2)}, r"g takes \(input.*called with \(u, p, t\)"),
+        ({"g": lambda u, p, t: 0.1, "noise": "additive"}, "g returned a float"),
+        ({"g": lambda u, p, t: f64([1.0]), "noise": "additive"}, r"g returned shape \(1,\)"),
+        ({"g": lambda u, p, t: u / 0, "noise": "additive"}, "g gives numbers that are not finite"),
+        ({"g": lambda u, p, t: torch.relu(-u), "noise": "additive"}, "on the state, but it does"),
+        ({"u0": torch.ones(2, dtype=F64, device="meta")}, "u0 is on the device meta"),
         ({"noise": "scalar", "noise_rate_prototype": torch.zeros(2, 2)}, "leave one of them out"),
         ({"tspan": (1.0, 0.0)}, "runs backwards"),
         ({"tspan": (0.0, f64(1.0, grad=True))}, "no derivative by time"),
@@ -467,7 +478,14 @@ def grid(t: Any = (0.0, 0.5, 1.0), w: Any = torch.zeros(3, 2)) -> ps.NoiseGrid: 
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: grid((0.0, 1.0, 0.5)), "two increasing times or more"),
+        (lambda: grid((0.0, 1.0, 0.5)), r"must increase, but t\[1\] = 1 is followed by 0.5"),
+        (lambda: grid((0.0,)), "two increasing times or more"),
+        (lambda: grid((0.0, 0.5, math.inf)), "t of a NoiseGrid holds numbers that are not finite"),
+        (lambda: ps.NoiseGrid("abc", torch.zeros(3, 2)), "t of a NoiseGrid is 'abc'"),
+        (lambda: ps.NoiseGrid([0.0, [1.0]], torch.zeros(2, 1)), "two increasing times or more"),
+        (lambda: grid(t=(0j, 1, 2)), "two increasing times or more"),
+        (lambda: grid(w=torch.zeros(3, 2, dtype=torch.bool)), "W of a NoiseGrid is bool"),
+        (lambda: grid(w=torch.zeros(3, 2, device="meta")), "W of a NoiseGrid is on the device"),
         (lambda: grid(w=torch.zeros(2, 2)), r"has shape \(2, 2\), but t has 3 times"),
         (lambda: grid(w=torch.full((3, 2), math.nan)), "not finite"),
         (lambda: grid(w=torch.zeros(3, 2, requires_grad=True)), "W of a NoiseGrid requires grad"),

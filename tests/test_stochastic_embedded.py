@@ -324,6 +324,24 @@ def noisy_dropout(u: Any, p: Any, t: Any) -> Any:
         ({}, t.srk(), {"rtol": 1e-3}, InputError, "give reltol instead"),
         ({}, t.srk(), {"trajectories": 3}, InputError, "is for ensembles"),
         ({}, t.milstein(interpretation="ito!"), {}, InputError, 'give "Ito" or "Stratonovich"'),
+        ({}, t.milstein(grad_free="no"), {}, InputError, "grad_free is 'no'; give True or False"),
+        ({}, t.euler(), {"dt": 1e-12}, InputError, r"dt is 1e-12, of which tspan \(0, 1\) holds"),
+        (
+            {"f": lambda u, p, t: u @ torch.ones(3, 2, dtype=F64)}, t.euler(), {}, InputError,
+            r"f fails on a state of shape \(2,\) .*give u0 the shape that f takes",
+        ),
+        (
+            {"g": lambda u, p, t: u @ torch.eye(2)}, t.euler(), {}, InputError,
+            "g mixes dtypes or devices .*the state is float64 on cpu",
+        ),
+        ({"p": None}, t.euler(), {}, InputError, "f uses p, but the problem has none"),
+        (
+            {
+                "g": lambda u, p, t: torch.ones(2, 3, dtype=F64, device="meta"),
+                "noise_rate_prototype": torch.zeros(2, 3),
+            },
+            t.euler(), {}, InputError, "g returned a tensor on meta, but u0 is on cpu",
+        ),
         ({"f": noisy_dropout}, t.srk(), {}, InputError, "f draws random numbers"),
         ({"g": lambda u, p, t: u[:1]}, t.srk(), {}, InputError, r"g returned shape \(1,\)"),
         (
@@ -352,6 +370,7 @@ def test_algorithms_and_problems_that_do_not_go_together() -> None:
     )
     assert repr(t.euler) == "pysciml.torchsde.euler"
     refused(InputError, "euler does not take 'order'", lambda: t.euler(order=2))
+    refused(AttributeError, "'midpont'. Did you mean 'midpoint'", lambda: t.midpont())
 
 
 @pytest.mark.julia

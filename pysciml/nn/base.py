@@ -59,7 +59,10 @@ _last: weakref.WeakKeyDictionary[nn.Module, Last] = weakref.WeakKeyDictionary()
 
 def check_times(times: Any, name: str = "saveat") -> Tensor:
     """A 1-d tensor of strictly increasing or decreasing times, or InputError."""
-    t = times if isinstance(times, Tensor) else torch.as_tensor(times, dtype=torch.float64)
+    try:
+        t = times if isinstance(times, Tensor) else torch.as_tensor(times, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{name} is {times!r}; give a 1-d tensor of float times.") from None
     if t.ndim != 1 or not t.numel() or not t.is_floating_point():
         raise InputError(f"{name} has shape {tuple(t.shape)}; give a 1-d tensor of float times.")
     steps = t.detach().diff()
@@ -298,6 +301,10 @@ def time_span(tspan: Any) -> tuple[Any, Any]:
         t0, t1 = tspan
     except (TypeError, ValueError):
         raise InputError(f"tspan is {tspan!r}; give (t0, t1), two numbers.") from None
-    if float(t0) == float(t1):
+    try:
+        same = float(t0) == float(t1)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"tspan is {tspan!r}; give (t0, t1), two numbers.") from None
+    if same:
         raise InputError(f"tspan {tspan!r} has no length; give two different times.")
     return t0, t1

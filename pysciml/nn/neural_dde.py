@@ -90,6 +90,8 @@ class NeuralDDE(ContinuousModule):
                 raise InputError(f"NeuralDDE does not take {key!r}; leave it out.")
         super().__init__(vector_field, tspan, alg, saveat=saveat, engine=engine, **options)
         values = _lags(lags)
+        if type(learn_lags) is not bool:
+            raise InputError(f"learn_lags is {learn_lags!r}; give True or False.")
         if history is not None:
             _require_history(history)
         self.history = history
@@ -128,6 +130,8 @@ class NeuralDDE(ContinuousModule):
 
 def _lags(lags: Any) -> list[float]:
     try:
+        if any(isinstance(x, (bool, str)) for x in lags):
+            raise TypeError
         values = [float(x) for x in lags]
     except (TypeError, ValueError, RuntimeError):
         raise InputError(f"lags is {lags!r}; give a sequence of numbers, e.g. [0.5].") from None

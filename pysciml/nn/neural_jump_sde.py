@@ -12,10 +12,13 @@ from pysciml.algorithms import algorithm
 from pysciml.callbacks import PresetTimeCallback
 from pysciml.engines.base import Stats
 from pysciml.errors import InputError
+from pysciml.flatten import state_spec
+from pysciml.functions import mistakes_named
 from pysciml.jumps import JumpProblem, VariableRateJump
-from pysciml.nn.base import last_of, require_known
+from pysciml.nn.base import last_of, require_known, time_span
 from pysciml.nn.field import Field, check_field, takes_time
-from pysciml.problems import ODEProblem
+from pysciml.problems import ODEProblem, require_finite
+from pysciml.signatures import require_function
 from pysciml.solution import Solution
 from pysciml.solve import solve
 from pysciml.stochastic import SDEProblem
@@ -82,6 +85,9 @@ class NeuralJumpSDE(nn.Module):
             raise InputError(
                 f"jump is a {type(jump).__name__}; give an nn.Module or a function jump(u, mark)."
             )
+        require_function(jump, "jump", ("u", "mark"))
+        if any(isinstance(x, Tensor) and x.requires_grad for x in time_span(tspan)):
+            raise InputError("tspan requires grad, but no gradient is taken for it; detach it.")
         t0, t1 = map(float, tspan)
         if not t0 < t1:
             raise InputError(f"tspan is {tspan!r}; give t0 < t1, between which events come.")
@@ -177,14 +183,25 @@ class NeuralJumpSDE(nn.Module):
             check_field(getattr(self, name), name)
         self._parts.take(self)
         if not isinstance(u0, Tensor) or u0.ndim != 1:
-            given = tuple(u0.shape) if isinstance(u0, Tensor) else type(u0).__name__
+            given = f"of shape {tuple(u0.shape)}" if isinstance(u0, Tensor) else _a(u0)
             raise InputError(f"u0 is {given}; give the hidden state of one sequence, (d,).")
+        require_finite(u0, "u0")
+        spec, takes = state_spec(u0), ("u", "p", "t")
+        t0 = u0.new_tensor(self.tspan[0])
         with torch.no_grad():
-            rates = self._parts.rates(u0, u0.new_tensor(self.tspan[0]))
-        if tuple(rates.shape) != (self.kinds,):
+            with mistakes_named(self._parts.intensity, "intensity", takes, spec, False):
+                rates: Any = self._parts.rates(u0.detach(), t0)
+            with mistakes_named(self._parts.drift, "drift", takes, spec, False):
+                spec.flatten_like(self._parts.drift.value(u0.detach(), t0), "drift")
+        if not isinstance(rates, Tensor) or tuple(rates.shape) != (self.kinds,):
+            what = f"shape {tuple(rates.shape)}" if isinstance(rates, Tensor) else _a(rates)
             raise InputError(
-                f"intensity gave shape {tuple(rates.shape)}; it must give ({self.kinds},), one "
-                "rate a kind of event."
+                f"intensity gave {what}; it must give ({self.kinds},), one rate a kind of event."
+            )
+        if rates.dtype != u0.dtype:
+            raise InputError(
+                f"intensity gave {str(rates.dtype)[6:]}, but u0 is {str(u0.dtype)[6:]}; convert "
+                "one of them."
             )
         if not bool((rates >= 0).all()):
             raise InputError(
@@ -193,7 +210,10 @@ class NeuralJumpSDE(nn.Module):
             )
 
     def _checked_events(self, times: Any, marks: Any) -> tuple[Tensor, Tensor]:
-        t = torch.as_tensor(times, dtype=torch.float64).detach().reshape(-1)
+        t = _as_tensor(times, "times", "a 1-d tensor of times", torch.float64)
+        if t.requires_grad:
+            raise InputError("times requires grad, but no gradient is taken for it; detach it.")
+        t = t.double().reshape(-1)
         t0, t1 = self.tspan
         if not bool(((t > t0) & (t <= t1)).all()):
             raise InputError(
@@ -202,7 +222,7 @@ class NeuralJumpSDE(nn.Module):
             )
         if marks is None:
             return t, torch.zeros(len(t), dtype=torch.int64)
-        kinds = torch.as_tensor(marks).reshape(-1)
+        kinds = _as_tensor(marks, "marks", "one whole number an event").reshape(-1)
         if kinds.dtype.is_floating_point or len(kinds) != len(t):
             raise InputError(
                 f"marks has dtype {str(kinds.dtype)[6:]} and {len(kinds)} entries for {len(t)} "
@@ -214,6 +234,22 @@ class NeuralJumpSDE(nn.Module):
                 f"{self.kinds} kinds of events, from 0; give these."
             )
         return t, kinds
+
+
+def _a(x: Any) -> str:
+    return f"a {type(x).__name__}"
+
+
+def _as_tensor(given: Any, name: str, wanted: str, dtype: torch.dtype | None = None) -> Tensor:
+    """Raises InputError for what cannot be one of real numbers; ``dtype``: of what is no tensor."""
+    try:
+        made = given if isinstance(given, Tensor) else torch.as_tensor(given, dtype=dtype)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{name} is {given!r}; give {wanted}.") from None
+    if made.is_meta or made.dtype.is_complex or made.dtype == torch.bool:
+        what = "on the device meta" if made.is_meta else f"of {str(made.dtype)[6:]}"
+        raise InputError(f"{name} is {what}; give {wanted}.")
+    return made
 
 
 class _Parts:
@@ -235,9 +271,14 @@ class _Parts:
     def after(self, u: Tensor, mark: Tensor) -> Tensor:
         change = self.jump(u, mark)
         if not isinstance(change, Tensor) or change.shape != u.shape:
-            given = tuple(change.shape) if isinstance(change, Tensor) else type(change).__name__
+            given = f"{tuple(change.shape)}" if isinstance(change, Tensor) else _a(change)
             raise InputError(
                 f"jump gave {given} for a state of shape {tuple(u.shape)}; it must give that."
+            )
+        if change.dtype != u.dtype:
+            raise InputError(
+                f"jump gave {str(change.dtype)[6:]}, but u0 is {str(u.dtype)[6:]}; convert one of "
+                "them."
             )
         return u + change
 

@@ -14,6 +14,8 @@ from pysciml.algorithms import Algorithm, algorithm, as_algorithm
 from pysciml.engines.base import Stats
 from pysciml.engines.choice import engine as choose_engine
 from pysciml.errors import InputError, did_you_mean
+from pysciml.flatten import state_spec
+from pysciml.functions import mistakes_named
 from pysciml.nn.base import check_times, end_of, last_of, require_known, time_span
 from pysciml.nn.field import Field, check_field, takes_time
 from pysciml.solution import Solution
@@ -89,7 +91,7 @@ class NeuralSDE(nn.Module):
     ) -> None:
         super().__init__()
         require_known(self, options)
-        if noise not in _NOISES:
+        if not isinstance(noise, str) or noise not in _NOISES:
             raise InputError(
                 f"noise is {noise!r}; give one of {', '.join(map(repr, _NOISES))}."
                 f"{did_you_mean(str(noise), _NOISES)}"
@@ -169,7 +171,9 @@ class NeuralSDE(nn.Module):
             )
         with torch.no_grad():
             t0 = torch.as_tensor(self.tspan[0], dtype=u0.dtype, device=u0.device)
-            given = self._plain.value(u0.detach(), t0)
+            spec = state_spec(u0)
+            with mistakes_named(self._plain, "diffusion", ("u", "p", "t"), spec, False):
+                given = self._plain.value(u0.detach(), t0)
         shape = tuple(given.shape) if isinstance(given, Tensor) else ()
         like, matrix = shape == u0.shape, len(shape) == u0.ndim + 1 and shape[:-1] == u0.shape
         fits = {"scalar": like, "general": matrix, "additive": like or matrix}[self.noise]

@@ -112,9 +112,13 @@ def test_training_reaches_a_loss() -> None:
 
 
 def test_bad_input() -> None:
-    for lags in ([], [0.0], [-1.0], "x", [float("nan")]):
+    for lags in ([], [0.0], [-1.0], "x", "1", [True], [float("nan")]):
         with pytest.raises(InputError, match="lags is"):
             pn.NeuralDDE(net(2, 1), lags)
+    with pytest.raises(InputError, match="learn_lags is 'no'; give True or False"):
+        pn.NeuralDDE(net(2, 1), [1.0], learn_lags="no")
+    with pytest.raises(InputError, match=r"f fails on a state of shape \(1,\)"):
+        pn.NeuralDDE(net(1, 1), [1.0])(f64([1.0]))
     with pytest.raises(InputError, match="history is"):
         pn.NeuralDDE(net(2, 1), [1.0], history=lambda p, t: t)
     with pytest.raises(InputError, match="regularise"):

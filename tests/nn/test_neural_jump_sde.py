@@ -189,3 +189,44 @@ def test_bad_input_of_a_neural_jump_sde(engine: str) -> None:
     )
     with pytest.raises(InputError, match=r"jump gave \(2,\) for a state of shape \(1,\)"):
         shape(u0, [0.5])
+
+
+def grow(u: Any) -> Any:
+    return 1 + 0 * u
+
+
+def one_more(u: Any, mark: Any) -> Any:
+    return 1 + 0 * u
+
+
+@pytest.mark.parametrize(
+    ("given", "call", "said"),
+    [
+        ({"jump": lambda u: u}, {}, r"jump takes \(u\), but it is called with \(u, mark\)"),
+        ({"jump": nn.Linear(1, 1)}, {}, r"called with \(u, mark\)"),
+        ({"jump": lambda u, mark: torch.ones(1)}, {}, "jump gave float32, but u0 is float64"),
+        ({"intensity": lambda u: 1.0}, {}, r"intensity gave a float; it must give \(1,\)"),
+        ({"intensity": lambda u: torch.ones(1)}, {}, "intensity gave float32, but u0 is float64"),
+        ({"drift": lambda u: u.repeat(2)}, {}, r"drift returned shape \(2,\), but u0 has .*\(1,\)"),
+        ({"drift": nn.Linear(1, 1)}, {}, "drift mixes dtypes"),
+        ({"tspan": 1.0}, {}, r"tspan is 1.0; give \(t0, t1\)"),
+        ({"tspan": ("a", "b")}, {}, r"tspan is .*; give \(t0, t1\)"),
+        ({"tspan": (0.0, torch.ones((), requires_grad=True))}, {}, "tspan requires grad, but"),
+        ({}, {"u0": torch.tensor([float("nan")], dtype=F64)}, "u0 holds nan"),
+        ({}, {"u0": torch.ones(1, dtype=F64, device="meta")}, "u0 is on the device meta"),
+        ({}, {"times": "soon"}, "times is 'soon'; give a 1-d tensor of times"),
+        ({}, {"times": [[0.1], [0.2, 0.3]]}, "times is .*; give a 1-d tensor of times"),
+        ({}, {"times": torch.ones(1, device="meta")}, "times is on the device meta"),
+        ({}, {"times": torch.tensor([True])}, "times is of bool"),
+        ({}, {"times": torch.tensor([0.5], requires_grad=True)}, "times requires grad, but no"),
+        ({}, {"marks": [None]}, "marks is .*; give one whole number an event"),
+        ({}, {"marks": [False]}, "marks is of bool; give one whole number an event"),
+    ],
+)
+def test_models_and_events_that_cannot_be(
+    given: dict[str, Any], call: dict[str, Any], said: str
+) -> None:
+    parts = {"drift": grow, "intensity": grow, "jump": one_more, "engine": "sundials", **given}
+    with pytest.raises(InputError, match=said):
+        model = NeuralJumpSDE(**parts)
+        model(**{"u0": torch.ones(1, dtype=F64), "times": [0.5], **call})

@@ -7,6 +7,7 @@ import io
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -205,6 +206,9 @@ def make(**options: Any) -> pn.NeuralSDE:
     [
         ({"drift": 3}, "drift is a int"),
         ({"diffusion": lambda u, t, p: u}, r"diffusion takes \(u, t, p\)"),
+        ({"noise": np.zeros(2)}, r"noise is array"),
+        ({"saveat": "end"}, "saveat is 'end'; give a 1-d tensor of float times"),
+        ({"tspan": (0.0, "end")}, r"tspan is .*; give \(t0, t1\), two numbers"),
         ({"noise": "diag"}, "noise is 'diag'.*Did you mean 'diagonal'"),
         ({"interpretation": "ito"}, 'give "Ito" or "Stratonovich"'),
         ({"tspan": (1.0, 0.0)}, "runs backwards"),
@@ -231,6 +235,9 @@ def test_modules_that_cannot_be(options: dict[str, Any], match: str) -> None:
         ({"diffusion": lambda u: u[:1]}, r"g returned shape \(1, 2\)"),
         ({"noise": "general"}, r"must give \(3, 2, 'm'\)"),
         ({"noise": "scalar", "diffusion": lambda u: u[:, :1]}, r"must give \(3, 2\)"),
+        ({"drift": nn.Linear(3, 2)}, r"f fails on a state of shape \(3, 2\)"),
+        ({"diffusion": nn.Linear(2, 2).double()}, "g mixes dtypes or devices"),
+        ({"diffusion": nn.Linear(3, 2), "noise": "scalar"}, "diffusion fails on a state of shape"),
         ({"noise": "additive"}, "does not depend on the state, but it does"),
     ],
 )
