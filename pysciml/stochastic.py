@@ -61,8 +61,9 @@ class SDEProblem(Problem):
     steps ``sol(t)`` is the line between the states at its ends.
 
     Gradients to u0, p and closures are pathwise: of the computed numbers with the noise held, by
-    the steps run backwards, after EM, LambaEM, EulerHeun, LambaEulerHeun and RKMil, and after
-    every algorithm of torchsde. Events are held at their times; a ContinuousCallback's, which
+    the steps run backwards, after the explicit methods of the strong kind (EM, LambaEM, EulerHeun,
+    LambaEulerHeun, RKMil, and the Roessler methods SOSRI, SRIW1, SOSRA, SRA1 and their kin), and
+    after every algorithm of torchsde. Events are held at their times; a ContinuousCallback's, which
     moves along a path that has no derivative by time, is refused.
 
     Raises

@@ -61,9 +61,14 @@ DIAGONAL: frozenset[str] = frozenset("RKMil SRIW1 SRIW2 SOSRI SOSRI2 ImplicitRKM
 #: Additive noise only: the diffusion must not depend on the state.
 ADDITIVE: frozenset[str] = frozenset("SRA1 SRA2 SRA3 SOSRA SOSRA2 SKenCarp".split())
 
+#: Algorithms that can follow a given path of the noise: they ask for its increments alone.
+ALONG_PATHS: tuple[str, ...] = (
+    "EM", "LambaEM", "EulerHeun", "LambaEulerHeun", "RKMil", *RODE_ALGORITHMS,
+)  # fmt: skip
+
 #: Algorithms whose steps can be run backwards.
 PATHWISE: tuple[str, ...] = (
-    "EM", "LambaEM", "EulerHeun", "LambaEulerHeun", "RKMil", *RODE_ALGORITHMS,
+    *ALONG_PATHS, "SOSRI", "SOSRI2", "SRIW1", "SRIW2", "SOSRA", "SOSRA2", "SRA1", "SRA2", "SRA3",
 )  # fmt: skip
 
 _STRATONOVICH = frozenset("EulerHeun LambaEulerHeun ImplicitEulerHeun ISSEulerHeun".split())

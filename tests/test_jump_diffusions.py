@@ -93,15 +93,16 @@ def test_discrete_and_continuous_events_of_a_stochastic_equation() -> None:
 
 
 @julia
-@pytest.mark.parametrize("alg", [ps.EM(split=False), ps.EM()], ids=repr)
+@pytest.mark.parametrize("alg", [ps.EM(split=False), ps.EM(), ps.SRIW1()], ids=repr)
 def test_gradients_through_events_of_a_stochastic_equation(alg: Any) -> None:
     u0, p = f64(1.0, 2.0, grad=True), f64(0.5, 0.4, 0.7, grad=True)
-    sol = ps.solve(walk(u0, p), alg, callback=PRESET, **OPTIONS)
+    options: dict[str, Any] = {**OPTIONS, "adaptive": False, "callback": PRESET}
+    sol = ps.solve(walk(u0, p), alg, **options)
     weights = torch.linspace(-1, 1, sol.u.numel(), dtype=F64).reshape(sol.u.shape)
     got = torch.autograd.grad((weights * sol.u).sum() + sol(0.333).sum(), (u0, p))
 
     def loss(x: Tensor) -> Tensor:
-        again = ps.solve(walk(x[:2], x[2:]), alg, callback=PRESET, **OPTIONS)
+        again = ps.solve(walk(x[:2], x[2:]), alg, **options)
         return (weights * again.u).sum() + again(0.333).sum()
 
     at = torch.cat([u0, p]).detach()
@@ -126,7 +127,7 @@ def test_jump_diffusion_of_constant_rate() -> None:
 
 
 @julia
-@pytest.mark.parametrize("alg", [ps.EM(), ps.RKMil(), ps.LambaEM()], ids=repr)
+@pytest.mark.parametrize("alg", [ps.EM(), ps.RKMil(), ps.LambaEM(), ps.SOSRI()], ids=repr)
 def test_jump_diffusion_of_variable_rate(alg: Any) -> None:
     # the rate depends on time alone: the jumps stay where they are when parameters move
     jump = ps.VariableRateJump(lambda u, p, t: 4 + 4 * torch.sin(9 * t), cut_down)

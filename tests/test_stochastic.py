@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import pysciml as ps
 from pysciml.errors import EngineError, InputError
-from pysciml.stochasticdiffeq import ADDITIVE, FIXED_STEP, SDE_ALGORITHMS
+from pysciml.stochasticdiffeq import ADDITIVE, DIAGONAL, FIXED_STEP, SDE_ALGORITHMS
 from support import F64, assert_close, central_difference, f64
 
 julia = pytest.mark.julia
@@ -208,16 +208,33 @@ def mixing(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
     )
 
 
+def by_itself(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
+    return p[2] * torch.cos(torch.stack([p[0] + t, 2 * t - p[1]]))
+
+
+def mixing_by_itself(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
+    return torch.stack(
+        [torch.stack([p[2], p[0] * t, t * p[1]]), torch.stack([p[1] ** 2, p[0] + t, p[2] * t**2])]
+    )
+
+
+DIFFUSIONS: dict[str, Any] = {
+    "general": mixing,
+    "additive": by_itself,
+    "additive, general": mixing_by_itself,
+}
+
+
 def check_gradient_on_the_same_noise(alg: Any, noise: str, **options: Any) -> None:
     """By u0, p and a closure, of outputs at steps and between them."""
-    more: dict[str, Any] = {"noise": noise}
-    if noise == "general":
+    more: dict[str, Any] = {"noise": noise.split(",")[0]}
+    if "general" in noise:
         more = {"noise_rate_prototype": torch.zeros(2, 3)}
 
     def loss(x: Tensor) -> Tensor:
         u0, p, shift = x[:2], x[2:5], x[5:]
         prob = ps.SDEProblem(
-            lambda u, p, t: wave(u, p, t) + shift, mixing if noise == "general" else spread,
+            lambda u, p, t: wave(u, p, t) + shift, DIFFUSIONS.get(noise, spread),
             u0, (0.0, 1.0), p, **more,
         )  # fmt: skip
         sol = ps.solve(prob, alg, adaptive=False, saveat=[0.25, 0.6, 1.0], **options)
@@ -238,6 +255,10 @@ METHODS = [
     ps.LambaEulerHeun(),
     ps.RKMil(),
     ps.RKMil(interpretation="Stratonovich"),
+    ps.SRIW1(),
+    ps.SRIW2(),
+    ps.SOSRI(),
+    ps.SOSRI2(),
 ]
 
 
@@ -245,8 +266,14 @@ METHODS = [
 @pytest.mark.parametrize(
     ("alg", "noise"),
     [
-        (alg, noise) for alg in METHODS for noise in ("diagonal", "scalar", "general")
-        if alg.name != "RKMil" or noise != "general"
+        *(
+            (alg, noise) for alg in METHODS for noise in ("diagonal", "scalar", "general")
+            if alg.name not in DIAGONAL or noise != "general"
+        ),
+        *(
+            (ps.algorithm(name)(), noise) for name in sorted(ADDITIVE - {"SKenCarp"})
+            for noise in ("additive", "additive, general")
+        ),
     ],
     ids=repr,
 )  # fmt: skip
@@ -257,11 +284,12 @@ def test_gradients_against_differences_on_the_same_noise(alg: Any, noise: str) -
 
 @julia
 @pytest.mark.parametrize("adaptive", [False, True])
-def test_gradients_of_geometric_brownian_motion(adaptive: bool) -> None:
+@pytest.mark.parametrize("alg", [ps.RKMil(), None], ids=["RKMil", "default"])
+def test_gradients_of_geometric_brownian_motion(alg: Any, adaptive: bool) -> None:
     u0, p = torch.ones(5, dtype=F64, requires_grad=True), f64(A, B, grad=True)
     prob = ps.SDEProblem(drift, diffusion, u0, (0.0, 1.0), p)
     options: dict[str, Any] = {"abstol": 1e-4, "reltol": 1e-4} if adaptive else {"dt": 2.0**-11}
-    sol = ps.solve(prob, ps.RKMil(), adaptive=adaptive, seed=3, engine="julia", **options)
+    sol = ps.solve(prob, alg, adaptive=adaptive, seed=3, engine="julia", **options)
     end, w = sol.u[-1], sol.W.u[-1]
     end.sum().backward()
     known = exact(w)
@@ -378,7 +406,10 @@ def test_without_julia_the_engine_and_torchsde_are_named() -> None:
         ({}, ps.EM(), {"seed": -1}, InputError, "seed is -1"),
         ({}, ps.EM(), {"sensealg": ps.GaussAdjoint()}, InputError, "pathwise"),
         ({}, ps.EM(), {"saveat": f64(0.5, 1.0, grad=True)}, InputError, "derivative by time"),
-        ({"p": f64(A, B, grad=True)}, ps.SOSRI(), {}, EngineError, "SOSRI has no gradients.*EM"),
+        (
+            {"p": f64(A, B, grad=True)}, ps.ImplicitEM(), {}, EngineError,
+            "ImplicitEM has no gradients.*SOSRI",
+        ),
         ({}, ps.RKMil(interpretation="ito"), {}, InputError, 'give "Ito" or "Stratonovich"'),
     ],
     ids=lambda x: x.name if hasattr(x, "name") else None,

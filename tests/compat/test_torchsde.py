@@ -312,8 +312,6 @@ def test_what_the_julia_engine_cannot_do() -> None:
     with pytest.raises(EngineError, match="log_ode reads areas of the noise"):
         sde = Equation("diagonal", "stratonovich")
         ask(sde=sde, y0=torch.ones(2, 2, dtype=F64), method="log_ode", options=options)
-    with pytest.raises(EngineError, match="SRIW1 has no gradients"):
-        ask(method="srk", dt=0.1, options=options)
     with pytest.raises(EngineError, match="in smaller batches"):
         y0 = torch.ones(2000, 2, dtype=F64)
         ask(sde=Equation("general"), y0=y0, options=options)

@@ -20,21 +20,69 @@ struct Milstein
 end
 
 """
+    Rossler(...)
+
+A step of a stochastic Runge-Kutta method after Rößler ("Runge-Kutta methods for the strong
+approximation of solutions of stochastic differential equations", SIAM Journal on Numerical Analysis
+48, 2010): stage i evaluates the drift at `H0` and the diffusion at `H1`,
+
+    H0_i = u + dt sum_j A0_ij f_j + sum_j B0_ij g_j chi2
+    H1_i = u + dt sum_j A1_ij f_j + sqrt(dt) sum_j B1_ij g_j
+    u   += dt sum_j alpha_j f_j + sum_j g_j (beta1_j dW + beta2_j chi1 + beta3_j chi2 + beta4_j chi3)
+
+where chi1, chi2, chi3 are the iterated integrals of the noise over the step. For additive noise
+(SRA) A1, B1, beta2 and beta4 are zero, and the noise may be general.
+"""
+struct Rossler
+    c0::Vector{Float64}
+    c1::Vector{Float64}
+    A0::Matrix{Float64}
+    A1::Matrix{Float64}
+    B0::Matrix{Float64}
+    B1::Matrix{Float64}
+    alpha::Vector{Float64}
+    beta::NTuple{4, Vector{Float64}}
+end
+
+# What its way back works with: of each stage H0 and H1, drift and diffusion there, and the cotangents
+# of H0 and H1; and dW, chi1, chi2 and chi3.
+struct Stages{T}
+    H0::Vector{Vector{T}}
+    H1::Vector{Vector{T}}
+    f::Vector{Vector{T}}
+    g::Vector{Vector{T}}
+    of_H0::Vector{Vector{T}}
+    of_H1::Vector{Vector{T}}
+    chi::NTuple{4, Vector{T}}
+end
+
+workspace(how, ::Type{T}, n, columns) where {T} = nothing
+function workspace(s::Rossler, ::Type{T}, n, columns) where {T}
+    each(k) = [zeros(T, k) for _ in s.alpha]
+    m = columns == 0 ? n : abs(columns)
+    return Stages{T}(
+        each(n), each(n), each(n), each(n * max(columns, 1)), each(n), each(n),
+        ntuple(_ -> zeros(T, m), 4)
+    )
+end
+
+"""
     scheme(alg)
 
 What one step of an algorithm computes, for algorithms whose steps can be run backwards; the
 extension adds the methods.
 """
 scheme(alg) = error(
-    "gradients follow the steps of EM, LambaEM, EulerHeun, LambaEulerHeun and RKMil, and this " *
-        "solution is by $(nameof(typeof(alg)))"
+    "gradients follow the steps of explicit methods, and this solution is by " *
+        "$(nameof(typeof(alg)))"
 )
 
 # Entries of the state from which its own batch fills a matrix product: points are then not gathered.
 const WIDE = 32
 
-# What the way back works with. `pulled`: the cotangents of u, then (of few parameters) of p.
-struct Backwards{T}
+# What the way back works with. `pulled`: the cotangents of u, then (of few parameters) of p; `work`:
+# what the scheme needs besides.
+struct Backwards{T, W}
     x::Noisy{T}
     p::Vector{T}
     n::Int
@@ -49,6 +97,7 @@ struct Backwards{T}
     g::Vector{T}
     y::Vector{T}
     mu::Vector{T}
+    work::W
 end
 
 function Backwards(how, x::Noisy{T}, p::Vector{T}, n) where {T}
@@ -61,9 +110,10 @@ function Backwards(how, x::Noisy{T}, p::Vector{T}, n) where {T}
     drift, diffusion = of(x.drift, n, by_drift), of(x.diffusion, width, by_diffusion)
     together = !(whole.batched || drift.batched || diffusion.batched)
     pulled = zeros(T, together ? n + length(p) : n)
-    return Backwards{T}(
+    work = workspace(how, T, n, x.columns)
+    return Backwards{T, typeof(work)}(
         x, p, n, together, whole, drift, diffusion, pulled, zeros(T, length(p)),
-        zeros(T, n + width), zeros(T, n), zeros(T, width), zeros(T, n), zeros(T, n)
+        zeros(T, n + width), zeros(T, n), zeros(T, width), zeros(T, n), zeros(T, n), work
     )
 end
 
@@ -75,6 +125,7 @@ unused(f::Functions{T}, p) where {T} = Gathered{T}(
 goes_through(s::EulerMaruyama) = s.split || s.ahead ? (false, true, true) : (true, false, false)
 goes_through(::Heun) = (true, false, false)
 goes_through(::Milstein) = (true, false, true)
+goes_through(::Rossler) = (false, true, true)
 
 # Through one of the functions at (u, t): the cotangent of u is then in `pulled`.
 function pull!(b::Backwards, f::Functions, gathered::Gathered, w, u, t)
@@ -97,10 +148,10 @@ function parameters(b::Backwards)
 end
 
 # The increments of the noise act on each entry of the state by themselves, or as a matrix does.
-function apply!(y, b::Backwards, g, dW)          # y += g dW
+function apply!(y, b::Backwards, g, dW, factor = one(eltype(y)))          # y += factor * g dW
     n, columns = b.n, b.x.columns
     for k in 1:max(columns, 1), i in 1:n
-        y[i] += g[(k - 1) * n + i] * increment(dW, columns, k, i)
+        y[i] += factor * g[(k - 1) * n + i] * increment(dW, columns, k, i)
     end
     return y
 end
@@ -183,6 +234,78 @@ function back!(s::Milstein, b::Backwards{T}, lambda, u, t, dt, dW) where {T}
     return
 end
 
+function back!(s::Rossler, b::Backwards{T}, lambda, u, t, dt, dWZ) where {T}
+    n, k, last, root = b.n, b.work, length(s.alpha), sqrt(dt)
+    integrals!(k.chi, dWZ, dt)
+    for i in 1:last
+        copyto!(k.H0[i], u)
+        copyto!(k.H1[i], u)
+        for j in 1:(i - 1)
+            add!(k.H0[i], dt * T(s.A0[i, j]), k.f[j])
+            add!(k.H1[i], dt * T(s.A1[i, j]), k.f[j])
+            iszero(s.B0[i, j]) || apply!(k.H0[i], b, k.g[j], k.chi[3], T(s.B0[i, j]))
+            iszero(s.B1[i, j]) || add!(k.H1[i], root * T(s.B1[i, j]), k.g[j])
+        end
+        i == last && break                       # no stage is made of the last
+        b.x.drift.value(k.f[i], k.H0[i], b.p, t + T(s.c0[i]) * dt)
+        b.x.diffusion.value(k.g[i], k.H1[i], b.p, t + T(s.c1[i]) * dt)
+    end
+    for j in last:-1:1
+        of_stage!(s, b, lambda, j, dt, root)
+        fill!(k.of_H0[j], zero(T))
+        fill!(k.of_H1[j], zero(T))
+        all(iszero, view(b.w, 1:n)) || copyto!(
+            k.of_H0[j], 1, pull_drift!(b, k.H0[j], t + T(s.c0[j]) * dt), 1, n
+        )
+        all(iszero, view(b.w, (n + 1):length(b.w))) || copyto!(
+            k.of_H1[j], 1, pull_diffusion!(b, k.H1[j], t + T(s.c1[j]) * dt), 1, n
+        )
+    end
+    for j in 1:last
+        lambda .+= k.of_H0[j] .+ k.of_H1[j]
+    end
+    return
+end
+
+# dW and the iterated integrals of the noise over a step; `dWZ`: of W, then of Z.
+function integrals!(chi, dWZ, dt::T) where {T}
+    dW, chi1, chi2, chi3 = chi
+    m = length(dW)
+    for i in 1:m
+        w = dWZ[i]
+        dW[i] = w
+        chi1[i] = (w^2 - dt) / (2 * sqrt(dt))
+        chi2[i] = (w + dWZ[m + i] / sqrt(T(3))) / 2
+        chi3[i] = (w^3 - 3 * w * dt) / (6 * dt)
+    end
+    return
+end
+
+# The cotangents of a stage's drift and diffusion, from those of the step and of the later stages.
+function of_stage!(s::Rossler, b::Backwards{T}, lambda, j, dt, root) where {T}
+    n, columns, k = b.n, b.x.columns, b.work
+    for r in 1:n
+        w = T(s.alpha[j]) * lambda[r]
+        for i in (j + 1):length(s.alpha)
+            w += T(s.A0[i, j]) * k.of_H0[i][r] + T(s.A1[i, j]) * k.of_H1[i][r]
+        end
+        b.w[r] = dt * w
+    end
+    for column in 1:max(columns, 1), r in 1:n
+        w = zero(T)
+        for (beta, chi) in zip(s.beta, k.chi)
+            w += T(beta[j]) * increment(chi, columns, column, r)
+        end
+        w *= lambda[r]
+        chi2 = increment(k.chi[3], columns, column, r)
+        for i in (j + 1):length(s.alpha)
+            w += T(s.B0[i, j]) * k.of_H0[i][r] * chi2 + root * T(s.B1[i, j]) * k.of_H1[i][r]
+        end
+        b.w[n + (column - 1) * n + r] = w
+    end
+    return
+end
+
 """
     pathwise(handle, ts, source, cotangents) -> (du0, dp, events)
 
@@ -197,11 +320,16 @@ function pathwise(
     return lock(h.model.lock) do
         copyto!(data(h.model.functions), h.c)
         Base.invokelatest(
-            pathwise, how, h, h.sol.t, h.sol.u, h.path_w, h.prob.p,
+            pathwise, how, h, h.sol.t, h.sol.u, noise_of(how, h), h.prob.p,
             places(h, h.sol.t, ts, source), cotangents
         )
     end::Tuple{Vector{T}, Vector{T}, Vector{Tuple{Vector{T}, Vector{T}}}}
 end
+
+# The noise that a step of the scheme reads, as the columns of a matrix.
+noise_of(how, h::NoisyHandle) = h.path_w
+noise_of(::Rossler, h::NoisyHandle) =
+    vcat(h.path_w, matrix(columns_of.(h.sol.W.Z), size(h.path_w, 1)))
 
 # Where an output is read: within which step, and how far in it, from 0 (not in it) to 1. At an event
 # an output that was asked for lies before it, one that is read later behind it.

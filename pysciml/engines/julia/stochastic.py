@@ -14,7 +14,14 @@ from pysciml.engines.julia.bridge import address, array
 from pysciml.engines.julia.events import events_gradient
 from pysciml.engines.julia.names import algorithm_expression
 from pysciml.errors import EngineError, InputError
-from pysciml.stochasticdiffeq import ADDITIVE, DIAGONAL, FIXED_STEP, PATHWISE, RODE_ALGORITHMS
+from pysciml.stochasticdiffeq import (
+    ADDITIVE,
+    ALONG_PATHS,
+    DIAGONAL,
+    FIXED_STEP,
+    PATHWISE,
+    RODE_ALGORITHMS,
+)
 
 if TYPE_CHECKING:
     from pysciml.engines.julia.engine import Handle, JuliaEngine
@@ -99,10 +106,11 @@ def _require_fit(problem: FlatProblem, alg: Algorithm, options: SolveOptions) ->
         raise InputError(f"{alg.name} takes steps of one size, which is not given; give dt=.")
     if options.gradient and alg.name not in PATHWISE:
         raise EngineError(
-            f"{alg.name} has no gradients: they are pathwise, along the steps of {_WORKS}; name "
-            "one of these, or solve in torch.no_grad()."
+            f"{alg.name} has no gradients: they are pathwise, along the steps of explicit methods; "
+            "use SOSRI (diagonal noise), SOSRA (additive), LambaEM (general) or LambaEulerHeun "
+            "(Stratonovich), or solve in torch.no_grad()."
         )
-    if problem.noise is not None and alg.name not in PATHWISE:
+    if problem.noise is not None and alg.name not in ALONG_PATHS:
         raise EngineError(f"{alg.name} cannot follow a NoiseGrid; use {_WORKS}.")
     if options.gradient and any(c.kind == "continuous" for c in problem.callbacks):
         raise EngineError(

@@ -10,7 +10,8 @@
     Hazard{T}
 
 `left`: what the rates' integral has yet to grow by from `since` on, until the next jump. `ended` and
-`left_there`: the end of a step, and what was left there; `dW`: the noise of that step, if there is.
+`left_there`: the end of a step, and what was left there; `dW`: the noise of that step, if there is
+(of W, and then of Z where the algorithm draws it).
 """
 mutable struct Hazard{T} <: Function
     const rates::Vector{Rate{T}}
@@ -61,8 +62,12 @@ function (h::Hazard)(u, t, integrator)
 end
 
 noise!(dW, integrator, _) = dW
-noise!(dW, integrator, ::SciMLBase.AbstractSDEProblem) =
-    copyto!(resize!(dW, length(integrator.W.dW)), integrator.W.dW)
+function noise!(dW, integrator, ::SciMLBase.AbstractSDEProblem)
+    W = integrator.W
+    append!(empty!(dW), W.dW)
+    W.dZ === nothing || append!(dW, W.dZ)
+    return dW
+end
 
 # The steps that have been taken since: to their end, or to where another event has cut them.
 function catch_up!(h::Hazard, integrator)
