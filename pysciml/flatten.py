@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.utils import _pytree as pytree
 
 from pysciml.errors import InputError
@@ -48,7 +49,8 @@ def joined(leaves: Sequence[Tensor], dtype: torch.dtype, device: torch.device) -
             leaves = [x.to(device, dtype) for x in leaves]
         if len(leaves) == 1:
             return leaves[0].reshape(-1).clone()
-        return torch.cat([x.reshape(-1) for x in leaves])
+        flat: Tensor = _flatten_dense_tensors(leaves)  # one call, not one for each
+        return flat
     finally:
         _set_grad_enabled(before)
 
@@ -59,18 +61,17 @@ def parted(
     """A vector's parts as tensors like the leaves (shape, dtype, device), None where unwanted."""
     if not any(wanted):
         return [None] * len(leaves)
-    parts: list[Tensor | None] = []
-    position = 0
-    for leaf, want in zip(leaves, wanted, strict=True):
-        end = position + leaf.numel()
-        part = flat[position:end].reshape(leaf.shape) if want else None
-        if isinstance(part, np.ndarray):
-            part = torch.from_numpy(part)
-        if part is not None and (part.dtype is not leaf.dtype or part.device != leaf.device):
-            part = part.to(leaf.device, leaf.dtype)
-        parts.append(part)
-        position = end
-    return parts
+    if isinstance(flat, np.ndarray):
+        flat = torch.from_numpy(flat)
+    every = _unflatten_dense_tensors(flat, leaves)
+    return [
+        None
+        if not want
+        else part
+        if part.dtype is leaf.dtype and part.device == leaf.device
+        else part.to(leaf.device, leaf.dtype)
+        for part, leaf, want in zip(every, leaves, wanted, strict=True)
+    ]
 
 
 def _where(path: Any, name: str) -> str:
