@@ -274,10 +274,10 @@ class JumpProblem(Problem):
                 f"prob follows a given path ({prob.noise!r}), whose times are the steps, but jumps "
                 'come in between; give the SDEProblem noise="diagonal" or a noise_rate_prototype.'
             )
-        if prob.state_spec.dtype is not torch.float64:
+        if isinstance(prob, DiscreteProblem) and prob.state_spec.dtype is not torch.float64:
             raise InputError(
-                f"u0 is {str(prob.state_spec.dtype)[6:]}, but jumps are drawn and solved in "
-                "float64; give u0.double()."
+                f"u0 is {str(prob.state_spec.dtype)[6:]}, in which a count stays where it is from "
+                "16,777,216 on; give whole numbers, or u0.double()."
             )
         self.prob = prob
         self.jumps = as_jumps(jumps)

@@ -150,6 +150,21 @@ def test_jump_diffusion_of_variable_rate(alg: Any) -> None:
 
 
 @julia
+def test_gradients_in_float32() -> None:
+    jump = ps.VariableRateJump(lambda u, p, t: 4 + 4 * torch.sin(9 * t), cut_down)
+
+    def loss(p: Tensor) -> Tensor:
+        prob = walk(torch.tensor([1.0, 2.0]), p)
+        sol = ps.solve(ps.JumpProblem(prob, ps.Direct(), jump), ps.EM(), **OPTIONS)
+        assert sol.stats.jumps > 1 and sol.u.dtype is torch.float32
+        return sol.u[-1].square().sum()
+
+    p = torch.tensor([0.5, 0.4, 0.7], requires_grad=True)
+    loss(p).backward()
+    assert_close(p.grad, central_difference(loss, p, h=1e-2), 1e-2)
+
+
+@julia
 def test_mean_of_a_jump_diffusion() -> None:
     # du = a u dt + b u dW, u -> c u at the rate r: the mean is exp((a + r (c - 1)) t)
     prob = ps.JumpProblem(

@@ -183,28 +183,32 @@ def test_jumps_of_an_ode_against_its_closed_form(alg: Any) -> None:
 
 
 @julia
-def test_times_of_jumps_of_an_ode_are_exponential() -> None:
+@pytest.mark.parametrize("dtype", [F64, torch.float32], ids=str)
+def test_times_of_jumps_of_an_ode_are_exponential(dtype: Any) -> None:
     jump = ps.ConstantRateJump(lambda u, p, t: 3.0 * torch.ones_like(t), kick)
-    sol = ps.solve(
-        ps.JumpProblem(ode(300.0), ps.Direct(), jump), ps.Tsit5(), seed=5, engine="julia"
-    )
+    inner = ode(300.0)
+    inner = ps.remake(inner, u0=inner.u0.to(dtype), p=inner.p.to(dtype))
+    sol = ps.solve(ps.JumpProblem(inner, ps.Direct(), jump), ps.Tsit5(), seed=5, engine="julia")
     assert abs(sol.stats.jumps - 900) < 4 * 30
-    assert largest_gap(3.0 * sol.jump_times.diff(prepend=f64([0.0]))) < KS
+    assert largest_gap(3.0 * sol.jump_times.to(F64).diff(prepend=f64([0.0]))) < KS
 
 
 @julia
+@pytest.mark.parametrize("dtype", [F64, torch.float32], ids=str)
 @pytest.mark.parametrize("start", [0.0, 7.0, -4.0])
-def test_variable_rates_against_the_survival_function(start: float) -> None:
+def test_variable_rates_against_the_survival_function(start: float, dtype: Any) -> None:
     # lambda(t) = 2 + 2 sin(3 t): its integral from jump to jump is exponential
     def integral(t: Tensor) -> Tensor:
         return 2 * t - 2 / 3 * torch.cos(3 * t)
 
     jump = ps.VariableRateJump(lambda u, p, t: 2 + 2 * torch.sin(3 * t), kick)
-    still = ps.ODEProblem(lambda u, p, t: 0 * u, f64([0.0]), (start, start + 200.0), f64(0.0, 1.0))
+    u0, p = torch.zeros(1, dtype=dtype), torch.tensor([0.0, 1.0], dtype=dtype)
+    still = ps.ODEProblem(lambda u, p, t: 0 * u, u0, (start, start + 200.0), p)
     prob = ps.JumpProblem(still, ps.Direct(), jump)
     sol = ps.solve(prob, ps.Tsit5(), seed=9, engine="julia")
+    assert sol.u.dtype is dtype
     assert abs(sol.stats.jumps - 400) < 4 * 20 and sol.u[-1, 0] == sol.stats.jumps
-    grown = integral(sol.jump_times).diff(prepend=integral(f64([start])))
+    grown = integral(sol.jump_times.to(F64)).diff(prepend=integral(f64([start])))
     assert largest_gap(grown) < KS
 
 

@@ -114,9 +114,9 @@ ALONG = ps.SDEProblem(
         ),
         (
             lambda: ps.JumpProblem(
-                ps.ODEProblem(up, torch.ones(1), (0.0, 1.0)), ps.Direct(), JUMP
+                ps.DiscreteProblem(None, torch.ones(1), (0.0, 1.0)), ps.Direct(), JUMP
             ),
-            "u0 is float32, but jumps are drawn",
+            "u0 is float32, in which a count stays where it is",
         ),
         (lambda: ps.DiscreteProblem(up, torch.tensor([5]), (0.0, 1.0)), "int64"),
         (lambda: ps.remake(ps.JumpProblem(ODE, ps.Direct(), JUMP), rates=1), "no field 'rates'"),

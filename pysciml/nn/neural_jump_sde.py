@@ -162,7 +162,8 @@ class NeuralJumpSDE(nn.Module):
     def sample(self, u0: Tensor, *, saveat: Any = None, seed: int | None = None) -> Solution:
         """Events drawn from the model: ``sol.jump_times`` and ``sol.jump_indices`` (their kinds).
 
-        By the julia engine. ``sol.u`` is the hidden state.
+        By the julia engine. ``sol.u`` is the hidden state. Nothing of it has a gradient: the
+        parameters move the times of what is drawn, and a count has no derivative by these.
         """
         self._check(u0)
         prob: Any
@@ -172,9 +173,10 @@ class NeuralJumpSDE(nn.Module):
             prob = SDEProblem(self._parts.drift, self._own_noise, u0, self.tspan)
         jumps = JumpProblem(prob, algorithm("Direct")(), *self._jumps)
         alg = self.alg or algorithm("Tsit5")()
-        sol: Solution = solve(
-            jumps, alg, engine=self.engine, saveat=saveat, seed=seed, **self.options
-        )
+        with torch.no_grad():
+            sol: Solution = solve(
+                jumps, alg, engine=self.engine, saveat=saveat, seed=seed, **self.options
+            )
         last_of(self).stats = sol.stats
         return sol
 

@@ -230,3 +230,12 @@ def test_models_and_events_that_cannot_be(
     with pytest.raises(InputError, match=said):
         model = NeuralJumpSDE(**parts)
         model(**{"u0": torch.ones(1, dtype=F64), "times": [0.5], **call})
+
+
+@julia
+def test_samples_of_a_module_in_float32() -> None:
+    torch.manual_seed(0)
+    intensity = nn.Sequential(nn.Linear(2, 1), nn.Softplus())
+    model = NeuralJumpSDE(nn.Linear(2, 2), intensity, lambda u, mark: u + 0.1, engine="julia")
+    sol = model.sample(torch.zeros(2), seed=1)
+    assert sol.u.dtype is torch.float32 and not sol.u.requires_grad and len(sol.jump_times) > 0
