@@ -23,7 +23,7 @@ from pysciml.callbacks import (
 )
 from pysciml.errors import InputError
 from pysciml.options import times_within
-from pysciml.problems import require_callable
+from pysciml.signatures import require_function
 
 __all__ = [
     "ManifoldProjection",
@@ -34,6 +34,10 @@ __all__ = [
     "TerminateSteadyState",
     "VectorContinuousCallback",
 ]
+
+
+#: More events of one callback than this are a mistake.
+_MOST_EVENTS = 1e7
 
 
 def _require_size(x: Any, name: str) -> None:
@@ -68,7 +72,9 @@ class VectorContinuousCallback(Callback):
     def __post_init__(self) -> None:
         if type(self.len) is not int or self.len < 1:
             raise InputError(f"len is {self.len!r}; give the number of conditions.")
-        require_callable(self.condition, "condition(u, p, t) of shape (len,)", "condition")
+        require_function(self.condition, "condition", ("u", "p", "t"))
+        if callable(self.affect):
+            require_function(self.affect, "affect", ("u", "p", "t", "i"))
         self._component(0)
 
     def _component(self, i: int) -> ContinuousCallback:
@@ -130,8 +136,14 @@ class PeriodicCallback(Callback):
 
     def __post_init__(self) -> None:
         self._check(self.affect)
+        if callable(self.affect):
+            require_function(self.affect, "affect", ("u", "p", "t"))
         _require_size(self.dt, "dt")
-        if not isinstance(self.phase, numbers.Real) or not 0 <= float(self.phase) < math.inf:
+        for name in ("initial_affect", "final_affect"):
+            if type(getattr(self, name)) is not bool:
+                raise InputError(f"{name} is {getattr(self, name)!r}; give True or False.")
+        real = isinstance(self.phase, numbers.Real) and not isinstance(self.phase, bool)
+        if not real or not 0 <= float(self.phase) < math.inf:
             raise InputError(f"phase is {self.phase!r}; give a number >= 0.")
 
     def for_problem(self, prob: Any, t0: float, t1: float) -> tuple[Callback, ...]:
@@ -142,6 +154,11 @@ class PeriodicCallback(Callback):
                 "gradient is taken for them; detach it."
             )
         length = abs(t1 - t0)
+        if length / self.dt > _MOST_EVENTS:
+            raise InputError(
+                f"dt is {self.dt} in a PeriodicCallback, a period of which tspan ({t0:g}, {t1:g}) "
+                f"holds {length / self.dt:.3g}; give a larger one."
+            )
         count = math.floor((length - self.phase) / self.dt * (1 + 1e-12)) + 1
         after = self.phase + self.dt * np.arange(max(count, 0))
         slack = 1e-12 * max(length, abs(t0), abs(t1))
@@ -188,7 +205,7 @@ class SavingCallback(Callback):
     saveat: Any = None
 
     def __post_init__(self) -> None:
-        require_callable(self.save_func, "save_func(u, p, t)", "save_func")
+        require_function(self.save_func, "save_func", ("u", "p", "t"))
         if not isinstance(self.saved_values, SavedValues):
             raise InputError(
                 f"saved_values is a {type(self.saved_values).__name__}; give a "
@@ -254,15 +271,35 @@ class ManifoldProjection(Callback):
     abstol: float = 1e-8
 
     def __post_init__(self) -> None:
-        require_callable(self.g, "g(u, p, t)", "g")
+        require_function(self.g, "g", ("u", "p", "t"))
         _require_size(self.abstol, "abstol")
 
     def for_problem(self, prob: Any, t0: float, t1: float) -> tuple[Callback, ...]:
-        left = _left(self.g, self.abstol)
-        return (DiscreteCallback(left, _projected(self.g, prob.state_spec), (False, False)),)
+        g = _residual(self.g, prob.state_spec)
+        left = _left(g, self.abstol)
+        return (DiscreteCallback(left, _projected(g, prob.state_spec), (False, False)),)
 
 
 _NEWTON_STEPS = 4
+
+
+def _residual(g: Any, spec: Any) -> Callable[[Any, Any, Any], Any]:
+    def residual(u: Any, p: Any, t: Any) -> Any:
+        value = g(u, p, t)
+        if not isinstance(value, Tensor) or value.dtype != spec.dtype:
+            given = str(value.dtype)[6:] if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(
+                f"g of a ManifoldProjection returned {given}; return a tensor of "
+                f"{str(spec.dtype)[6:]}, a residual each entry."
+            )
+        if not 0 < value.numel() <= spec.size:
+            raise InputError(
+                f"g of a ManifoldProjection returned {value.numel()} residuals, but the state has "
+                f"{spec.size} entries; return at least one, and no more than these."
+            )
+        return value
+
+    return residual
 
 
 def _left(g: Any, abstol: float) -> Callable[[Any, Any, Any], Any]:
@@ -322,7 +359,8 @@ class TerminateSteadyState(Callback):
     def __post_init__(self) -> None:
         _require_size(self.abstol, "abstol")
         _require_size(self.reltol, "reltol")
-        if self.min_t is not None and not isinstance(self.min_t, numbers.Real):
+        real = isinstance(self.min_t, numbers.Real) and not math.isnan(float(self.min_t))
+        if self.min_t is not None and not real:
             raise InputError(f"min_t is {self.min_t!r}; give a number, or None.")
 
     def for_problem(self, prob: Any, t0: float, t1: float) -> tuple[Callback, ...]:

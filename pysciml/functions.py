@@ -320,7 +320,8 @@ def _what_is_wrong(
     if isinstance(error, RuntimeError) and _SHAPES.search(str(error)):
         return (
             f"{name} fails on a state of shape {_shapes(state)} "
-            f"({str(error).splitlines()[0]}); give u0 the shape that {name} takes, or mend {name}."
+            f"({str(error).splitlines()[0]}); give a state of the shape that {name} takes, or mend "
+            f"{name}."
         )
     if isinstance(error, RuntimeError) and _MIXED.search(str(error)):
         return (

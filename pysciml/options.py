@@ -206,6 +206,8 @@ def times_within(times: Any, name: str, t0: float, t1: float) -> Array:
         tensor = times if isinstance(times, Tensor) else torch.as_tensor(np.asarray(times, float))
     except (TypeError, ValueError):
         raise InputError(f"{name} is {times!r}; give a 1-d tensor or sequence of times.") from None
+    if tensor.is_meta:
+        raise InputError(f"{name} is on the device meta, where tensors have no values.")
     if tensor.ndim != 1 or tensor.numel() == 0:
         raise InputError(
             f"{name} has shape {tuple(tensor.shape)}; give a 1-d tensor of at least one time."

@@ -43,7 +43,10 @@ def require_function(f: Any, name: str, takes: tuple[str, ...]) -> None:
 
 
 def _in_another_order(names: list[str], takes: tuple[str, ...]) -> bool:
-    """Whether the very names are swapped, or time comes first, as it does in SciPy."""
-    swapped = sorted(names) == sorted(takes) and names != [*takes]
-    first = takes[0] != "t" and names[:1] == ["t"]
-    return swapped or (first and not any(x.startswith("t") for x in names[1:]))
+    """Whether the very names are swapped, or time stands elsewhere, as it does in SciPy."""
+    if sorted(names) == sorted(takes):
+        return names != [*takes]
+    if "t" not in takes or "t" not in names or len(names) < len(takes):
+        return False
+    other = names[takes.index("t")]
+    return other != "t" and not other.startswith(("t", "_"))

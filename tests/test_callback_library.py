@@ -192,7 +192,50 @@ def test_a_solve_that_ends_early_saves_what_it_reached(engine: str) -> None:
 
 
 ODE = ps.ODEProblem(decay, f64([1.0]), (0.0, 1.0), f64(1.0))
+
+
+def solved(callback: Any, **options: Any) -> Any:
+    return lambda: ps.solve(ODE, engine="sundials", callback=callback, **options)
+
+
+def projection(g: Any) -> Any:
+    return solved(ps.ManifoldProjection(g))
+
+
 BAD: dict[str, tuple[Any, str]] = {
+    "arguments of condition": (
+        lambda: ps.VectorContinuousCallback(lambda out, u, t, i: u, None, 1),
+        r"condition takes \(out, u, t, i\), but it is called with \(u, p, t\)",
+    ),
+    "arguments of affect": (
+        lambda: ps.VectorContinuousCallback(decay, lambda u, p, t: u, 1),
+        r"affect takes \(u, p, t\), but it is called with \(u, p, t, i\)",
+    ),
+    "affect of SciML": (
+        lambda: ps.PeriodicCallback(lambda integrator: None, 1.0), r"affect takes \(integrator\)",
+    ),
+    "save_func of SciML": (
+        lambda: ps.SavingCallback(lambda u, t, integrator: u), "save_func takes .*in this order",
+    ),
+    "arguments of save_func": (lambda: ps.SavingCallback(lambda u, t: u), r"takes \(u, t\), but"),
+    "arguments of g": (lambda: ps.ManifoldProjection(lambda u: u), r"g takes \(u\), but"),
+    "number of g": (projection(lambda u, p, t: 0.0), "returned float; return a tensor of float64"),
+    "nothing of g": (projection(lambda u, p, t: None), "returned NoneType; return a tensor"),
+    "dtype of g": (projection(lambda u, p, t: u.float()), "returned float32; return a tensor"),
+    "residuals": (
+        projection(lambda u, p, t: torch.cat([u, u])), "2 residuals, but the state has 1 entries"
+    ),
+    "no residuals": (projection(lambda u, p, t: u[:0]), "returned 0 residuals"),
+    "tiny period": (solved(ps.PeriodicCallback(None, 1e-14)), "dt is 1e-14 in a PeriodicCallback"),
+    "word for a flag": (
+        lambda: ps.PeriodicCallback(None, 1.0, initial_affect="yes"), "initial_affect is 'yes'",
+    ),
+    "flag for a phase": (lambda: ps.PeriodicCallback(None, 1.0, True), "phase is True; give a"),
+    "min_t nan": (lambda: ps.TerminateSteadyState(min_t=math.nan), "min_t is nan; give a number"),
+    "times without values": (
+        solved(ps.SavingCallback(decay, saveat=torch.ones(1, device="meta"))),
+        "saveat is on the device meta",
+    ),
     "len": (lambda: ps.VectorContinuousCallback(decay, None, 0), "len is 0; give the number"),
     "condition": (lambda: ps.VectorContinuousCallback(3, None, 1), "condition is a int"),
     "affect": (lambda: ps.VectorContinuousCallback(decay, 3, 1), "affect is a int"),

@@ -328,7 +328,7 @@ def noisy_dropout(u: Any, p: Any, t: Any) -> Any:
         ({}, t.euler(), {"dt": 1e-12}, InputError, r"dt is 1e-12, of which tspan \(0, 1\) holds"),
         (
             {"f": lambda u, p, t: u @ torch.ones(3, 2, dtype=F64)}, t.euler(), {}, InputError,
-            r"f fails on a state of shape \(2,\) .*give u0 the shape that f takes",
+            r"f fails on a state of shape \(2,\) .*give a state of the shape that f takes",
         ),
         (
             {"g": lambda u, p, t: u @ torch.eye(2)}, t.euler(), {}, InputError,

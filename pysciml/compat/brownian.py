@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import bisect
+import math
+import numbers
 from typing import Any
 
 import torch
@@ -38,7 +40,8 @@ class BrownianInterval:
         pool_size: int = 8, cache_size: int | None = 45, halfway_tree: bool = False,
         levy_area_approximation: str = "none", W: Tensor | None = None, H: Tensor | None = None,
     ) -> None:  # fmt: skip
-        if not float(t0) < float(t1):
+        first, last = _time(t0, "t0"), _time(t1, "t1")
+        if not first < last:
             raise InputError(f"t0 is {float(t0):g} and t1 {float(t1):g}; give t0 < t1.")
         if size is None and W is None:
             raise InputError("size is missing; give the shape (batch, m) of the increments.")
@@ -48,13 +51,20 @@ class BrownianInterval:
                 "methods read a given motion's increments alone; leave it out, or solve by "
                 "torchsde itself."
             )
-        self.shape = torch.Size(size) if W is None else W.shape
+        self.shape = _shape(size, W)
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise InputError(f"dtype is {dtype!r}; give torch.float64 or torch.float32.")
+        if entropy is not None and (isinstance(entropy, bool) or not hasattr(entropy, "__index__")):
+            raise InputError(f"entropy is {entropy!r}; give a whole number, or None.")
         self.dtype = W.dtype if W is not None else dtype or torch.get_default_dtype()
-        self.device = torch.device("cpu" if device is None else device)
+        try:
+            self.device = torch.device("cpu" if device is None else device)
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(f"device is {device!r}; give e.g. 'cpu' or 'cuda'.") from None
         self.entropy = int(torch.randint(2**62, ())) if entropy is None else int(entropy)
         self.levy_area_approximation = "none"
         self._generator = torch.Generator().manual_seed(self.entropy % 2**63)
-        self._times = [float(t0), float(t1)]
+        self._times = [first, last]
         span = self._times[1] - self._times[0]
         end = self._normal() * span**0.5 if W is None else W.detach().cpu().double()
         self._values = [torch.zeros_like(end), end]
@@ -89,7 +99,9 @@ class BrownianInterval:
         """W(tb) - W(ta); from t0 to ``ta`` where ``tb`` is None."""
         if return_U or return_A:
             raise EngineError("This Brownian motion draws increments only, no areas.")
-        first, last = (self._times[0], float(ta)) if tb is None else (float(ta), float(tb))
+        first, last = (self._times[0], _time(ta, "ta"))
+        if tb is not None:
+            first, last = last, _time(tb, "tb")
         if first > last:
             raise InputError(f"ta = {first:g} is after tb = {last:g}; give ta <= tb.")
         end = self._at(last)
@@ -102,8 +114,42 @@ class BrownianInterval:
         )
 
 
+def _time(t: Any, name: str) -> float:
+    single = isinstance(t, Tensor) and t.numel() == 1 and not t.is_meta
+    if not single and (isinstance(t, bool) or not isinstance(t, numbers.Real)):
+        raise InputError(f"{name} is {t!r}; give a number.")
+    value = float(t.detach()) if isinstance(t, Tensor) else float(t)
+    if math.isinf(value):
+        raise InputError(f"{name} is {value}; give a finite time.")
+    return value
+
+
+def _shape(size: Any, W: Any) -> torch.Size:
+    if W is not None:
+        if not isinstance(W, Tensor) or W.is_meta or not W.is_floating_point():
+            what = f"of {W.dtype} on {W.device}" if isinstance(W, Tensor) else f"{W!r}"
+            raise InputError(f"W is {what}; give a tensor of real numbers, or None.")
+        if W.requires_grad:
+            raise InputError("W requires grad, but no gradient is taken for the noise; detach it.")
+        if not bool(torch.isfinite(W).all()):
+            raise InputError("W holds numbers that are not finite; give finite ones.")
+    try:
+        shape = torch.Size(W.shape if size is None else size)
+        if any(n < 1 for n in shape):
+            raise ValueError
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(
+            f"size is {size!r}; give the shape (batch, m) of the increments."
+        ) from None
+    if W is not None and W.shape != shape:
+        raise InputError(f"W has shape {tuple(W.shape)}, but size is {tuple(shape)}; give one.")
+    return shape
+
+
 def brownian_interval_like(y: Tensor, size: Any = None, **options: Any) -> BrownianInterval:
     """A motion like ``y`` (shape, dtype, device); ``options`` as :class:`BrownianInterval`."""
+    if not isinstance(y, Tensor):
+        raise InputError(f"y is a {type(y).__name__}; give a tensor.")
     given: dict[str, Any] = {
         "size": y.shape if size is None else size,
         "dtype": y.dtype,

@@ -12,7 +12,7 @@ Names, shapes and defaults are those of torchcde 0.2.5. What differs:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,7 +21,11 @@ from torch import Tensor, nn
 from pysciml.compat.fixed_grid import FIXED_METHODS
 from pysciml.compat.torchdiffeq import odeint, odeint_adjoint
 from pysciml.errors import InputError
+from pysciml.flatten import state_spec
+from pysciml.functions import mistakes_named
 from pysciml.nn import paths
+from pysciml.problems import require_finite
+from pysciml.signatures import require_function
 
 __all__ = [
     "CubicSpline",
@@ -93,6 +97,9 @@ class TupleControl(nn.Module):
         super().__init__()
         if not controls:
             raise InputError("TupleControl takes one path or more.")
+        for c in controls:
+            if not hasattr(c, "interval"):
+                raise InputError(f"A TupleControl was given a {type(c).__name__}; give paths.")
         first = controls[0].interval
         if not all(torch.equal(c.interval, first) for c in controls[1:]):
             raise InputError("The paths of a TupleControl must cover one and the same interval.")
@@ -190,7 +197,10 @@ def _field(X: Any, func: Any, product: bool) -> Callable[[Tensor, Any], Any]:
 def _stop_at_kinks(X: Any, t: Tensor, kwargs: dict[str, Any]) -> None:
     parts = list(X.controls) if isinstance(X, TupleControl) else [X]
     knots = [p.times for p in parts if isinstance(p, paths.Path) and p.kinks]
-    options = dict(kwargs.get("options") or {})
+    given = kwargs.get("options")
+    if given is not None and not isinstance(given, Mapping):
+        raise InputError(f"options is a {type(given).__name__}; give a dict.")
+    options = dict(given or {})
     if knots and "jump_t" not in options:
         options["jump_t"] = torch.cat(knots).detach().unique()
         kwargs["options"] = options
@@ -210,9 +220,24 @@ def _check(X: Any, func: Any, z0: Any, t: Tensor, product: bool) -> None:
         raise InputError(f"X is a {type(X).__name__}; give a path with a method derivative(t).")
     if not isinstance(t, Tensor) or t.ndim != 1 or not len(t):
         raise InputError("t must be a 1-d tensor of times.")
-    with torch.no_grad():
+    if t.is_meta or t.dtype.is_complex:
+        raise InputError(f"t is a tensor of {t.dtype} on {t.device}; give real times.")
+    if isinstance(func, Tensor) or not (product or callable(func)):
+        raise InputError(
+            f"func is a {type(func).__name__}; give an nn.Module or a function func(t, z)."
+        )
+    if not product:
+        require_function(func, "func", ("t", "z"))
+    spec = state_spec(z0, "z0")
+    require_finite(z0, "z0")
+    with torch.no_grad(), mistakes_named(func, "func", ("t", "z"), spec, False):
         start = t[0].detach()
         control = X.derivative(start)
+        if isinstance(z0, (tuple, list)) and not isinstance(control, (tuple, list)):
+            raise InputError(
+                f"z0 is a {type(z0).__name__} of {len(z0)}; X.derivative and func must give tuples "
+                f"of {len(z0)} too."
+            )
         value = func.prod(start, z0, control) if product else func(start, z0)
     several = isinstance(z0, (tuple, list))
     if several and not (
@@ -230,6 +255,12 @@ def _check(X: Any, func: Any, z0: Any, t: Tensor, product: bool) -> None:
 def _check_one(z: Any, control: Any, value: Any, product: bool) -> None:
     if not all(isinstance(x, Tensor) for x in (z, control, value)):
         raise InputError("z0 is a tensor, so X.derivative and func must give tensors.")
+    for name, x in (("X.derivative", control), ("func", value)):
+        if not product and x.dtype != z.dtype:
+            raise InputError(
+                f"{name} gave {str(x.dtype)[6:]}, but z0 is {str(z.dtype)[6:]}; convert one of "
+                "them."
+            )
     if control.shape[:-1] != z.shape[:-1]:
         raise InputError(
             f"X.derivative gave shape {tuple(control.shape)} and z0 has {tuple(z.shape)}; their "

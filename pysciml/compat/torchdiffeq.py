@@ -24,7 +24,7 @@ names ``tsit5`` and the implicit fixed-grid methods). What differs:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -128,6 +128,10 @@ def odeint_adjoint(
                 "it depends on as adjoint_params, () where there are none."
             )
         adjoint_params = func.parameters()
+    adjoint_params = tuple(adjoint_params)
+    for p in adjoint_params:
+        if not isinstance(p, torch.Tensor):
+            raise InputError(f"adjoint_params holds a {type(p).__name__}; give tensors.")
     params = tuple(p for p in adjoint_params if p.requires_grad)
     check_method(adjoint_method)
     if adjoint_method not in (None, method) and options and adjoint_options is None:
@@ -263,6 +267,8 @@ class _Call:
         self.func, self.y0, self.method, self.event_fn = func, y0, method, event_fn
         self.t = t.to(self.form.device)
         self.rtol, self.atol = rtol, atol
+        if options is not None and not isinstance(options, Mapping):
+            raise InputError(f"options is a {type(options).__name__}; give a dict.")
         self.options = dict(options or {})
         self.reverse = len(t) > 1 and bool(t[0] > t[1])
         self.fixed = self._fixed() if method in FIXED_METHODS else None

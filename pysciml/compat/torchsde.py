@@ -22,8 +22,9 @@ Signatures, method names and conventions of SDE objects are those of torchsde 0.
 from __future__ import annotations
 
 import math
+import numbers
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -35,8 +36,11 @@ from pysciml.compat.adaptive import NoEffectWarning
 from pysciml.compat.brownian import BrownianInterval, brownian_interval_like
 from pysciml.engines.choice import engine as choose_engine
 from pysciml.errors import EngineError, InputError, did_you_mean
+from pysciml.flatten import state_spec
+from pysciml.functions import mistakes_named
 from pysciml.noise import NoiseGrid
 from pysciml.sensitivity import BacksolveAdjoint
+from pysciml.signatures import require_function
 from pysciml.solve import solve
 from pysciml.stochastic import SDEProblem, require_no_times
 
@@ -53,6 +57,7 @@ __all__ = [
 
 _NOISE_TYPES = ("diagonal", "scalar", "additive", "general")
 _SDE_TYPES = ("ito", "stratonovich")
+_NAMES = ("drift", "diffusion", "prior_drift", "drift_and_diffusion")
 _ITO = ("euler", "milstein", "srk")
 _STRATONOVICH = ("milstein", "midpoint", "heun", "euler_heun", "reversible_heun", "log_ode")
 #: More entries than this of the matrix of general noise are too many.
@@ -200,6 +205,12 @@ class _Fields:
     """Drift and diffusion of an SDE object as ``f(u, p, t)`` and ``g(u, p, t)``; made once."""
 
     def __init__(self, sde: Any, names: dict[str, str], logqp: bool) -> None:
+        for key in names:
+            if key not in _NAMES:
+                raise InputError(
+                    f"names has the key {key!r}; it takes {', '.join(_NAMES)}."
+                    f"{did_you_mean(str(key), _NAMES)}"
+                )
         self.sde, self.logqp = sde, logqp
         self.noise_type = sde.noise_type
         self.f = self._method(names.get("drift", "f"))
@@ -215,22 +226,27 @@ class _Fields:
             raise InputError("logqp=True needs the prior's drift, a method h(t, y) of sde.")
 
     def _method(self, name: str) -> Callable[[Tensor, Tensor], Any] | None:
-        return getattr(self.sde, name, None)
+        found = getattr(self.sde, name, None)
+        if found is not None:
+            require_function(found, f"{name} of sde", ("t", "y"))
+        return found
 
     def pair(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         if self.f is not None and self.g is not None:
-            return self.f(t, y), self.g(t, y)
+            return _tensor(self.f(t, y), "f"), _tensor(self.g(t, y), "g")
         assert self.both is not None
-        f, g = self.both(t, y)
-        return f, g
+        both = self.both(t, y)
+        if not isinstance(both, (tuple, list)) or len(both) != 2:
+            raise InputError(f"f_and_g gave {_a(both)}; it must give the pair (f, g) of tensors.")
+        return _tensor(both[0], "f"), _tensor(both[1], "g")
 
     def drift(self, u: Tensor, p: Any, t: Tensor) -> Tensor:
         if not self.logqp:
-            return self.f(t, u) if self.f is not None else self.pair(t, u)[0]
+            return _tensor(self.f(t, u), "f") if self.f is not None else self.pair(t, u)[0]
         y = u[:, :-1]
         f, g = self.pair(t, y)
         assert self.h is not None
-        gap = f - self.h(t, y)
+        gap = f - _tensor(self.h(t, y), "h")
         if self.noise_type == "diagonal":
             small = 1e-7 * torch.where(g < 0, -torch.ones_like(g), torch.ones_like(g))
             ratio = gap / torch.where(g.abs() > 1e-7, g, small)
@@ -240,7 +256,7 @@ class _Fields:
 
     def diffusion(self, u: Tensor, p: Any, t: Tensor) -> Tensor:
         y = u[:, :-1] if self.logqp else u
-        g = self.g(t, y) if self.g is not None else self.pair(t, y)[1]
+        g = _tensor(self.g(t, y), "g") if self.g is not None else self.pair(t, y)[1]
         if self.logqp:
             g = torch.cat([g, torch.zeros_like(g[:, :1])], dim=1)
         # one process for one entry is diagonal noise, and one for one sample scalar noise
@@ -263,6 +279,8 @@ class _Call:
         self, sde: Any, y0: Any, ts: Any, method: Any, names: Any, logqp: bool, options: Any,
         extra_solver_state: Any,
     ) -> None:  # fmt: skip
+        if isinstance(sde, type):
+            raise InputError(f"sde is the class {sde.__name__}; give an object of it.")
         for name in ("noise_type", "sde_type"):
             if not hasattr(sde, name):
                 raise InputError(
@@ -271,8 +289,12 @@ class _Call:
                 )
         _check_types(sde.noise_type, sde.sde_type)
         if not isinstance(y0, Tensor) or y0.ndim != 2:
-            given = f"shape {tuple(y0.shape)}" if isinstance(y0, Tensor) else type(y0).__name__
-            raise InputError(f"y0 has {given}; give a tensor (batch, d).")
+            given = f"has shape {tuple(y0.shape)}" if isinstance(y0, Tensor) else f"is {_a(y0)}"
+            raise InputError(f"y0 {given}; give a tensor (batch, d).")
+        self.spec = state_spec(y0, "y0")
+        for name, value in (("options", options), ("names", names)):
+            if value is not None and not isinstance(value, Mapping):
+                raise InputError(f"{name} is {_a(value)}; give a dict.")
         if extra_solver_state:
             raise EngineError(
                 "extra_solver_state was given, but the engine's methods keep no state beside y."
@@ -293,7 +315,8 @@ class _Call:
 
     def _noise(self) -> tuple[Tensor | None, int]:
         """The shape of general noise, and how many processes a sample has. Raises InputError."""
-        with torch.no_grad():
+        takes = ("u", "p", "t")
+        with torch.no_grad(), mistakes_named(self.fields.drift, "sde", takes, self.spec, False):
             t0 = torch.as_tensor(float(self.ts[0]), dtype=self.y0.dtype, device=self.y0.device)
             y0 = self.y0.detach()
             g, f = self.fields.diffusion(y0, None, t0), self.fields.drift(y0, None, t0)
@@ -373,6 +396,8 @@ class _Call:
         sensealg: Any,
     ) -> Any:  # fmt: skip
         first, last = float(self.ts[0]), float(self.ts[-1])
+        if isinstance(dt, bool) or not isinstance(dt, (Tensor, numbers.Real)):
+            raise InputError(f"dt is {dt!r}; give a number > 0.")
         step = float(dt)
         given: dict[str, Any] = {"dt": step, "adaptive": bool(adaptive)}
         additive = self.sde.noise_type == "additive" and self.prototype is not None
@@ -402,6 +427,11 @@ class _Call:
         wanted = (len(self.y0), self.m)
         # of diagonal noise the log-ratio has a column of its own in torchsde, which does nothing
         own_column = self.logqp and self.prototype is None and not self.scalar
+        if isinstance(bm, type) or not callable(bm) or not hasattr(bm, "shape"):
+            what = f"the class {bm.__name__}" if isinstance(bm, type) else _a(bm)
+            raise InputError(
+                f"bm is {what}; give a motion, e.g. BrownianInterval(t0, t1, size={wanted})."
+            )
         short = own_column and tuple(bm.shape) == (wanted[0], self.m - 1)
         if tuple(bm.shape) != wanted and not short:
             raise InputError(
@@ -433,9 +463,21 @@ def _check_types(noise_type: Any, sde_type: Any) -> None:
             raise InputError(f"{name} is {given!r}; give one of {', '.join(map(repr, known))}.")
 
 
+def _a(x: Any) -> str:
+    return f"a {type(x).__name__}"
+
+
+def _tensor(x: Any, name: str) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise InputError(f"{name} gave {_a(x)}; it must give a tensor.")
+    return x
+
+
 def _times(ts: Any) -> Tensor:
     require_no_times(ts, "ts")
     try:
+        if isinstance(ts, Tensor) and (ts.dtype.is_complex or ts.dtype == torch.bool):
+            raise TypeError
         t = torch.as_tensor(ts).detach().to("cpu", torch.float64)
     except (TypeError, ValueError, RuntimeError):
         raise InputError(f"ts is {ts!r}; give a 1-d tensor or a sequence of times.") from None

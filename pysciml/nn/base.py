@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from pysciml.engines.base import Stats
 from pysciml.errors import InputError, did_you_mean
+from pysciml.flatten import state_spec
 from pysciml.nn.field import Field, Integrals, check_field, takes_time
 from pysciml.nn.regularise import (
     ErrorEstimate,
@@ -213,6 +214,7 @@ class ContinuousModule(nn.Module):
     def _regularised(self, u0: Any, saveat: Any, span: Any) -> Any:
         if not isinstance(u0, Tensor):
             raise InputError("regularise takes a state that is one tensor.")
+        state_spec(u0)
         t0, t1 = span
         for r in self.regularise:
             if isinstance(r, RandomEndTime):
@@ -221,7 +223,9 @@ class ContinuousModule(nn.Module):
                         "RandomEndTime moves the end of the solve, so the solution is given there "
                         "only; leave saveat out."
                     )
-                t1 = float(t1) + r.width * (2.0 * float(torch.rand(())) - 1.0)
+                if not (isinstance(t1, Tensor) and t1.requires_grad):
+                    t1 = float(t1)
+                t1 = t1 + r.width * (2.0 * float(torch.rand(())) - 1.0)
         named = {Kinetic: "kinetic", JacobianFrobenius: "jacobian"}
         weighted = [r for r in self.regularise if isinstance(r, (Kinetic, JacobianFrobenius))]
         kinds = tuple(named[type(r)] for r in weighted)

@@ -91,6 +91,12 @@ class Integrals:
             value, pull = self.field(u, None, t), _no_pull
         else:
             value, pull = torch.func.vjp(lambda x: self.field(x, None, t), u)[:2]
+        if not isinstance(value, Tensor) or value.shape != u.shape:
+            given = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r}"
+            raise InputError(
+                f"f returned {given}, but u0 has shape {tuple(u.shape)}; give one value for each "
+                "entry of u0."
+            )
         columns = [value.reshape(batch, -1)]
         for kind in self.kinds:
             if kind == "kinetic":

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from pysciml.errors import InputError
+from pysciml.flatten import state_spec
+from pysciml.functions import mistakes_named
 from pysciml.nn.base import ContinuousModule, check_times
 from pysciml.nn.field import Field
 from pysciml.nn.paths import CubicPath, LinearPath, Path, cubic_derivative, linear_derivative
+from pysciml.problems import require_finite
 
 __all__ = ["NeuralCDE"]
 
@@ -33,6 +36,11 @@ class _Controlled(Field):
         derivative = cubic_derivative if self.cubic else linear_derivative
         control = derivative(coeffs, times, t)
         value = self.value(z, t)
+        if not isinstance(value, Tensor):
+            raise InputError(
+                f"vector_field gave a {type(value).__name__}; it must give a tensor of shape "
+                f"{(*z.shape, self.channels)}."
+            )
         if value.numel() != z.numel() * self.channels:
             raise InputError(
                 f"vector_field gave shape {tuple(value.shape)} for hidden states of shape "
@@ -79,8 +87,18 @@ class NeuralCDE(ContinuousModule):
         readout: nn.Module | None = None,
         **options: Any,
     ) -> None:
-        if path not in _PATHS:
+        if not isinstance(path, str) or path not in _PATHS:
             raise InputError(f"path is {path!r}; give one of {', '.join(_PATHS)}.")
+        for name, size in (("channels", channels), ("hidden", hidden)):
+            if type(size) is not int or size < 1:
+                raise InputError(f"{name} is {size!r}; give a positive whole number.")
+        for name, part in (("initial", initial), ("readout", readout)):
+            if part is not None and not callable(part):
+                raise InputError(f"{name} is a {type(part).__name__}; give an nn.Module, or None.")
+        if "tspan" in options:
+            raise InputError(
+                "NeuralCDE does not take 'tspan': the path's own times are the span; leave it out."
+            )
         if options.get("regularise") or options.get("per_sample"):
             raise InputError("NeuralCDE takes neither regularise nor per_sample.")
         self.path, self.channels, self.hidden = path, channels, hidden
@@ -117,7 +135,15 @@ class NeuralCDE(ContinuousModule):
                 f"The coefficients have shape {tuple(path.coeffs.shape)}, of {path.channels} "
                 f"channels; this module takes a batch (axis 0) of {self.channels} channels."
             )
-        z0 = self.initial(path.evaluate(path.times[0]))
+        require_finite(path.coeffs, "coeffs")
+        first = path.evaluate(path.times[0])
+        with mistakes_named(self.initial, "initial", ("x",), state_spec(first), False):
+            z0 = self.initial(first)
+        if not isinstance(z0, Tensor):
+            raise InputError(
+                f"initial gave a {type(z0).__name__}; it must give a tensor of shape "
+                f"{(len(path.coeffs), self.hidden)}."
+            )
         if z0.shape != (len(path.coeffs), self.hidden):
             raise InputError(
                 f"initial gave shape {tuple(z0.shape)}; it must give "

@@ -45,12 +45,14 @@ def path_times(x: Any, t: Any) -> Tensor:
         given = f"of shape {tuple(x.shape)}, {x.dtype}" if isinstance(x, Tensor) else type(x)
         raise InputError(f"The data are {given}; give a float tensor (..., length, channels).")
     length = x.shape[-2]
+    if x.is_meta:
+        raise InputError("The data are on the device meta, where tensors have no values.")
     if length < 2:
         raise InputError("The data hold one time only; a path needs two or more.")
     if t is None:
         return torch.arange(length, dtype=x.dtype, device=x.device)
-    if not isinstance(t, Tensor) or not t.is_floating_point() or t.ndim != 1:
-        kind = tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__
+    if not isinstance(t, Tensor) or not t.is_floating_point() or t.ndim != 1 or t.is_meta:
+        kind = f"{tuple(t.shape)} on {t.device}" if isinstance(t, Tensor) else type(t).__name__
         raise InputError(f"t is {kind}; give a 1-d float tensor of times.")
     if len(t) != length:
         raise InputError(
@@ -119,7 +121,7 @@ def linear_coefficients(
 def _rectilinear(x: Tensor, channel: int) -> Tensor:
     path_times(x, None)
     count = x.shape[-1]
-    if not isinstance(channel, int) or not 0 <= channel < count:
+    if type(channel) is not int or not 0 <= channel < count:
         raise InputError(
             f"rectilinear is {channel!r}; give the index of the time channel, 0 to {count - 1}."
         )
@@ -268,9 +270,15 @@ class Path(nn.Module):
                 f"The coefficients are a {type(coeffs).__name__}; give the tensor that e.g. "
                 "hermite_coefficients makes of the data."
             )
+        if not coeffs.is_floating_point() or coeffs.is_meta:
+            what = "on the device meta" if coeffs.is_meta else f"of {str(coeffs.dtype)[6:]}"
+            raise InputError(f"The coefficients are {what}; give a tensor of float numbers.")
         knots = self._knots(coeffs)
         if t is None:
             t = torch.arange(knots, dtype=coeffs.dtype, device=coeffs.device)
+        if not isinstance(t, Tensor) or t.is_meta:
+            what = "on the device meta" if isinstance(t, Tensor) else f"a {type(t).__name__}"
+            raise InputError(f"t is {what}; give a 1-d tensor of times.")
         if t.ndim != 1 or len(t) != knots:
             raise InputError(
                 f"The coefficients belong to {knots} times, but t has shape {tuple(t.shape)}; give "
@@ -307,7 +315,10 @@ class Path(nn.Module):
         raise NotImplementedError
 
     def _time(self, t: Any) -> Tensor:
-        return torch.as_tensor(t, dtype=self.times.dtype, device=self.times.device)
+        try:
+            return torch.as_tensor(t, dtype=self.times.dtype, device=self.times.device)
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(f"t is {t!r}; give a time, or a tensor of times.") from None
 
 
 class LinearPath(Path):

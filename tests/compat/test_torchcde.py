@@ -147,6 +147,17 @@ def test_paths_have_their_names() -> None:
         ({"func": Field(channels=3)}, "2 channels it must give"),
         ({"func": lambda t, z: 1.0}, "must give tensors"),
         ({"z0": (torch.zeros(2, 3, dtype=F64),)}, "z0 is a tuple"),
+        ({"func": lambda z: z}, r"func takes \(z\), but it is called with \(t, z\)"),
+        ({"func": lambda z, t: z}, "func takes .*put them in this order"),
+        ({"func": torch.zeros(2, 3)}, "func is a Tensor; give an nn.Module or a function"),
+        ({"z0": [0.0, 1.0, 2.0]}, r"z0\[0\] is a float"),
+        ({"z0": torch.zeros(2, 3, dtype=torch.int64)}, "z0 is int64"),
+        ({"z0": torch.zeros(2, 3)}, "X.derivative gave float64, but z0 is float32; convert"),
+        ({"z0": torch.full((2, 3), torch.nan, dtype=F64)}, "z0 holds nan"),
+        ({"z0": torch.zeros(2, 3, dtype=F64, device="meta")}, "z0 is on the device meta"),
+        ({"t": torch.zeros(2, device="meta")}, "t is a tensor of torch.float32 on meta"),
+        ({"options": "fast"}, "options is a str; give a dict"),
+        ({"adjoint": True, "adjoint_params": "ab"}, "adjoint_params holds a str; give tensors"),
     ],
 )
 def test_bad_input_is_refused(change: dict[str, Any], message: str) -> None:
@@ -163,5 +174,7 @@ def test_paths_of_other_intervals_do_not_go_together() -> None:
     short = torchcde.CubicSpline(torchcde.natural_cubic_coeffs(data(2)[:, :4]))
     with pytest.raises(ps.InputError, match="one and the same interval"):
         torchcde.TupleControl(spline(data(2)), short)
+    with pytest.raises(ps.InputError, match="was given a int; give paths"):
+        torchcde.TupleControl(3)
     with pytest.raises(ps.InputError, match="one path or more"):
         torchcde.TupleControl()

@@ -245,6 +245,15 @@ def ask(**options: Any) -> Any:
     return torchsde.sdeint(**given)
 
 
+class Written:
+    """An equation of functions of its own."""
+
+    noise_type, sde_type = "diagonal", "ito"
+
+    def __init__(self, f: Any = lambda t, y: y, g: Any = lambda t, y: y) -> None:
+        self.f, self.g = f, g
+
+
 class OnlyProducts(torchsde.SDEIto):
     def f(self, t: Tensor, y: Tensor) -> Tensor:
         return y
@@ -265,6 +274,21 @@ class OnlyProducts(torchsde.SDEIto):
             InputError,
             "ts requires grad, but a path along noise has no derivative",
         ),
+        ({"sde": GBM}, InputError, "sde is the class GBM; give an object"),
+        ({"sde": Written(f=lambda y: y)}, InputError, r"f of sde takes \(y\), but .*\(t, y\)"),
+        ({"sde": Written(f=lambda y, t: y)}, InputError, "f of sde takes .*put them in this order"),
+        ({"sde": Written(f=lambda t, y: 0.0)}, InputError, "f gave a float; it must give a tensor"),
+        ({"sde": Written(g=lambda t, y: None)}, InputError, "g gave a NoneType; it must give a"),
+        ({"sde": Written(g=nn.Bilinear(1, 2, 1))}, InputError, "sde mixes dtypes|sde fails on"),
+        ({"y0": [1.0, 2.0]}, InputError, r"y0 is a list; give a tensor \(batch, d\)"),
+        ({"y0": torch.ones(2, 1, device="meta")}, InputError, "y0 is on the device meta"),
+        ({"ts": torch.tensor([0j, 1])}, InputError, "ts is tensor"),
+        ({"dt": None}, InputError, "dt is None; give a number > 0"),
+        ({"dt": "a"}, InputError, "dt is 'a'; give a number > 0"),
+        ({"names": ["f"]}, InputError, "names is a list; give a dict"),
+        ({"names": {"drft": "f"}}, InputError, "the key 'drft'.*Did you mean 'drift'"),
+        ({"bm": 3}, InputError, r"bm is a int; give a motion.*size=\(2, 1\)"),
+        ({"bm": torchsde.BrownianInterval}, InputError, "bm is the class BrownianInterval; give"),
         ({"method": "heun"}, InputError, "Ito's equation is solved by euler, milstein, srk"),
         ({"method": "eular"}, InputError, "Did you mean 'euler'"),
         ({"logqp": True}, InputError, r"a method h\(t, y\)"),
@@ -286,7 +310,34 @@ def test_bad_input(options: dict[str, Any], error: type[Exception], match: str) 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ({"size": 3}, r"size is 3; give the shape \(batch, m\)"),
+        ({"size": (-1, 1)}, r"size is \(-1, 1\)"),
+        ({"t0": (4, 2), "size": (1, 1)}, r"t0 is \(4, 2\); give a number"),
+        ({"t1": math.inf, "size": (1, 1)}, "t1 is inf; give a finite time"),
+        ({"size": (1, 1), "dtype": "float64"}, "dtype is 'float64'; give torch.float64"),
+        ({"size": (1, 1), "dtype": torch.int64}, "dtype is torch.int64"),
+        ({"size": (1, 1), "device": "gpu"}, "device is 'gpu'"),
+        ({"size": (1, 1), "entropy": 1.5}, "entropy is 1.5; give a whole number"),
+        ({"W": [0.0]}, r"W is \[0.0\]; give a tensor"),
+        ({"W": torch.ones(2, 1, dtype=torch.int64)}, "W is of torch.int64"),
+        ({"W": torch.ones(2, 1, requires_grad=True)}, "W requires grad, but no gradient"),
+        ({"W": torch.full((2, 1), math.nan)}, "W holds numbers that are not finite"),
+        ({"W": torch.ones(2, 1), "size": (3, 1)}, r"W has shape \(2, 1\), but size is \(3, 1\)"),
+    ],
+)
+def test_motions_that_cannot_be(given: dict[str, Any], match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        torchsde.BrownianInterval(**given)
+
+
 def test_types_adjoints_and_motions_that_cannot_be() -> None:
+    with pytest.raises(InputError, match="ta is 'a'; give a number"):
+        torchsde.BrownianInterval(size=(1, 1))("a")
+    with pytest.raises(InputError, match="y is a int; give a tensor"):
+        torchsde.brownian_interval_like(3)
     with pytest.raises(InputError, match="noise_type is 'diag'; give one of 'diagonal'"):
         torchsde.SDEIto("diag")
     with pytest.raises(InputError, match="takes an nn.Module as sde"):

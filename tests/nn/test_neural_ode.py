@@ -431,6 +431,11 @@ def test_what_cannot_be_built(make: Any, message: str) -> None:
         (pn.NeuralODE(nn.Linear(2, 3).double()), (4, 2), r"returned shape \(4, 3\)"),
         (pn.NeuralODE(nn.Sequential(nn.Dropout(0.1))), (4, 2), "Dropout in training mode"),
         (pn.NeuralODE(nn.Sequential(nn.BatchNorm1d(2).double())), (4, 2), "BatchNorm1d"),
+        (pn.NeuralODE(nn.Linear(2, 3).double(), regularise=pn.Kinetic()), (4, 2),
+         r"returned shape \(4, 3\), but u0 has shape \(4, 2\)"),
+        (pn.NeuralODE(nn.Linear(2, 3).double(), regularise=pn.JacobianFrobenius()), (4, 2),
+         r"returned shape \(4, 3\), but u0 has shape \(4, 2\)"),
+        (pn.NeuralODE(nn.Linear(3, 2).double()), (4, 2), r"f fails on a state of shape \(4, 2\)"),
         (pn.NeuralODE(nn.Linear(2, 2)), (4, 2), "mixes dtypes"),
         (pn.SecondOrderNeuralODE(lambda u: u), (4, 2), "acceleration gave"),
         (pn.SecondOrderNeuralODE(lambda u: u[..., :1]), (4, 3), "even length"),
@@ -451,9 +456,23 @@ def test_dropout_in_evaluation_is_welcome() -> None:
     assert model(torch.ones(3, 2, dtype=F64)).shape == (3, 2)
 
 
+def test_the_end_that_moves_keeps_its_gradient() -> None:
+    """u' = 1: the gradient of u(t1) by t1 is 1, wherever t1 was moved to."""
+    end = torch.tensor(1.0, dtype=F64, requires_grad=True)
+    model = pn.NeuralODE(
+        lambda u: torch.ones_like(u), (0.0, end), regularise=pn.RandomEndTime(0.1),
+        engine="sundials",
+    )  # fmt: skip
+    (grad,) = torch.autograd.grad(model(torch.zeros(1, dtype=F64)).sum(), end)
+    assert_close(grad, f64([1.0])[0], 1e-6)
+
+
 def test_saveat_and_random_end_time_do_not_fit() -> None:
     model = pn.NeuralODE(net(), regularise=pn.RandomEndTime(0.1), engine="sundials")
     with pytest.raises(ps.InputError, match="leave saveat out"):
         model(torch.ones(1, 2, dtype=F64), [0.5, 1.0])
     with pytest.raises(ps.InputError, match="one tensor"):
         model({"a": f64([1.0])})
+    counted = pn.NeuralODE(net(), regularise=pn.JacobianFrobenius(), engine="sundials")
+    with pytest.raises(ps.InputError, match="u0 is int64"):
+        counted(torch.ones(1, 2, dtype=torch.int64))
