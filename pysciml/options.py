@@ -195,6 +195,8 @@ def state_indices(save_idxs: Any, spec: StateSpec) -> Tensor | None:
 
 def times_within(times: Any, name: str, t0: float, t1: float) -> Array:
     """Times within tspan, sorted in the direction of integration. Raises InputError."""
+    if isinstance(times, Tensor) and times.is_meta:
+        raise InputError(f"{name} is on the device meta, where tensors have no values.")
     if isinstance(times, Tensor) and times.dtype is torch.float64 and times.ndim == 1:
         # what almost always holds, asked at once; NaN fails every comparison
         found = to_numpy(times)
@@ -206,8 +208,6 @@ def times_within(times: Any, name: str, t0: float, t1: float) -> Array:
         tensor = times if isinstance(times, Tensor) else torch.as_tensor(np.asarray(times, float))
     except (TypeError, ValueError):
         raise InputError(f"{name} is {times!r}; give a 1-d tensor or sequence of times.") from None
-    if tensor.is_meta:
-        raise InputError(f"{name} is on the device meta, where tensors have no values.")
     if tensor.ndim != 1 or tensor.numel() == 0:
         raise InputError(
             f"{name} has shape {tuple(tensor.shape)}; give a 1-d tensor of at least one time."
