@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -170,6 +171,7 @@ class ODEProblem(Problem):
 
     def __post_init__(self) -> None:
         require_callable(self.f, "f(u, p, t)")
+        _require_order(self.f)
         refuse_transforms(self.u0, self.p)
         require_finite(self.u0, "u0")
         require_finite(self.p, "p")
@@ -255,6 +257,27 @@ class DAEProblem(Problem):
                     f"differential_vars has {count} entries of {flags[0].dtype}, but the state "
                     f"has {spec.size}; give one boolean for each entry of u0."
                 )
+
+
+def in_another_order(names: Sequence[str], takes: tuple[str, ...]) -> bool:
+    """Whether the very names are swapped, or time stands elsewhere, as it does in SciPy."""
+    if sorted(names) == sorted(takes):
+        return tuple(names) != takes
+    if "t" not in takes or "t" not in names or len(names) < len(takes):
+        return False
+    other = names[takes.index("t")]
+    return other != "t" and not other.startswith(("t", "_"))
+
+
+def _require_order(f: Any) -> None:
+    """Raise InputError where a plain function names its arguments in another order than SciML's."""
+    code = f.__code__ if isinstance(f, types.FunctionType) else None
+    names = code.co_varnames[: code.co_argcount] if code is not None else ()
+    if len(names) == 3 and in_another_order(names, ("u", "p", "t")):
+        raise InputError(
+            f"f takes ({', '.join(names)}), but it is called with (u, p, t), in SciML's order; put "
+            "them in this order."
+        )
 
 
 def require_callable(f: Any, signature: str, name: str = "f") -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from pysciml.errors import InputError
 from pysciml.julia_function import JuliaFunction
-from pysciml.problems import require_callable
+from pysciml.problems import in_another_order, require_callable
 
 __all__ = ["require_function"]
 
@@ -38,15 +38,5 @@ def require_function(f: Any, name: str, takes: tuple[str, ...]) -> None:
         x.name for x in signature.parameters.values()
         if x.kind in (x.POSITIONAL_ONLY, x.POSITIONAL_OR_KEYWORD)
     ][: len(takes)]  # fmt: skip
-    if _in_another_order(names, takes):
+    if in_another_order(names, takes):
         raise InputError(f"{said}put them in this order.")
-
-
-def _in_another_order(names: list[str], takes: tuple[str, ...]) -> bool:
-    """Whether the very names are swapped, or time stands elsewhere, as it does in SciPy."""
-    if sorted(names) == sorted(takes):
-        return names != [*takes]
-    if "t" not in takes or "t" not in names or len(names) < len(takes):
-        return False
-    other = names[takes.index("t")]
-    return other != "t" and not other.startswith(("t", "_"))

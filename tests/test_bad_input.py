@@ -72,6 +72,12 @@ PROBLEMS = {
     "u0 of mixed dtypes": (
         {"u0": (torch.ones(1), f64([1.0]))}, ["u0[1] is float64", "float32", "one dtype"],
     ),
+    "arguments in SciPy's order": (
+        {"f": lambda t, u, p: -p * u}, ["f takes (t, u, p)", "(u, p, t)", "in this order"],
+    ),
+    "p and t swapped": (
+        {"f": lambda u, t, p: -p * u}, ["f takes (u, t, p)", "(u, p, t)", "in this order"],
+    ),
     "u0 without values": (
         {"u0": torch.ones(2, dtype=F64, device="meta")}, ["u0 is on the device meta", "values"],
     ),
