@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 import pysciml as ps
-from support import f64, nonstiff
+from pysciml.engines.julia.startup import julia
+from support import F64, f64, nonstiff
 
 
 def growth(step, warm, count):
@@ -114,3 +115,51 @@ def test_functions_made_anew_do_not_pile_up(engine):
         step(1.0 + 0.001 * i)
     gc.collect()
     assert len(alive) < 140
+
+
+def decay(u, p, t):
+    return -p * u
+
+
+#: Solves that form no Jacobian: problems by state and parameter, and how they are solved.
+WITHOUT_JACOBIAN = {
+    "Tsit5": (lambda u, p: ps.ODEProblem(decay, u, (0.0, 1.0), p), {"alg": ps.Tsit5()}),
+    "default": (lambda u, p: ps.ODEProblem(decay, u, (0.0, 1.0), p), {}),
+    "Krylov": (
+        lambda u, p: ps.ODEProblem(decay, u, (0.0, 1.0), p),
+        {"alg": ps.FBDF(linsolve=ps.KrylovJL_GMRES())},
+    ),
+    "EM": (
+        lambda u, p: ps.SDEProblem(decay, lambda u, p, t: 0.1 * u, u, (0.0, 1.0), p),
+        {"alg": ps.EM(), "dt": 0.1},
+    ),
+    "MethodOfSteps": (
+        lambda u, p: ps.DDEProblem(
+            lambda u, h, p, t: -p * h(p, t - 1.0), u, lambda p, t: torch.ones_like(u), (0.0, 1.0), p
+        ),
+        {"alg": ps.MethodOfSteps(ps.Tsit5())},
+    ),
+}
+
+
+@pytest.mark.julia
+@pytest.mark.parametrize("name", WITHOUT_JACOBIAN)
+def test_a_large_state_takes_no_memory_of_its_square(name):
+    """A batch of thousands of points is one state; its Jacobian was laid out, and never read."""
+    make, options = WITHOUT_JACOBIAN[name]
+    gradient, n = name in ("Tsit5", "EM"), 8000
+    p = f64(0.5, grad=gradient)
+
+    def allocated():
+        return julia().main.seval("Base.gc_total_bytes(Base.gc_num())")
+
+    def solve(size):
+        prob = make(torch.ones(size, dtype=F64), p)
+        sol = ps.solve(prob, engine="julia", saveat=[0.0, 1.0], **options)
+        if gradient:
+            sol.u.sum().backward()
+
+    solve(600)  # compiles
+    before = allocated()
+    solve(n)
+    assert allocated() - before < n * n * 8 / 2

@@ -4,8 +4,11 @@ Delay equations by DelayDiffEq.
 module PySciMLDelayExt
 
 using DelayDiffEq: DelayDiffEq
-using PySciML: Options, PySciML, all_stops, begun, callback_set, cap_first_step!, watching
+using PySciML:
+    Options, PySciML, all_stops, begun, callback_set, cap_first_step!, needs_jacobian, watching
 using SciMLBase: CallbackSet, DDEProblem, ReturnCode, SciMLBase
+
+PySciML.needs_jacobian(m::DelayDiffEq.MethodOfSteps) = needs_jacobian(m.alg)
 
 function PySciML.start_of(h::DelayDiffEq.HistoryFunction)
     integrator = h.integrator

@@ -7,8 +7,9 @@ using ADTypes: AutoFiniteDiff
 using OrdinaryDiffEqCore:
     OrdinaryDiffEqNewtonAdaptiveAlgorithm, OrdinaryDiffEqNewtonAlgorithm
 using OrdinaryDiffEqRosenbrock: Rodas5P
-using PySciML: DEFAULT, PySciML, QUIET, WithoutPrototype, readable, watching, without_prototype
-using SciMLBase: CallbackSet, SciMLBase
+using PySciML: DEFAULT, PySciML, QUIET, WithoutPrototype, lacks_room, readable, watching, with_room,
+    without_prototype
+using SciMLBase: CallbackSet, ODEProblem, SciMLBase
 using SciMLSensitivity: BacksolveAdjoint, InterpolatingAdjoint, adjoint_sensitivities
 using SparseArrays: SparseMatrixCSC
 
@@ -21,8 +22,9 @@ end
 function PySciML.segment_adjoint(
         sensealg, sol, alg, ts::Vector{T}, cotangents::Matrix{T}, abstol, reltol, model
     ) where {T}
+    back = adjoint_algorithm(sol, alg)
     du0, dp = adjoint_sensitivities(
-        with_prototype(readable(sol, alg), sensealg), Checked(adjoint_algorithm(sol, alg)); t = ts,
+        with_prototype(readable(sol, alg), sensealg, back), Checked(back); t = ts,
         dgdu_discrete = Jumps(cotangents), sensealg, abstol, reltol,
         verbose = QUIET, dt = first_step(sol, ts)
     )
@@ -83,11 +85,23 @@ end
 
 # The adjoints that carry the parameters' gradient in their state lay out a sparse prototype without
 # the entries that couple it to the cotangent, and would solve with a wrong Jacobian: they get none.
-with_prototype(sol, sensealg) = sol
-function with_prototype(sol, ::Union{InterpolatingAdjoint, BacksolveAdjoint})
-    sol.prob.f.jac_prototype isa SparseMatrixCSC || return sol
+# Nor do they get the empty one of a solve that formed no Jacobian, to whose size they would add
+# theirs; the others need room for it where the way back forms one.
+function with_prototype(sol, sensealg, back)
+    lacks_room(sol.prob.f) || return sol
+    prob = sol.prob
+    f = with_room(prob.f, back, length(prob.u0))
+    return with_problem(sol, ODEProblem(f, prob.u0, prob.tspan, prob.p))
+end
+function with_prototype(sol, ::Union{InterpolatingAdjoint, BacksolveAdjoint}, back)
+    f = sol.prob.f
+    f.jac_prototype isa SparseMatrixCSC || lacks_room(f) || return sol
+    return with_problem(sol, without_prototype(sol.prob))
+end
+
+function with_problem(sol, prob)
     return SciMLBase.build_solution(
-        without_prototype(sol.prob), sol.alg, sol.t, sol.u; dense = true, sol.k, sol.interp,
+        prob, sol.alg, sol.t, sol.u; dense = true, sol.k, sol.interp,
         sol.alg_choice, calculate_error = false, sol.stats, sol.retcode
     )
 end

@@ -139,7 +139,7 @@ end
 
 function Model(d::Delayed{T}, n::Integer) where {T}
     f = DDEFunction{true, FullSpecialize}(
-        DelayedRate(d); jac = DelayedJacobian(d), jac_prototype = zeros(T, n, n)
+        DelayedRate(d); jac = DelayedJacobian(d), jac_prototype = zeros(T, held(n), held(n))
     )
     return Model{T, typeof(d), typeof(f)}(d, f, Int(n), nothing, nothing, ReentrantLock(), [])
 end

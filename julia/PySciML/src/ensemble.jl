@@ -185,7 +185,7 @@ const EXPLICIT = Union{Tsit5, Vern7}
 
 function member(model::Model{T}, alg, members, tspan, options, dense, i) where {T}
     p = parameters!(copy(members.p), members, i)
-    prob = problem(model, members.u0[:, i], p, tspan, nothing, nothing)
+    prob = problem(with_room(model, alg), members.u0[:, i], p, tspan, nothing, nothing)
     return integrate(prob, alg, options, dense, Event{T}[], EventRecord{T}[], blind())
 end
 

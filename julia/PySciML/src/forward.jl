@@ -116,9 +116,6 @@ function sensitivity_function(e::SensitivityEquations{T}, count, alg) where {T}
     load(role) = haskey(made, role) ? made[role] : throw(Unavailable())
     return ode_function(Functions{T}(load), needs_jacobian(alg) ? count : 0, nothing)
 end
-needs_jacobian(alg) =
-    OrdinaryDiffEqCore.isimplicit(alg) || alg isa OrdinaryDiffEqCore.ExponentialAlgorithm
-needs_jacobian(::WithoutPrototype) = false
 
 function forward_gradient(
         s::ForwardSensitivity, h::Handle{T}, ts, cotangents, abstol, reltol
@@ -259,7 +256,7 @@ function forward_gradient(
         ::ForwardDiffSensitivity, h::Handle{T}, ts, cotangents, abstol, reltol
     ) where {T}
     n, m = h.model.n, length(h.prob.p)
-    gradient = zeros(T, n + m)
+    gradient, f = zeros(T, n + m), with_room(h.model, h.alg).f
     for start in 1:CHUNK:(n + m)
         seeds = start:min(start + CHUNK - 1, n + m)
         seeded(x, offset) = [
@@ -267,7 +264,7 @@ function forward_gradient(
                     x[i], ForwardDiff.Partials(ntuple(k -> T(start + k - 1 == offset + i), CHUNK))
                 ) for i in eachindex(x)
         ]
-        prob = ODEProblem(h.model.f, seeded(h.prob.u0, 0), h.prob.tspan, seeded(h.prob.p, n))
+        prob = ODEProblem(f, seeded(h.prob.u0, 0), h.prob.tspan, seeded(h.prob.p, n))
         o = h.options
         common = (;
             o.abstol, o.reltol, saveat = ts, o.tstops,

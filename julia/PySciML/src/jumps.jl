@@ -93,6 +93,7 @@ struct WithJumps{A, T}
     alg::A
     jumps::Jumps{T}
 end
+needs_jacobian(w::WithJumps, n) = needs_jacobian(w.alg, n)
 
 function integrate(
         prob, w::WithJumps, o::Options{T}, dense::Bool, events, log, watch = watching()

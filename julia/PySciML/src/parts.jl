@@ -55,11 +55,11 @@ function partitioned_function(parts::Parts{T}, n) where {T}
 end
 
 function split_function(parts::Parts{T}, n) where {T}
-    a, b = parts.first, parts.second
+    a, b, J = parts.first, parts.second, zeros(T, n, n)
     return SplitFunction{true, FullSpecialize}(
-        ODEFunction{true, FullSpecialize}(a.value; a.jac, a.tgrad, jac_prototype = zeros(T, n, n)),
+        ODEFunction{true, FullSpecialize}(a.value; a.jac, a.tgrad, jac_prototype = J),
         ODEFunction{true, FullSpecialize}(b.value; b.jac, b.tgrad);
-        a.jac, a.tgrad, jac_prototype = zeros(T, n, n), _func_cache = zeros(T, n)
+        a.jac, a.tgrad, jac_prototype = J, _func_cache = zeros(T, n)
     )
 end
 

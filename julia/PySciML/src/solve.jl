@@ -20,7 +20,7 @@ end
 function Model(
         functions::Functions{T}, n::Integer, mass_matrix = nothing, pattern = nothing
     ) where {T}
-    f = pattern === nothing ? ode_function(functions, Int(n), mass_matrix) :
+    f = pattern === nothing ? ode_function(functions, mass_matrix === nothing ? held(n) : Int(n), mass_matrix) :
         sparse_function(functions, pattern, mass_matrix)
     return Model{T, typeof(functions), typeof(f)}(
         functions, f, Int(n), mass_matrix, pattern, ReentrantLock(), []
@@ -35,6 +35,12 @@ end
 clone(m::Model{T, <:Functions}) where {T} =
     Model(clone(m.functions), m.n, m.mass_matrix, m.pattern)
 clone(m::Model{T, <:Residual}) where {T} = Model(clone(m.functions), m.n)
+
+function with_room(m::M, alg) where {M <: Model}
+    lacks_room(m.f) || return m
+    f = with_room(m.f, alg, m.n)
+    return M(m.functions, f, m.n, m.mass_matrix, m.pattern, m.lock, m.spare)
+end
 
 # The model, locked, or a locked copy of it where another thread is at it.
 function acquire(m::M) where {M <: Model}
@@ -118,7 +124,7 @@ function run(
     m = acquire(model)
     try
         copyto!(data(m.functions), c)
-        prob = problem(m, u0, p, tspan, du0, differential_vars)
+        prob = problem(with_room(m, alg), u0, p, tspan, du0, differential_vars)
         log = EventRecord{T}[]
         dense = options.dense || !isempty(events) || isempty(options.saveat) || keeps_steps(m)
         sol, reached = Base.inferencebarrier(integrate)(prob, alg, options, dense, events, log)

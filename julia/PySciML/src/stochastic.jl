@@ -30,7 +30,7 @@ end
 function Model(x::Noisy{T}, n::Integer) where {T}
     f = SDEFunction{true, FullSpecialize}(
         x.drift.value, Diffusion{T}(x.diffusion.value); x.drift.jac, x.drift.tgrad,
-        jac_prototype = zeros(T, n, n)
+        jac_prototype = zeros(T, held(n), held(n))
     )
     return Model{T, typeof(x), typeof(f)}(x, f, Int(n), nothing, nothing, ReentrantLock(), [])
 end
@@ -96,7 +96,7 @@ function run_noisy(
         copyto!(data(m.functions), c)
         dense = options.dense || isempty(options.saveat) || !isempty(events) ||
             path !== nothing
-        prob = Base.invokelatest(noisy_problem, m, u0, p, tspan, seed, path)
+        prob = Base.invokelatest(noisy_problem, with_room(m, alg), u0, p, tspan, seed, path)
         log, cuts = EventRecord{T}[], Dict{Int, Cut{T}}()
         callback = jumps === nothing ? callback_set(events, log) :
             Base.invokelatest(jump_callbacks, prob, jumps, events, log, watching(), cuts)
