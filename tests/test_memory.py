@@ -117,20 +117,20 @@ def test_functions_made_anew_do_not_pile_up(engine):
     assert len(alive) < 140
 
 
-def decay(u, p, t):
-    return -p * u
+def decay(u, p):
+    """Each of its own function, so that none is solved by another's model."""
+    return ps.ODEProblem(lambda u, p, t: -p * u, u, (0.0, 1.0), p)
 
 
 #: Solves that form no Jacobian: problems by state and parameter, and how they are solved.
 WITHOUT_JACOBIAN = {
-    "Tsit5": (lambda u, p: ps.ODEProblem(decay, u, (0.0, 1.0), p), {"alg": ps.Tsit5()}),
-    "default": (lambda u, p: ps.ODEProblem(decay, u, (0.0, 1.0), p), {}),
-    "Krylov": (
-        lambda u, p: ps.ODEProblem(decay, u, (0.0, 1.0), p),
-        {"alg": ps.FBDF(linsolve=ps.KrylovJL_GMRES())},
-    ),
+    "Tsit5": (decay, {"alg": ps.Tsit5()}),
+    "default": (decay, {}),
+    "Krylov": (decay, {"alg": ps.FBDF(linsolve=ps.KrylovJL_GMRES())}),
     "EM": (
-        lambda u, p: ps.SDEProblem(decay, lambda u, p, t: 0.1 * u, u, (0.0, 1.0), p),
+        lambda u, p: ps.SDEProblem(
+            lambda u, p, t: -p * u, lambda u, p, t: 0.1 * u, u, (0.0, 1.0), p
+        ),
         {"alg": ps.EM(), "dt": 0.1},
     ),
     "MethodOfSteps": (

@@ -101,25 +101,27 @@ start_of(::History{T}) where {T} = (T(Inf), T(Inf))
 
 struct DelayedJacobian{T} <: Function
     d::Delayed{T}
-    full::Matrix{T}
+    full::Base.RefValue{Matrix{T}}   # by all of x, laid out by the first call
     asked::Matrix{T}
     slope::Vector{T}
 end
 DelayedJacobian(d::Delayed{T}) where {T} = DelayedJacobian{T}(
-    d, zeros(T, d.n, length(d.x)), zeros(T, length(d.s), length(d.x)), zeros(T, d.n)
+    d, Ref(Matrix{T}(undef, 0, 0)), zeros(T, length(d.s), length(d.x)), zeros(T, d.n)
 )
-function (j::DelayedJacobian)(J, u, h, p, t)
+function (j::DelayedJacobian{T})(J, u, h, p, t) where {T}
     d, n = j.d, j.d.n
+    isempty(j.full[]) && (j.full[] = zeros(T, n, length(d.x)))
+    full = j.full[]
     t0, start = start_of(h)
     gather!((out, s, _) -> earlier!(out, d, h, p, s, t, t0, start), d, u, p, t)
-    d.rhs.jac(j.full, d.x, p, t)
-    copyto!(J, view(j.full, :, 1:n))
+    d.rhs.jac(full, d.x, p, t)
+    copyto!(J, view(full, :, 1:n))
     any(==(2), d.moved) || return nothing
     d.asked.jac(j.asked, d.x, p, t)
     for k in eachindex(d.s)
         d.moved[k] == 2 && d.s[k] <= t || continue
         h(j.slope, p, d.s[k], Val{1})
-        mul!(J, view(j.full, :, range_of(d, k)) * j.slope, view(j.asked, k, 1:n)', true, true)
+        mul!(J, view(full, :, range_of(d, k)) * j.slope, view(j.asked, k, 1:n)', true, true)
     end
     return nothing
 end
