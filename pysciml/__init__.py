@@ -11,7 +11,7 @@ from typing import Any
 
 from pysciml import torchsde
 from pysciml.algorithms import Algorithm, algorithm, algorithm_names
-from pysciml.boundary import BVProblem, Shooting, TwoPointBVProblem
+from pysciml.boundary import BVProblem, Shooting, SolveBVP, TwoPointBVProblem
 from pysciml.callback_library import (
     ManifoldProjection,
     PeriodicCallback,
@@ -124,6 +124,7 @@ __all__ = [
     "SemilinearODEProblem",
     "Shooting",
     "Solution",
+    "SolveBVP",
     "SolveError",
     "SplitODEProblem",
     "SteadyStateProblem",

@@ -4,7 +4,9 @@ An algorithm object says what to run; the engines know how. ``Tsit5()``, ``CVODE
 rest are instances of :class:`Algorithm` made by calling an :class:`AlgorithmName`.
 The names of OrdinaryDiffEq stand in :mod:`pysciml.ordinarydiffeq`, a plain table, those of
 StochasticDiffEq in :mod:`pysciml.stochasticdiffeq`, those of DelayDiffEq in
-:mod:`pysciml.delaydiffeq`, the aggregators of JumpProcesses in :mod:`pysciml.jumpprocesses`.
+:mod:`pysciml.delaydiffeq`, those of BoundaryValueDiffEqMIRK in
+:mod:`pysciml.boundaryvaluediffeq`, the aggregators of JumpProcesses in
+:mod:`pysciml.jumpprocesses`.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from pysciml.boundaryvaluediffeq import BVP_ALGORITHMS
 from pysciml.delaydiffeq import DDE_ALGORITHMS
 from pysciml.errors import InputError, did_you_mean
 from pysciml.jumpprocesses import AGGREGATORS, STEPPER
@@ -113,6 +116,8 @@ for _name, _options in SDE_ALGORITHMS.items():
     _NAMES[_name] = AlgorithmName(_name, "StochasticDiffEq", _options)
 for _name, (_options, _arity) in DDE_ALGORITHMS.items():
     _NAMES[_name] = AlgorithmName(_name, "DelayDiffEq", _options, _arity)
+for _name, _options in BVP_ALGORITHMS.items():
+    _NAMES[_name] = AlgorithmName(_name, "BoundaryValueDiffEqMIRK", _options)
 for _name in RODE_ALGORITHMS:
     _NAMES[_name] = AlgorithmName(_name, "StochasticDiffEq")
 for _name in (*AGGREGATORS, STEPPER):

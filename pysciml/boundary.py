@@ -10,10 +10,11 @@ from pysciml.algorithms import Algorithm, AlgorithmName, as_algorithm
 from pysciml.dispatch import solved_by
 from pysciml.errors import InputError
 from pysciml.flatten import ParameterSpec, StateSpec
-from pysciml.problems import ODEProblem, Problem
+from pysciml.options import positive
+from pysciml.problems import ODEProblem, Problem, number
 from pysciml.signatures import require_function
 
-__all__ = ["BVProblem", "Shooting", "TwoPointBVProblem"]
+__all__ = ["BVProblem", "Shooting", "SolveBVP", "TwoPointBVProblem"]
 
 
 @solved_by("pysciml.boundary_solve", "solve_boundary")
@@ -29,12 +30,17 @@ class BVProblem(Problem):
         ``bc(u, p, t)`` in torch. ``u`` is the :class:`Solution`: ``u(s)`` is the state at any
         time, ``t`` are the solver's times. Returns as many numbers as the state has entries (a
         tensor or pytree of tensors), all zero where the conditions hold.
-    u0 : tensor or pytree of tensors
-        A guess of the state at t0, from which the search begins.
+    u0 : tensor or pytree of tensors, or function of t
+        A guess of the state, from which the search begins: at t0 (:class:`Shooting`) or at all
+        times (the others).
 
-    Solved by :class:`Shooting`, with either engine. Gradients flow to p, closed-over tensors and
-    tspan, by the implicit function theorem at the solution found, which does not depend on u0 as
-    long as it stays the same one.
+    Solved by :class:`Shooting` or :class:`SolveBVP`, with either engine, or by ``MIRK2()`` to
+    ``MIRK6()`` on the julia engine. Gradients flow to p and closed-over tensors (by Shooting to
+    tspan too), by the implicit function theorem at the solution found, which does not depend on
+    u0 as long as it stays the same one.
+
+    On a mesh (MIRK methods, SolveBVP) bc may ask for states by ``u(s)`` alone, at times that are
+    plain numbers, and for the first and last row of ``u.u`` and ``t``.
 
     Raises
     ------
@@ -57,8 +63,13 @@ class BVProblem(Problem):
     def __post_init__(self) -> None:
         self._check_conditions()
         require_function(self.f, "f", ("u", "p", "t"))
-        made = ODEProblem(self.f, self.u0, self.tspan, self.p)
+        first = self.guess(self.tspan[0]) if callable(self.u0) else self.u0
+        made = ODEProblem(self.f, first, self.tspan, self.p)
         self._take(made, "state_spec", "params_spec", "tspan")
+
+    def guess(self, t: Any) -> Any:
+        """The guess of the state at ``t``."""
+        return self.u0(number(t)) if callable(self.u0) else self.u0
 
     def _check_conditions(self) -> None:
         require_function(self.bc, "bc", ("u", "p", "t"))
@@ -103,3 +114,19 @@ class Shooting:
 
     def __post_init__(self) -> None:
         as_algorithm(self.alg, "Tsit5")
+
+
+@dataclass(frozen=True)
+class SolveBVP:
+    """Collocation at three points an interval, of order 4: :func:`scipy.integrate.solve_bvp`.
+
+    max_nodes : most points of the mesh
+
+    For what shooting cannot do, such as boundary layers. Source: Kierzenka and Shampine, "A BVP
+    Solver Based on Residual Control and the Maltab PSE", ACM Trans. Math. Softw. 27 (2001).
+    """
+
+    max_nodes: int = 10_000
+
+    def __post_init__(self) -> None:
+        positive("max_nodes", self.max_nodes)

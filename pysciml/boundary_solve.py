@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pysciml.boundary import BVProblem, Shooting, TwoPointBVProblem
+from pysciml.algorithms import Algorithm, AlgorithmName
+from pysciml.boundary import BVProblem, Shooting, SolveBVP, TwoPointBVProblem
+from pysciml.boundary_collocation import solve_on_mesh
+from pysciml.boundary_form import flat_conditions
 from pysciml.dispatch import refuse_ensemble_options, refuse_seed
 from pysciml.errors import InputError, SolveError
 from pysciml.functions import mistakes_named
@@ -29,6 +32,38 @@ def solve_boundary(
     prob: BVProblem,
     alg: Any = None,
     ensemblealg: Any = None,
+    **options: Any,
+) -> Solution:
+    """``solve`` for boundary value problems: ``Shooting()`` where no algorithm is named."""
+    if isinstance(alg, (type, AlgorithmName)) and alg in (Shooting, SolveBVP):
+        alg = alg()
+    if isinstance(alg, AlgorithmName):
+        alg = alg()
+    on_mesh = isinstance(alg, SolveBVP) or (
+        isinstance(alg, Algorithm) and alg.package == "BoundaryValueDiffEqMIRK"
+    )
+    if not (alg is None or isinstance(alg, Shooting) or on_mesh):
+        raise InputError(
+            f"alg is {alg!r}, but a {type(prob).__name__} is solved by "
+            "pysciml.Shooting(an algorithm for the ODE), pysciml.MIRK4() (julia engine) or "
+            "pysciml.SolveBVP()."
+        )
+    if options.pop("callback", None) is not None:
+        raise InputError(
+            f"callback was given with a {type(prob).__name__}, which takes none; write the "
+            "conditions into bc."
+        )
+    refuse_ensemble_options(prob, ensemblealg, options.pop("trajectories", None))
+    refuse_seed(prob, options.pop("seed", None))
+    if on_mesh:
+        return solve_on_mesh(prob, alg, **options)
+    return _shoot(solve, prob, alg, **options)
+
+
+def _shoot(
+    solve: Callable[..., Any],
+    prob: BVProblem,
+    alg: Shooting | None,
     *,
     raise_on_failure: bool = True,
     abstol: float = 1e-8,
@@ -36,26 +71,10 @@ def solve_boundary(
     maxiters: int = 100,
     **options: Any,
 ) -> Solution:
-    """``solve`` for boundary value problems: ``Shooting()`` where no algorithm is named.
-
-    The initial state is accepted where Newton's next step is at most ten times
+    """The initial state is accepted where Newton's next step is at most ten times
     ``abstol + reltol |u|``; ``maxiters`` counts these steps. The tolerances, and other options,
     are those of the solves too.
     """
-    if isinstance(alg, type) and issubclass(alg, Shooting):
-        alg = alg()
-    if alg is not None and not isinstance(alg, Shooting):
-        raise InputError(
-            f"alg is {alg!r}, but a {type(prob).__name__} is solved by "
-            "pysciml.Shooting(an algorithm for the ODE)."
-        )
-    if options.get("callback") is not None:
-        raise InputError(
-            f"callback was given with a {type(prob).__name__}, which takes none; write the "
-            "conditions into bc."
-        )
-    refuse_ensemble_options(prob, ensemblealg, options.pop("trajectories", None))
-    refuse_seed(prob, options.pop("seed", None))
     positive_whole("maxiters", maxiters)
     positive("abstol", abstol, zero=True)
     positive("reltol", reltol, zero=True)
@@ -106,23 +125,7 @@ class _Search:
         else:
             sol = self.run(u0, p)
             given = self._conditions("bc", prob.bc, ("u", "p", "t"), sol, p, sol.t)
-        leaves = pytree.tree_leaves(given)
-        if not all(isinstance(x, Tensor) for x in leaves):
-            kind = next(type(x).__name__ for x in leaves if not isinstance(x, Tensor))
-            raise InputError(f"bc returned a {kind}; return tensors, e.g. torch.stack([...]).")
-        other = next((x for x in leaves if x.dtype != self.spec.dtype), None)
-        if other is not None:
-            raise InputError(
-                f"bc returned {str(other.dtype)[6:]}, but u0 is {str(self.spec.dtype)[6:]}; "
-                "compute the conditions from u without a conversion, or convert u0."
-            )
-        n, count = self.spec.size, sum(x.numel() for x in leaves)
-        if count != n:
-            raise InputError(
-                f"bc returned {count} numbers, but the state has {n} entries; give one condition "
-                "for each entry."
-            )
-        return torch.cat([x.reshape(-1) for x in leaves]).to(self.spec.device, self.spec.dtype)
+        return flat_conditions(given, self.spec)
 
     def _conditions(self, name: str, bc: Any, takes: tuple[str, ...], *given: Any) -> Any:
         with mistakes_named(bc, name, takes, self.spec, self.prob.p is None):
@@ -179,7 +182,8 @@ class _Search:
 
     def initial_state(self, maxiters: int) -> Tensor:
         """The initial state from which the conditions are met. Raises SolveError."""
-        u = self.spec.flatten(self.spec.in_order(self.prob.u0)).detach().clone()
+        start = self.prob.guess(self.prob.tspan[0])
+        u = self.spec.flatten(self.spec.in_order(start)).detach().clone()
         for _ in range(maxiters):
             residual, jacobian = self.linearised(u)
             step, info = torch.linalg.solve_ex(jacobian, -residual)

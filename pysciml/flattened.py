@@ -189,6 +189,19 @@ class Flattened:
             inputs = {"du": spec.flatten(spec.in_order(self.prob.du0)).detach(), **inputs}
         return functions_for(flat, inputs, self.engine.name)
 
+    def conditions(self, f: Any, x: Tensor) -> tuple[Any, np.ndarray, np.ndarray]:
+        """Conditions of a boundary value problem as functions of ``x``, and their own p and c.
+
+        Their parameters' gradient is the first of ``callbacks_p``.
+        """
+        flat = FlatFunction(f, "conditions", "bc", self.state, self.params)
+        t = constant(self.t0, self.state.dtype, self.state.device)
+        functions = functions_for(flat, {"u": x, "p": self.p, "t": t}, self.engine.name)
+        own = self._vectors_of_callback(functions, 0, "condition")
+        if functions.kernels is None:
+            self._called_back += [(x, x._version) for x in functions.closures_p]
+        return functions, own["condition_p"], own["condition_c"]
+
     def _vectors(self, functions: FlatFunctions | JuliaSource) -> tuple[np.ndarray, np.ndarray]:
         """The function's whole p (the user's, then its closures) and its data, as arrays."""
         spec, closures, total = self.state, functions.closures_p, self.p

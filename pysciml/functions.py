@@ -61,6 +61,7 @@ class FlatFunction:
         ``"sides"``: f(u, p, t) -> a pair, each like u;
         ``"noise"``: f(u, p, t) -> a pair, like u and a vector;
         ``"delayed"``: f(x, p, t) -> a vector, x being longer than a state;
+        ``"conditions"``: likewise;
         ``"rode"``: f((u, W), p, t) -> a vector;
         ``"condition"``: f(u, p, t) -> one number; ``"affect"``: f(u, p, t) -> like u.
     name
@@ -79,7 +80,7 @@ class FlatFunction:
 
     def __call__(self, *args: Tensor) -> Tensor:
         *states, p, t = args
-        if self.role == "delayed":
+        if self.role in ("delayed", "conditions"):
             value: Tensor = self.f(states[0], self.params.unflatten(p), t)
             return value
         trees = [self.state.unflatten(x) for x in states]

@@ -43,7 +43,7 @@ from pysciml.transforms import (
     resume_compiler,
 )
 
-__all__ = ["solve"]
+__all__ = ["solve", "solved"]
 
 
 @front_door
@@ -129,7 +129,7 @@ def solve(
             plan, again = find_plan(prob, choose_engine(engine), asked)
             if plan is not None and again is not None:
                 with plain_mode():
-                    return _solved(plan, again)
+                    return solved(plan, again)
         refuse_ensemble_options(prob, ensemblealg, trajectories)
         check_options(prob, unknown, abstol, reltol, dt, dtmax, dtmin, maxiters, sensealg)
         alg = as_algorithm(alg, "CVODE_BDF")
@@ -174,7 +174,7 @@ def solve(
             with progress_bar(progress, setup.t0, setup.t1) as report:
                 if report is not None:
                     plan.options = replace(options, progress=report)
-                sol = _solved(plan, setup)
+                sol = solved(plan, setup)
             if plain:
                 keep_plan(prob, plan, setup)
             return sol
@@ -182,7 +182,8 @@ def solve(
         resume_compiler(compiler)
 
 
-def _solved(plan: Plan, setup: Flattened) -> Solution:
+def solved(plan: Plan, setup: Flattened) -> Solution:
+    """The solution by a plan, with gradients where an input requires them."""
     grid = plan.grid
     want = torch.is_grad_enabled() and any(
         x.requires_grad for x in (*setup.tensors(), *grid.inputs)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from pysciml.algorithms import Algorithm
+from pysciml.errors import EngineError
 from pysciml.sensitivity import SensitivityAlgorithm
 
 Array = npt.NDArray[np.float64]
@@ -296,6 +297,44 @@ class FlatEnsembleGradient:
     times: Array
 
 
+@dataclass(frozen=True)
+class FlatBoundary:
+    """A boundary value problem over s in [0, length]: K pieces of n entries side by side.
+
+    Piece k follows ``functions`` at the times ``starts[k] + rates[k] s``. ``conditions`` is a
+    function of the states of all pieces at s = 0, then those at s = length, to K n numbers, of
+    which the first ``at_start`` depend on the former alone and the others on the latter; 0 where
+    they are tied. ``guess`` (N + 1, K n): the states on the even first mesh.
+    """
+
+    functions: Functions
+    p: Array
+    c: Array
+    conditions: Functions
+    conditions_p: Array
+    conditions_c: Array
+    starts: Array
+    rates: Array
+    length: float
+    at_start: int
+    guess: Array
+
+
+@dataclass
+class FlatMesh:
+    """States ``u`` (N + 1, K n) on the mesh ``s`` (N + 1,).
+
+    tableau: the method's coefficients c, v, b, x, and the weights of its interpolant at
+    :data:`pysciml.boundary_mesh.SAMPLES`.
+    """
+
+    s: Array
+    u: Array
+    retcode: str
+    calls: int
+    tableau: tuple[Array, Array, Array, Array, Array]
+
+
 class Engine(ABC):
     """A place where problems are solved. One instance lives for the whole process."""
 
@@ -354,6 +393,15 @@ class Engine(ABC):
         times (between steps too; the right limit at an event). Where ``by_times`` is False the
         gradient's ``t0`` and ``times`` are not asked for, and may be anything.
         """
+
+    def solve_boundary(
+        self, problem: FlatBoundary, alg: Algorithm, options: SolveOptions
+    ) -> FlatMesh:
+        """Solve a boundary value problem by a method on a mesh."""
+        raise EngineError(
+            f"{alg.name} belongs to the julia engine: use engine='julia', or on the "
+            f"{self.name} engine pysciml.SolveBVP() or pysciml.Shooting()."
+        )
 
     def solves_members(self, problem: FlatProblem) -> bool:
         """Whether :meth:`solve_members` takes ensembles of such a problem."""

@@ -195,6 +195,7 @@ include("random.jl")
 include("delayed.jl")
 include("delayed_adjoint.jl")
 include("delayed_mesh.jl")
+include("boundary.jl")
 
 """
     entry_points() -> String
@@ -262,6 +263,14 @@ function entry_points()
                 Int64, Int64, Int64, Int64, Int64, Ptr{Int64}, Int64, Ptr{Int64},
                 Ptr{Ptr{UInt8}},
             )
+        ),
+        solve_boundary = @cfunction(
+            c_solve_boundary, Cint,
+            (Ptr{BoundaryRequest}, Ptr{BoundaryResponse}, Ptr{Ptr{UInt8}})
+        ),
+        mirk_tableau = @cfunction(
+            c_mirk_tableau, Cint,
+            (Int64, Ptr{Float64}, Int64, Ptr{Float64}, Int64, Ptr{Ptr{UInt8}})
         ),
         solve_jumps = @cfunction(
             c_solve_jumps, Cint, (Ptr{Request}, Ptr{JumpRequest}, Ptr{Response})

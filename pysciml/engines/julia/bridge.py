@@ -145,6 +145,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "new_noisy": (ct.c_int, _I, _I, _I, _I, _I, _P, _P),
     "new_random": (ct.c_int, _I, _I, _I, _P, _P),
     "solve_noisy": (ct.c_int, _P, ct.c_uint64, _P),
+    "solve_boundary": (ct.c_int, _P, _P, _P),
+    "mirk_tableau": (ct.c_int, _I, _P, _I, _P, _I, _P),
     "solve_jumps": (ct.c_int, _P, _P, _P),
     "solve_along": (ct.c_int, _P, _P, _P),
     "noise_path": (ct.c_int, _I, _P, _P),

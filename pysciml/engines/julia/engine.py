@@ -20,17 +20,19 @@ from pysciml.engines.base import (
     FIRST_EVENT,
     FIXED,
     Engine,
+    FlatBoundary,
     FlatEnsemble,
     FlatEnsembleGradient,
     FlatGradient,
     FlatMembers,
+    FlatMesh,
     FlatProblem,
     FlatSolution,
     Functions,
     SolveOptions,
     Stats,
 )
-from pysciml.engines.julia import delay, device, ensemble, jumps, stochastic
+from pysciml.engines.julia import boundary, delay, device, ensemble, jumps, stochastic
 from pysciml.engines.julia.again import Again, Differentiation
 from pysciml.engines.julia.bridge import (
     HANDLES,
@@ -224,6 +226,11 @@ class JuliaEngine(Engine):
                 f"alg is {alg.name}, which is an option of algorithms and not an algorithm itself; "
                 f"give it to one, e.g. {_part_of(alg.name)}."
             )
+        if alg is not None and alg.package == "BoundaryValueDiffEqMIRK":
+            raise EngineError(
+                f"{alg.name} is for boundary value problems (BVProblem, TwoPointBVProblem), but "
+                f"this is {_GIVEN[problem_kind][0]}; use {_GIVEN[problem_kind][1]}."
+            )
         stochastic.check_stochastic(problem_kind, alg)
         alg = delay.checked(problem_kind, alg)
         need = NEEDS.get(alg.name) if alg is not None else None
@@ -350,6 +357,11 @@ class JuliaEngine(Engine):
         if plain and functions.functions.kernels is not None:
             problem.memo[id(asked)] = Again(asked, options, alg, functions, request, keep)
         return self.solution(response, problem, options, functions, events, alg)
+
+    def solve_boundary(
+        self, problem: FlatBoundary, alg: Algorithm, options: SolveOptions
+    ) -> FlatMesh:
+        return boundary.solve(self, problem, alg, options)
 
     def _solve_again(self, again: Again, problem: FlatProblem) -> FlatSolution:
         """Solve what was solved before, from other values."""

@@ -1,0 +1,68 @@
+"""
+Boundary value problems by the MIRK methods of BoundaryValueDiffEqMIRK.
+"""
+module PySciMLBoundaryExt
+
+using ADTypes: AutoForwardDiff, AutoSparse
+using BoundaryValueDiffEqMIRK: BVPJacobianAlgorithm, BoundaryValueDiffEqMIRK
+using PySciML: BoundaryOptions, EndConditions, PiecesRate, PySciML
+using SciMLBase: BVPFunction, BVProblem, SciMLBase, TwoPointBVProblem
+
+# Directions that are differentiated in at once: one number, so that code for one type is compiled.
+const CHUNK = 4
+
+function PySciML.solve_mirk(
+        alg, rate::PiecesRate{T}, conditions::EndConditions{T}, guess, o::BoundaryOptions
+    ) where {T}
+    span, n = (zero(T), T(o.length)), length(first(guess))
+    prob = o.at_start > 0 ? two_point(rate, conditions, guess, span, n, o.at_start) :
+        coupled(rate, conditions, guess, span, n)
+    sol = SciMLBase.solve(
+        prob, with_jacobians(alg); dt = o.length / o.intervals, abstol = T(o.tolerance),
+        adaptive = o.adaptive, nlsolve_kwargs = (; abstol = T(o.tolerance), maxiters = o.maxiters)
+    )
+    return collect(T, sol.t), reduce(hcat, sol.u)::Matrix{T}, sol.retcode
+end
+
+function with_jacobians(alg::A) where {A}
+    dense = AutoForwardDiff(; chunksize = CHUNK)
+    sparse = AutoSparse(
+        dense; coloring_algorithm = BoundaryValueDiffEqMIRK.__default_coloring_algorithm(dense)
+    )
+    jac_alg = BVPJacobianAlgorithm(sparse; bc_diffmode = dense)
+    return Base.typename(A).wrapper(; jac_alg, alg.defect_threshold, alg.max_num_subintervals)
+end
+
+function two_point(rate, g::EndConditions{T}, guess, span, n, k) where {T}
+    start, stop = EndConditions{T}(g.side, 1:k, true), EndConditions{T}(g.side, (k + 1):n, false)
+    f = BVPFunction{true}(
+        rate, (start, stop); twopoint = Val(true), bcresid_prototype = (zeros(T, k), zeros(T, n - k))
+    )
+    return TwoPointBVProblem{true}(f, guess, span; nlls = Val(false))
+end
+
+struct Coupled{T} <: Function
+    conditions::EndConditions{T}
+end
+(c::Coupled)(out, sol, _, t) = c.conditions(out, first(sol.u), last(sol.u), nothing)
+
+function coupled(rate, g::EndConditions{T}, guess, span, n) where {T}
+    f = BVPFunction{true}(rate, Coupled(g); bcresid_prototype = zeros(T, n))
+    return BVProblem{true}(f, guess, span; nlls = Val(false))
+end
+
+function PySciML.mirk_tableau(alg, taus)
+    method, interpolant = BoundaryValueDiffEqMIRK.constructMIRK(alg, Float64)
+    s, q = Int(method.s), Int(interpolant.s_star)
+    c = vcat(method.c[1:s], interpolant.c_star)
+    v = vcat(method.v[1:s], interpolant.v_star)
+    x = zeros(q, q)
+    x[1:s, 1:s] .= reshape(method.x, :, length(method.c))[1:s, 1:s]
+    for r in 1:(q - s), j in 1:(s + r - 1)
+        x[s + r, j] = interpolant.x_star[(j - 1) * (q - s) + r]
+    end
+    weights = reduce(hcat, [first(BoundaryValueDiffEqMIRK.interp_weights(t, alg)) for t in taus])
+    return vcat(Float64[s, q], c, v, method.b[1:s], vec(x'), vec(Matrix{Float64}(weights)'))
+end
+
+end
