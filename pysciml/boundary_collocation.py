@@ -13,7 +13,7 @@ from scipy.integrate import solve_bvp
 
 from pysciml.algorithms import Algorithm
 from pysciml.boundary import BVProblem, SolveBVP
-from pysciml.boundary_form import StandardForm, standard_form
+from pysciml.boundary_form import StandardForm, flat_guess, standard_form
 from pysciml.boundary_mesh import Bound, BoundarySystem, Mesh, Tableau, lobatto
 from pysciml.engines.base import (
     FIXED,
@@ -164,10 +164,10 @@ class _OnMesh(Engine):
         """The guess on a mesh (m, K, n)."""
         spec = self.setup.state
         times = self.form.pieces.times(s)
-        rows = [
-            to_numpy(spec.flatten_like(self.prob.guess(float(t)), "u0"))
-            for t in times.reshape(-1)
-        ] if callable(self.prob.u0) else [to_numpy(self.setup.u0)] * times.size  # fmt: skip
+        if callable(self.prob.u0):
+            rows = [to_numpy(flat_guess(self.prob, float(t))) for t in times.reshape(-1)]
+        else:
+            rows = [to_numpy(self.setup.u0)] * times.size
         return np.stack(rows).reshape(*times.shape, spec.size)
 
     def solve(

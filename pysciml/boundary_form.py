@@ -24,7 +24,7 @@ from pysciml.errors import InputError
 from pysciml.flatten import StateSpec
 from pysciml.problems import number
 
-__all__ = ["Pieces", "StandardForm", "flat_conditions", "standard_form"]
+__all__ = ["Pieces", "StandardForm", "flat_conditions", "flat_guess", "standard_form"]
 
 Array = npt.NDArray[np.float64]
 
@@ -101,6 +101,13 @@ def flat_conditions(given: Any, spec: StateSpec, expected: bool = True) -> Tenso
     return torch.cat([x.reshape(-1) for x in leaves]).to(spec.device, spec.dtype)
 
 
+def flat_guess(prob: BVProblem, t: float) -> Tensor:
+    """The guess at ``t`` as a vector (n,). Raises InputError where it is not like that at t0."""
+    guess = prob.guess(t)
+    name = f"u0({t:g})" if callable(prob.u0) else "u0"
+    return prob.state_spec.flatten_like(guess, name, "u0 at t0", "is").detach()
+
+
 def standard_form(prob: BVProblem) -> StandardForm:
     """The problem in standard form. Raises InputError where bc asks for what is not there."""
     t0, t1 = (number(t) for t in prob.tspan)
@@ -109,7 +116,7 @@ def standard_form(prob: BVProblem) -> StandardForm:
     spec = prob.state_spec
     if isinstance(prob, TwoPointBVProblem):
         with torch.no_grad():
-            ends = [prob.guess(t) for t in (t0, t1)]
+            ends = [spec.unflatten(flat_guess(prob, t)) for t in (t0, t1)]
             given = [bc(u, prob.p) for bc, u in zip(prob.bc, ends, strict=True)]
         flat_conditions(given, spec)
         at_start = flat_conditions(given[0], spec, expected=False).numel()
@@ -169,7 +176,7 @@ class _Recorder:
         self.times.append(times)
         spec = self.prob.state_spec
         with torch.no_grad():
-            rows = [spec.flatten(spec.in_order(self.prob.guess(value))) for value in times]
+            rows = [flat_guess(self.prob, value) for value in times]
         return torch.stack(rows).reshape(*at.shape, spec.size)
 
 
