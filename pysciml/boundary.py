@@ -11,7 +11,7 @@ from pysciml.dispatch import solved_by
 from pysciml.errors import InputError
 from pysciml.flatten import ParameterSpec, StateSpec
 from pysciml.options import positive
-from pysciml.problems import ODEProblem, Problem, number
+from pysciml.problems import ODEProblem, Problem, check_tspan, number
 from pysciml.signatures import require_function
 
 __all__ = ["BVProblem", "Shooting", "SolveBVP", "TwoPointBVProblem"]
@@ -63,7 +63,7 @@ class BVProblem(Problem):
     def __post_init__(self) -> None:
         self._check_conditions()
         require_function(self.f, "f", ("u", "p", "t"))
-        first = self.guess(self.tspan[0]) if callable(self.u0) else self.u0
+        first = self.guess(check_tspan(self.tspan)[0]) if callable(self.u0) else self.u0
         made = ODEProblem(self.f, first, self.tspan, self.p)
         self._take(made, "state_spec", "params_spec", "tspan")
 

@@ -178,6 +178,12 @@ class _OnMesh(Engine):
         intervals = max(1, math.ceil(ratio * (1 - 1e-12)))
         s = np.linspace(0.0, length, intervals + 1)
         guess = self._guess(s)
+        lost = ~np.isfinite(self.system.rate(s, guess)).all(2)
+        if lost.any():
+            raise InputError(
+                f"f gives inf or NaN at the guess at t = {self.form.pieces.times(s)[lost][0]:g}; "
+                "give another u0."
+            )
         mesh, retcode, why = (
             self._by_scipy(self.alg, s, guess, options)
             if isinstance(self.alg, SolveBVP)
@@ -232,10 +238,11 @@ class _OnMesh(Engine):
             return jac[:, : system.size], jac[:, system.size :]
 
         assert isinstance(options.abstol, float)
-        found = solve_bvp(
-            rate, conditions, s, guess.reshape(len(s), -1).T, fun_jac=jacobian, bc_jac=of_ends,
-            tol=options.abstol, max_nodes=alg.max_nodes,
-        )  # fmt: skip
+        with np.errstate(all="ignore"):
+            found = solve_bvp(
+                rate, conditions, s, guess.reshape(len(s), -1).T, fun_jac=jacobian,
+                bc_jac=of_ends, tol=options.abstol, max_nodes=alg.max_nodes,
+            )  # fmt: skip
         mesh = Mesh(system, lobatto(), found.x, states(found.y))
         retcodes = {0: "Success", 1: "MaxIters", 2: "ConvergenceFailure", 3: "ConvergenceFailure"}
         why = {

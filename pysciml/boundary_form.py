@@ -111,8 +111,6 @@ def flat_guess(prob: BVProblem, t: float) -> Tensor:
 def standard_form(prob: BVProblem) -> StandardForm:
     """The problem in standard form. Raises InputError where bc asks for what is not there."""
     t0, t1 = (number(t) for t in prob.tspan)
-    if t0 == t1:
-        raise InputError(f"tspan is ({t0:g}, {t1:g}), no interval; give two different times.")
     spec = prob.state_spec
     if isinstance(prob, TwoPointBVProblem):
         with torch.no_grad():

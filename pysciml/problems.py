@@ -81,7 +81,8 @@ def number(time: Any) -> float:
     return float(time.detach()) if isinstance(time, Tensor) else float(time)
 
 
-def _check_tspan(tspan: Any) -> tuple[Any, Any]:
+def check_tspan(tspan: Any) -> tuple[Any, Any]:
+    """A time span as a pair of numbers or tensors. Raises InputError."""
     if isinstance(tspan, Tensor):
         if tspan.shape != (2,):
             raise InputError(
@@ -177,7 +178,7 @@ class ODEProblem(Problem):
         require_finite(self.p, "p")
         spec = state_spec(self.u0)
         object.__setattr__(self, "state_spec", spec)
-        object.__setattr__(self, "tspan", _check_tspan(self.tspan))
+        object.__setattr__(self, "tspan", check_tspan(self.tspan))
         object.__setattr__(self, "callback", as_callbacks(self.callback))
         params, _ = ParameterSpec.of(self.p, spec.dtype, spec.device)
         object.__setattr__(self, "params_spec", params)
@@ -242,7 +243,7 @@ class DAEProblem(Problem):
         spec = state_spec(self.u0)
         object.__setattr__(self, "state_spec", spec)
         spec.flatten_like(self.du0, "du0", verb="has")
-        object.__setattr__(self, "tspan", _check_tspan(self.tspan))
+        object.__setattr__(self, "tspan", check_tspan(self.tspan))
         object.__setattr__(self, "callback", as_callbacks(self.callback))
         params, _ = ParameterSpec.of(self.p, spec.dtype, spec.device)
         object.__setattr__(self, "params_spec", params)

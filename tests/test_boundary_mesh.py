@@ -41,14 +41,14 @@ def test_linear_problem_in_closed_form(engine: str, two_points: bool) -> None:
     if two_points:
         prob = ps.TwoPointBVProblem(wave, TWO_POINTS, u0, span, p)
     times = torch.linspace(0.0, 1.0, 9, dtype=F64)
-    sol = ps.solve(prob, on_mesh(engine), dt=0.05, saveat=times, abstol=1e-8, engine=engine)
+    sol = ps.solve(prob, on_mesh(engine), dt=0.05, saveat=times, abstol=1e-9, engine=engine)
     want = exact(k, a, b, times)
     assert sol.success and sol.prob is prob and sol.engine == engine
     assert_close(sol.u[:, 0], want, 1e-8)
     weights = torch.linspace(1.0, 2.0, 9, dtype=F64)
     got = torch.autograd.grad((weights * sol.u[:, 0]).sum(), [k, a, b])
     for g, h in zip(got, torch.autograd.grad((weights * want).sum(), [k, a, b]), strict=True):
-        assert_close(g, h, 1e-7)
+        assert_close(g, h, 1e-6)
 
 
 def bratu(u: Any, p: Any, t: Any) -> Any:
@@ -78,7 +78,7 @@ def test_bratu(engine: str, branch: str) -> None:
 
     rate = f64(1.0, grad=True)
     prob = ps.TwoPointBVProblem(bratu, AT_REST, guess, (0.0, 1.0), rate)
-    sol = ps.solve(prob, on_mesh(engine), dt=0.05, abstol=1e-8, engine=engine)
+    sol = ps.solve(prob, on_mesh(engine), dt=0.05, abstol=1e-9, engine=engine)
     for t in (0.13, 0.5, 0.9):
         assert abs(sol(t)[0].item() - bratu_exact(1.0, branch, t)) < 1e-7
     (slope,) = torch.autograd.grad(sol(0.5)[0], rate)
@@ -262,9 +262,11 @@ def problem(**given: Any) -> Any:
         ({"bc": lambda u, p, t: u.u.sum()}, {}, r"takes \.sum"),
         ({"bc": lambda u, p, t: u.stats}, {}, r"asks for u\.stats"),
         ({"bc": lambda u, p, t: u(p), "p": f64(0.5, grad=True)}, {}, "a time that requires grad"),
-        ({"tspan": (0.0, 0.0)}, {}, "different times|empty|equal"),
+        ({"tspan": (0.0, 0.0)}, {}, "has no length"),
         ({"tspan": (f64(0.0), f64(1.0, grad=True))}, {}, "tspan requires grad"),
         ({"u0": lambda t: f64(0.0) if t else f64(0.0, 0.0)}, {}, r"u0\(1\) is shape"),
+        ({"u0": lambda t: f64(0.0, 0.0), "tspan": 1.0}, {}, "tspan"),
+        ({"f": lambda u, p, t: 1.0 / u}, {}, "inf or NaN at the guess at t = 0"),
         ({}, {"tstops": [0.5]}, "does not take 'tstops'"),
         ({}, {"dt": -1.0}, "dt is -1.0"),
         ({}, {"abstol": 0.0}, "abstol is 0.0"),

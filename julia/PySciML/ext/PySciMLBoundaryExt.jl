@@ -1,5 +1,6 @@
 """
-Boundary value problems by the MIRK methods of BoundaryValueDiffEqMIRK.
+Boundary value problems by the MIRK methods of BoundaryValueDiffEqMIRK. Its tableaus, weights and
+colouring are not public, so that the compat entry keeps to one minor version.
 """
 module PySciMLBoundaryExt
 

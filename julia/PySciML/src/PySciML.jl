@@ -56,6 +56,7 @@ include("device_bridge.jl")
 include("precompile.jl")
 include("precompile_kinds.jl")
 include("precompile_delay.jl")
+include("precompile_boundary.jl")
 include("precompile_ensemble.jl")
 
 end
