@@ -44,6 +44,8 @@ Array = npt.NDArray[np.float64]
 
 #: Intervals of the first mesh where dt is not given.
 _INTERVALS = 20
+#: Nonlinear iterations of MIRK methods on one mesh where maxiters is not given.
+_ITERATIONS = 100
 _ADVICE = "give a nearer guess (u0 may be a function of t), a smaller dt, or larger tolerances"
 
 
@@ -58,7 +60,7 @@ def solve_on_mesh(
     reltol: float | None = None,
     dt: float | None = None,
     adaptive: bool = True,
-    maxiters: int = 100,
+    maxiters: int | None = None,
     raise_on_failure: bool = True,
     **unknown: Any,
 ) -> Solution:
@@ -67,7 +69,7 @@ def solve_on_mesh(
     The defect ``|u' - f|`` of the solution between the points of the mesh is at most the smaller
     of ``abstol`` and ``reltol``, relative to ``1 + |f|``. ``dt`` is the interval of the first mesh
     (a twentieth of tspan where None; of the only one with ``adaptive=False``), ``maxiters`` the
-    most nonlinear iterations on one mesh.
+    most nonlinear iterations on one mesh (of MIRK methods, 100 where None).
     """
     if unknown:
         raise InputError(
@@ -82,6 +84,11 @@ def solve_on_mesh(
         raise InputError(
             "adaptive=False was given with SolveBVP, which chooses its mesh itself; leave it out, "
             "or use e.g. pysciml.MIRK4()."
+        )
+    if maxiters is not None and isinstance(alg, SolveBVP):
+        raise InputError(
+            "maxiters was given with SolveBVP, whose bound is the number of points; give "
+            "pysciml.SolveBVP(max_nodes=...)."
         )
     if not adaptive and dt is None:
         raise InputError("adaptive=False needs the interval of the mesh; give dt=.")
@@ -106,7 +113,7 @@ def solve_on_mesh(
                 (), engine=run, alg=None, grid=grid, index=state_indices(save_idxs, setup.state),
                 options=SolveOptions(
                     abstol=tolerance, saveat=grid.values, dt=None if dt is None else float(dt),
-                    adaptive=adaptive, maxiters=int(maxiters),
+                    adaptive=adaptive, maxiters=int(maxiters or _ITERATIONS),
                 ),
                 raises=False, f=prob.f,
             )  # fmt: skip

@@ -271,6 +271,7 @@ def problem(**given: Any) -> Any:
         ({}, {"dt": -1.0}, "dt is -1.0"),
         ({}, {"abstol": 0.0}, "abstol is 0.0"),
         ({}, {"adaptive": False}, "adaptive=False was given with SolveBVP"),
+        ({}, {"maxiters": 10}, "maxiters was given with SolveBVP"),
         ({}, {"alg": ps.MIRK4(), "adaptive": False}, "give dt="),
         ({}, {"callback": ps.PresetTimeCallback([0.5])}, "takes none"),
     ],

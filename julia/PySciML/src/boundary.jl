@@ -193,10 +193,18 @@ function c_solve_boundary(
     end
 end
 
-# The functions are this solve's own: another thread may solve with the same ones.
+# The functions with their kernels, this solve's own: another thread may solve with the same ones.
+function own_kernels(f::Functions)
+    return lock(f.lock) do
+        ensure!(f.value)
+        ensure!(f.jac)
+        clone(f)
+    end
+end
+
 function solve_boundary(r::BoundaryRequest, f, bc, @nospecialize(alg))
     T = Float64
-    f, bc = lock(() -> clone(f), f.lock), lock(() -> clone(bc), bc.lock)
+    f, bc = own_kernels(f), own_kernels(bc)
     copyto!(data(f), vector(T, r.c, r.nc))
     copyto!(data(bc), vector(T, r.bc_c, r.nbc))
     n, whole = Int(r.n), Int(r.n * r.pieces)
