@@ -22,6 +22,7 @@ from pysciml.engines.base import (
     Engine,
     FlatBoundary,
     FlatGradient,
+    FlatMesh,
     FlatProblem,
     FlatSolution,
     SolveOptions,
@@ -46,6 +47,8 @@ Array = npt.NDArray[np.float64]
 _INTERVALS = 20
 #: Nonlinear iterations of MIRK methods on one mesh where maxiters is not given.
 _ITERATIONS = 100
+#: Their own bound of the mesh.
+_MOST_INTERVALS = 3000
 _ADVICE = "give a nearer guess (u0 may be a function of t), a smaller dt, or larger tolerances"
 
 
@@ -203,20 +206,34 @@ class _OnMesh(Engine):
     def _by_engine(
         self, alg: Algorithm, s: Array, guess: Array, options: SolveOptions
     ) -> tuple[Mesh, str, str]:
-        system = self.system
+        # A mesh on which the equations have no solution is halved here, from the same guess, and
+        # the mesh is adapted to a solution only: the methods' own new beginning is from zero.
+        most = int(alg.options.get("max_num_subintervals", _MOST_INTERVALS))
+        found = self._asked(alg, guess, options, False)
+        while found.retcode != "Success" and options.adaptive and 2 * (len(s) - 1) <= most:
+            s = np.linspace(0.0, s[-1], 2 * len(s) - 1)
+            found = self._asked(alg, self._guess(s), options, False)
+        if options.adaptive and found.retcode == "Success":
+            found = self._asked(alg, found.u, options, True)
+        tableau = Tableau.of(*found.tableau)
+        mesh = Mesh(self.system, tableau, found.s, found.u.reshape(-1, *guess.shape[1:]))
+        why = f"the solver stopped with {found.retcode} on a mesh of {len(found.s) - 1} intervals"
+        return mesh, found.retcode, why
+
+    def _asked(
+        self, alg: Algorithm, guess: Array, options: SolveOptions, adaptive: bool
+    ) -> FlatMesh:
+        system, pieces = self.system, self.form.pieces
         found = self.chosen.solve_boundary(
             FlatBoundary(
                 system.f.functions, system.f.p, system.f.c, system.bc.functions, system.bc.p,
-                system.bc.c, self.form.pieces.starts, self.form.pieces.rates,
-                self.form.pieces.length, self.form.at_start, guess.reshape(len(s), -1),
+                system.bc.c, pieces.starts, pieces.rates, pieces.length, self.form.at_start,
+                guess.reshape(len(guess), -1),
             ),
-            alg, options,
+            alg, dataclasses.replace(options, adaptive=adaptive),
         )  # fmt: skip
         system.calls += found.calls
-        tableau = Tableau.of(*found.tableau)
-        mesh = Mesh(system, tableau, found.s, found.u.reshape(-1, *guess.shape[1:]))
-        why = f"the solver stopped with {found.retcode} on a mesh of {len(found.s) - 1} intervals"
-        return mesh, found.retcode, why
+        return found
 
     def _by_scipy(
         self, alg: SolveBVP, s: Array, guess: Array, options: SolveOptions

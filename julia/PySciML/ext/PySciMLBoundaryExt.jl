@@ -5,7 +5,7 @@ colouring are not public, so that the compat entry keeps to one minor version.
 module PySciMLBoundaryExt
 
 using ADTypes: AutoForwardDiff, AutoSparse
-using BoundaryValueDiffEqMIRK: BVPJacobianAlgorithm, BoundaryValueDiffEqMIRK
+using BoundaryValueDiffEqMIRK: BVPJacobianAlgorithm, BoundaryValueDiffEqMIRK, DefectControl
 using PySciML: BoundaryOptions, EndConditions, PiecesRate, PySciML
 using SciMLBase: BVPFunction, BVProblem, SciMLBase, TwoPointBVProblem
 
@@ -20,7 +20,8 @@ function PySciML.solve_mirk(
         coupled(rate, conditions, guess, span, n)
     sol = SciMLBase.solve(
         prob, with_jacobians(alg); dt = o.length / o.intervals, abstol = T(o.tolerance),
-        adaptive = o.adaptive, nlsolve_kwargs = (; abstol = T(o.tolerance), maxiters = o.maxiters)
+        adaptive = o.adaptive, controller = DefectControl(; defect_threshold = T(alg.defect_threshold)),
+        nlsolve_kwargs = (; abstol = T(o.tolerance), maxiters = o.maxiters)
     )
     return collect(T, sol.t), reduce(hcat, sol.u)::Matrix{T}, sol.retcode
 end
@@ -31,7 +32,7 @@ function with_jacobians(alg::A) where {A}
         dense; coloring_algorithm = BoundaryValueDiffEqMIRK.__default_coloring_algorithm(dense)
     )
     jac_alg = BVPJacobianAlgorithm(sparse; bc_diffmode = dense)
-    return Base.typename(A).wrapper(; jac_alg, alg.defect_threshold, alg.max_num_subintervals)
+    return Base.typename(A).wrapper(; jac_alg, alg.max_num_subintervals)
 end
 
 function two_point(rate, g::EndConditions{T}, guess, span, n, k) where {T}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes as ct
+import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,6 +61,8 @@ def solve(
     bc = engine.functions(problem.conditions, "ode", "float64")
     f.use(problem.p, problem.c)
     bc.use(problem.conditions_p, problem.conditions_c)
+    # with a threshold, a first mesh that is too coarse has the guess replaced by zero
+    alg = replace(alg, options={"defect_threshold": math.inf} | alg.options)
     number = engine.object(*algorithm_expression(alg, "bvp"))
     guess = np.ascontiguousarray(problem.guess)
     size = guess.shape[1]
