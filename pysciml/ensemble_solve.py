@@ -28,6 +28,7 @@ from pysciml.ensemble_batch import solve_batch
 from pysciml.ensemble_remote import solve_by_executor
 from pysciml.errors import InputError, SolveError
 from pysciml.noise import NoiseGrid
+from pysciml.options import is_whole
 from pysciml.problems import DAEProblem, ODEProblem
 from pysciml.solution import Solution
 from pysciml.solve import ADVICE, solve
@@ -61,7 +62,7 @@ def solve_ensemble(
             "batch_size was given without a reduction, which is what takes one batch at a time; "
             "leave it out, or give the EnsembleProblem a reduction."
         )
-    if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
+    if batch_size is not None and (not is_whole(batch_size) or batch_size < 1):
         raise InputError(f"batch_size is {batch_size!r}; give a positive whole number.")
     noisy = getattr(prob.prob, "kind", "") in ("sde", "rode", "jump")
     noisy = noisy and not isinstance(getattr(prob.prob, "noise", None), NoiseGrid)
@@ -117,7 +118,7 @@ def _reduced(i: int) -> Any:
 
 
 def _trajectories(prob: EnsembleProblem, given: Any) -> int:
-    if given is not None and (type(given) is not int or given < 1):
+    if given is not None and (not is_whole(given) or given < 1):
         raise InputError(f"trajectories is {given!r}; give a positive whole number.")
     if prob.members is None:
         if given is None:

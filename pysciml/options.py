@@ -103,6 +103,11 @@ def positive(name: str, value: Any, zero: bool = False) -> None:
         raise InputError(f"{name} is {value}; give a number {least}.")
 
 
+def is_whole(x: Any) -> bool:
+    """Whether it is a whole number: Python's or NumPy's."""
+    return isinstance(x, numbers.Integral) and not isinstance(x, bool)
+
+
 def positive_whole(name: str, value: Any) -> None:
     """Raise InputError unless ``value`` is a whole number > 0, of whichever type."""
     if type(value) is int and value >= 1:

@@ -22,6 +22,7 @@ from pysciml.errors import InputError
 from pysciml.flatten import ParameterSpec, StateSpec, to_numpy
 from pysciml.functions import mistakes_named
 from pysciml.noise import NoiseGrid
+from pysciml.options import is_whole
 from pysciml.problems import ODEProblem, Problem, require_onward
 from pysciml.signatures import require_function
 from pysciml.solution import Solution
@@ -261,9 +262,9 @@ def drawn_seed(seed: Any) -> int:
     """The seed given, or one drawn from torch's generator. Raises InputError."""
     if seed is None:
         return int(torch.randint(2**62, ()))
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+    if not is_whole(seed) or not 0 <= seed < 2**63:
         raise InputError(f"seed is {seed!r}; give a whole number between 0 and 2**63 - 1.")
-    return seed
+    return int(seed)
 
 
 @solves(SDEProblem)

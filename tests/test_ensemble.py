@@ -56,6 +56,15 @@ def gradients(u: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad((weights * u.square()).sum(), inputs)
 
 
+def test_whole_numbers_of_numpy_are_whole_numbers(engine) -> None:
+    ensemble = ps.EnsembleProblem(noise())
+    alg = ps.EM() if engine == "julia" else ps.torchsde.euler()
+    options: dict[str, Any] = {"engine": engine, "saveat": [1.0], "dt": 0.1}
+    want = ps.solve(ensemble, alg, trajectories=3, seed=4, **options)
+    sim = ps.solve(ensemble, alg, trajectories=np.int64(3), seed=np.int32(4), **options)
+    assert torch.equal(sim.u, want.u)
+
+
 def test_a_batch_of_a_stochastic_equation_is_its_members(engine) -> None:
     p = f64([0.5, -0.2, 1.0])[:, None].requires_grad_()
     options: dict[str, Any] = {"engine": engine, "saveat": [0.5, 1.0], "dt": 0.1}
