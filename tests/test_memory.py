@@ -118,8 +118,8 @@ def test_functions_made_anew_do_not_pile_up(engine):
 
 
 def decay(u, p):
-    """Each of its own function, so that none is solved by another's model."""
-    return ps.ODEProblem(lambda u, p, t: -p * u, u, (0.0, 1.0), p)
+    """A full Jacobian; each of its own function, so that none is solved by another's model."""
+    return ps.ODEProblem(lambda u, p, t: u.mean() - p * u, u, (0.0, 1.0), p)
 
 
 #: Solves that form no Jacobian: problems by state and parameter, and how they are solved.
