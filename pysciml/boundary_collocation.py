@@ -22,7 +22,6 @@ from pysciml.engines.base import (
     Engine,
     FlatBoundary,
     FlatGradient,
-    FlatMesh,
     FlatProblem,
     FlatSolution,
     SolveOptions,
@@ -47,8 +46,8 @@ Array = npt.NDArray[np.float64]
 _INTERVALS = 20
 #: Nonlinear iterations of MIRK methods on one mesh where maxiters is not given.
 _ITERATIONS = 100
-#: Their own bound of the mesh.
-_MOST_INTERVALS = 3000
+#: Intervals of a mesh where max_num_subintervals is not given, as in Julia.
+_MOST = 3000
 _ADVICE = "give a nearer guess (u0 may be a function of t), a smaller dt, or larger tolerances"
 
 
@@ -206,34 +205,43 @@ class _OnMesh(Engine):
     def _by_engine(
         self, alg: Algorithm, s: Array, guess: Array, options: SolveOptions
     ) -> tuple[Mesh, str, str]:
-        # A mesh on which the equations have no solution is halved here, from the same guess, and
-        # the mesh is adapted to a solution only: the methods' own new beginning is from zero.
-        most = int(alg.options.get("max_num_subintervals", _MOST_INTERVALS))
-        found = self._asked(alg, guess, options, False)
-        while found.retcode != "Success" and options.adaptive and 2 * (len(s) - 1) <= most:
-            s = np.linspace(0.0, s[-1], 2 * len(s) - 1)
-            found = self._asked(alg, self._guess(s), options, False)
-        if options.adaptive and found.retcode == "Success":
-            found = self._asked(alg, found.u, options, True)
-        tableau = Tableau.of(*found.tableau)
-        mesh = Mesh(self.system, tableau, found.s, found.u.reshape(-1, *guess.shape[1:]))
-        why = f"the solver stopped with {found.retcode} on a mesh of {len(found.s) - 1} intervals"
-        return mesh, found.retcode, why
+        order, most = int(alg.name[-1]), int(alg.options.get("max_num_subintervals", _MOST))
+        mesh: Mesh | None = None
+        assert isinstance(options.abstol, float)
+        while True:
+            new, retcode = self._asked(alg, s, guess, options)
+            count = len(s) - 1
+            if retcode == "Success":
+                mesh = new
+                finer = mesh.refined(order, options.abstol) if options.adaptive else None
+                if finer is None:
+                    return mesh, retcode, ""
+                if len(finer) - 1 > most:
+                    why = f"max_num_subintervals = {most} intervals of the mesh do not suffice"
+                    return mesh, "MaxIters", why
+                s, guess = finer, mesh.points(finer)
+                continue
+            if not options.adaptive or 2 * count > most:
+                why = f"the solver stopped with {retcode} on a mesh of {count} intervals"
+                return new, retcode, why
+            s = np.linspace(0.0, s[-1], 2 * count + 1)
+            guess = self._guess(s) if mesh is None else mesh.points(s)
 
     def _asked(
-        self, alg: Algorithm, guess: Array, options: SolveOptions, adaptive: bool
-    ) -> FlatMesh:
+        self, alg: Algorithm, s: Array, guess: Array, options: SolveOptions
+    ) -> tuple[Mesh, str]:
         system, pieces = self.system, self.form.pieces
         found = self.chosen.solve_boundary(
             FlatBoundary(
                 system.f.functions, system.f.p, system.f.c, system.bc.functions, system.bc.p,
-                system.bc.c, pieces.starts, pieces.rates, pieces.length, self.form.at_start,
-                guess.reshape(len(guess), -1),
+                system.bc.c, pieces.starts, pieces.rates, self.form.at_start, s,
+                guess.reshape(len(s), -1),
             ),
-            alg, dataclasses.replace(options, adaptive=adaptive),
+            alg, options,
         )  # fmt: skip
         system.calls += found.calls
-        return found
+        y = found.u.reshape(guess.shape)
+        return Mesh(system, Tableau.of(*found.tableau), s, y), found.retcode
 
     def _by_scipy(
         self, alg: SolveBVP, s: Array, guess: Array, options: SolveOptions

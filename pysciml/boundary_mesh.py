@@ -30,6 +30,8 @@ Index = npt.NDArray[np.int64]
 
 #: Points in [0, 1] at which weights of interpolants are sampled, polynomials of a lower degree.
 SAMPLES = (1 + np.cos(np.pi * (2 * np.arange(12) + 1) / 24)) / 2
+#: Where in an interval the defect is looked at.
+_SAMPLED = (0.226, 0.5, 0.774)
 #: Newton's steps towards the equations' solution, from what the solver has left.
 _STEPS = 8
 #: A last step, against the size of the states, below which a solution is one.
@@ -270,6 +272,36 @@ class Mesh:
         if not deriv:
             return np.asarray(self.y[i, k] + h[:, None] * value)
         return np.asarray(value * (h / (h * self.system.pieces.rates[k]) ** deriv)[:, None])
+
+    def points(self, s: Array, deriv: int = 0) -> Array:
+        """The states (m, K, n) of all pieces at ``s`` (m,), or their derivatives by s."""
+        i = np.clip(np.searchsorted(self.s, s, side="right") - 1, 0, len(self.s) - 2)
+        h = np.diff(self.s)[i]
+        weights = self.tableau.weights((s - self.s[i]) / h, deriv)
+        value = np.einsum("qm,qmkn->mkn", weights, self.stages[:, i])
+        return np.asarray(value if deriv else self.y[i] + h[:, None, None] * value)
+
+    def refined(self, order: int, tolerance: float) -> Array | None:
+        """A mesh on which the defect should be within the tolerance; None where it is.
+
+        The defect ``|S' - f(S)| / (1 + |f(S)|)`` of an interval goes as its length to the power of
+        ``order + 1``, and is spread evenly.
+        """
+        h, defect = np.diff(self.s), np.zeros(len(self.s) - 1)
+        for tau in _SAMPLED:
+            at = self.s[:-1] + tau * h
+            slope, rate = self.points(at, 1), self.system.rate(at, self.points(at))
+            off = np.abs(slope - rate) / (1.0 + np.abs(rate))
+            defect = np.maximum(defect, off.reshape(len(h), -1).max(1))
+        if defect.max() <= tolerance:
+            return None
+        # intervals that each of the present ones should become, none more than four times as long
+        parts = np.maximum((defect / tolerance) ** (1 / (order + 1)), 0.25)
+        count = int(np.clip(1.3 * parts.sum() + 1, 1.1 * len(h) + 1, 4 * len(h)))
+        ways = np.concatenate([[0.0], np.cumsum(parts)])
+        out = np.interp(np.linspace(0.0, ways[-1], count + 1), ways, self.s)
+        out[0], out[-1] = self.s[0], self.s[-1]
+        return out
 
     def outputs(self) -> tuple[Array, Array]:
         """Times and states of all points of the mesh, one piece after the other."""

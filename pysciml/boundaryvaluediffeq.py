@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-_OPTIONS = ("defect_threshold", "max_num_subintervals")
+_OPTIONS = ("max_num_subintervals",)
 
 BVP_ALGORITHMS: dict[str, tuple[str, ...]] = {f"MIRK{order}": _OPTIONS for order in range(2, 7)}

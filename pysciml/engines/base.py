@@ -304,7 +304,7 @@ class FlatBoundary:
     Piece k follows ``functions`` at the times ``starts[k] + rates[k] s``. ``conditions`` is a
     function of the states of all pieces at s = 0, then those at s = length, to K n numbers, of
     which the first ``at_start`` depend on the former alone and the others on the latter; 0 where
-    they are tied. ``guess`` (N + 1, K n): the states on the even first mesh.
+    they are tied. ``guess`` (N + 1, K n): the states on the mesh ``s`` (N + 1,).
     """
 
     functions: Functions
@@ -315,20 +315,19 @@ class FlatBoundary:
     conditions_c: Array
     starts: Array
     rates: Array
-    length: float
     at_start: int
+    s: Array
     guess: Array
 
 
 @dataclass
 class FlatMesh:
-    """States ``u`` (N + 1, K n) on the mesh ``s`` (N + 1,).
+    """States ``u`` (N + 1, K n) on a mesh, and whether they are a solution.
 
     tableau: the method's coefficients c, v, b, x, and the weights of its interpolant at
     :data:`pysciml.boundary_mesh.SAMPLES`.
     """
 
-    s: Array
     u: Array
     retcode: str
     calls: int
@@ -397,7 +396,7 @@ class Engine(ABC):
     def solve_boundary(
         self, problem: FlatBoundary, alg: Algorithm, options: SolveOptions
     ) -> FlatMesh:
-        """Solve a boundary value problem by a method on a mesh."""
+        """Solve a method's equations for a boundary value problem on the mesh given."""
         raise EngineError(
             f"{alg.name} belongs to the julia engine: use engine='julia', or on the "
             f"{self.name} engine pysciml.SolveBVP() or pysciml.Shooting()."

@@ -5,25 +5,29 @@ colouring are not public, so that the compat entry keeps to one minor version.
 module PySciMLBoundaryExt
 
 using ADTypes: AutoForwardDiff, AutoSparse
-using BoundaryValueDiffEqMIRK: BVPJacobianAlgorithm, BoundaryValueDiffEqMIRK, DefectControl
+using BoundaryValueDiffEqMIRK: BVPJacobianAlgorithm, BoundaryValueDiffEqMIRK
 using PySciML: BoundaryOptions, EndConditions, PiecesRate, PySciML
 using SciMLBase: BVPFunction, BVProblem, SciMLBase, TwoPointBVProblem
+using SciMLBase.RecursiveArrayTools: DiffEqArray
 
 # Directions that are differentiated in at once: one number, so that code for one type is compiled.
 const CHUNK = 4
 
+# On the mesh as it is. The methods' own refinement (version 1.17) overwrites states of the old mesh
+# that those of the new one are still interpolated from, and begins anew from zero where a mesh is too
+# coarse: solutions other than the guess's come of it.
 function PySciML.solve_mirk(
-        alg, rate::PiecesRate{T}, conditions::EndConditions{T}, guess, o::BoundaryOptions
+        alg, rate::PiecesRate{T}, conditions::EndConditions{T}, s::Vector{T}, guess,
+        o::BoundaryOptions
     ) where {T}
-    span, n = (zero(T), T(o.length)), length(first(guess))
-    prob = o.at_start > 0 ? two_point(rate, conditions, guess, span, n, o.at_start) :
-        coupled(rate, conditions, guess, span, n)
+    span, n, start = (first(s), last(s)), length(first(guess)), DiffEqArray(guess, s)
+    prob = o.at_start > 0 ? two_point(rate, conditions, start, span, n, o.at_start) :
+        coupled(rate, conditions, start, span, n)
     sol = SciMLBase.solve(
-        prob, with_jacobians(alg); dt = o.length / o.intervals, abstol = T(o.tolerance),
-        adaptive = o.adaptive, controller = DefectControl(; defect_threshold = T(alg.defect_threshold)),
+        prob, with_jacobians(alg); dt = last(s), abstol = T(o.tolerance), adaptive = false,
         nlsolve_kwargs = (; abstol = T(o.tolerance), maxiters = o.maxiters)
     )
-    return collect(T, sol.t), reduce(hcat, sol.u)::Matrix{T}, sol.retcode
+    return reduce(hcat, sol.u)::Matrix{T}, sol.retcode
 end
 
 function with_jacobians(alg::A) where {A}

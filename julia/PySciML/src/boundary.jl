@@ -26,9 +26,9 @@ function give!(out, s::Side, rows, u::AbstractVector{<:AbstractFloat}, t, scale)
     end
     return nothing
 end
-function give!(out, s::Side{T}, rows, u::AbstractVector{D}, t, scale) where {
-        T, Tag, D <: ForwardDiff.Dual{Tag},
-    }
+function give!(
+        out, s::Side, rows, u::AbstractVector{D}, t, scale
+    ) where {D <: ForwardDiff.Dual}
     s.f.value(s.value, s.u, s.p, t)
     s.f.jac(s.jac, s.u, s.p, t)
     for (i, row) in enumerate(rows)
@@ -89,13 +89,13 @@ function (g::EndConditions{T})(out, u, _) where {T}
     offset = g.at_start ? 0 : n
     fill!(s.u, zero(T))
     fill_side!(s, u, offset)
-    one_end!(out, g, u, offset)
+    one_end!(out, g, u)
     return nothing
 end
-one_end!(out, g::EndConditions{T}, u::AbstractVector{<:AbstractFloat}, offset) where {T} =
+one_end!(out, g::EndConditions{T}, u::AbstractVector{<:AbstractFloat}) where {T} =
     give!(out, g.side, g.rows, u, zero(T), one(T))
-function one_end!(out, g::EndConditions{T}, u::AbstractVector{D}, offset) where {T, D}
-    other = zeros(D, length(u))
+function one_end!(out, g::EndConditions{T}, u::AbstractVector) where {T}
+    other = zeros(eltype(u), length(u))
     whole = g.at_start ? vcat(u, other) : vcat(other, u)
     return give!(out, g.side, g.rows, whole, zero(T), one(T))
 end
@@ -108,23 +108,20 @@ end
 """
     BoundaryOptions
 
-`intervals` of the first mesh, `tolerance` of the defect, `maxiters` of the nonlinear iterations on
-one mesh; `at_start` conditions hold at the start alone and all others at the end, none where
-conditions tie the two ends together.
+`tolerance` and `maxiters` of the nonlinear iterations; `at_start` conditions hold at the start
+alone and all others at the end, none where conditions tie the two ends together.
 """
 struct BoundaryOptions
-    intervals::Int
     at_start::Int
-    adaptive::Bool
     maxiters::Int
     tolerance::Float64
-    length::Float64
 end
 
 """
-    solve_mirk(alg, rate, conditions, guess, options) -> (s, u, retcode)
+    solve_mirk(alg, rate, conditions, s, guess, options) -> (u, retcode)
 
-Solve; the extension adds the method. `guess`: the states on the even first mesh.
+Solve a method's equations on the mesh `s`, of which `guess` holds the states; the extension adds
+the method.
 """
 function solve_mirk end
 
@@ -137,12 +134,6 @@ the extension adds the method.
 """
 function mirk_tableau end
 
-"A mesh and the states there, the columns of `u`."
-struct BoundaryHandle
-    s::Vector{Float64}
-    u::Matrix{Float64}
-end
-
 "What a boundary value problem is asked for; the mirror of `BoundaryRequest` in boundary.py."
 struct BoundaryRequest
     f::Int64
@@ -152,7 +143,6 @@ struct BoundaryRequest
     pieces::Int64
     intervals::Int64
     at_start::Int64
-    adaptive::Int64
     maxiters::Int64
     np::Int64
     nc::Int64
@@ -164,19 +154,15 @@ struct BoundaryRequest
     bc_c::Ptr{Float64}
     starts::Ptr{Float64}
     rates::Ptr{Float64}
-    guess::Ptr{Float64}
+    s::Ptr{Float64}
+    states::Ptr{Float64}             # the guess, where the solution is written
     tolerance::Float64
-    length::Float64
 end
 
-"What comes back; arrays stay Julia's, alive as long as the handle."
+"What comes back besides the states."
 struct BoundaryResponse
-    handle::Int64
     retcode::Int64
-    m::Int64
     calls::Int64
-    s::Ptr{Float64}
-    u::Ptr{Float64}
 end
 
 function c_solve_boundary(
@@ -215,17 +201,15 @@ function solve_boundary(r::BoundaryRequest, f, bc, @nospecialize(alg))
     conditions = EndConditions{T}(
         Side(bc, vector(T, r.bp, r.nbp), 2 * whole, whole), 1:whole, true
     )
-    options = BoundaryOptions(
-        r.intervals, r.at_start, r.adaptive != 0, r.maxiters, r.tolerance, r.length
-    )
-    guess = reshape(vector(T, r.guess, whole * (r.intervals + 1)), whole, r.intervals + 1)
-    s, u, retcode = Base.invokelatest(
-        solve_mirk, alg, rate, conditions, collect.(eachcol(guess)), options
-    )::Tuple{Vector{T}, Matrix{T}, ReturnCode.T}
-    h = BoundaryHandle(s, u)
-    return BoundaryResponse(
-        register!(HANDLES, h), Int(retcode), length(s), rate.calls[], pointer(h.s), pointer(h.u)
-    )
+    options = BoundaryOptions(r.at_start, r.maxiters, r.tolerance)
+    m = Int(r.intervals) + 1
+    states = reshape(vector(T, r.states, whole * m), whole, m)
+    u, retcode = Base.invokelatest(
+        solve_mirk, alg, rate, conditions, vector(T, r.s, m), collect.(eachcol(states)), options
+    )::Tuple{Matrix{T}, ReturnCode.T}
+    size(u) == size(states) || error("the method has changed the mesh")
+    write_out(r.states, vec(u))
+    return BoundaryResponse(Int(retcode), rate.calls[])
 end
 
 # `out` has room for 2 + 2q + s + q^2 + q m numbers, of which the first two say how many there are.

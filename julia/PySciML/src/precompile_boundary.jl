@@ -22,10 +22,11 @@ itself, and tied ones.
 function workload_boundary(alg)
     made(f) = Functions{Float64}(Kinds.loader(f, Float64))
     f, bc = made(Boundaries.RATE), made(Boundaries.CONDITIONS)
-    p, none, starts, rates, guess = [1.0], Float64[], [0.0], [1.0], zeros(10)
-    GC.@preserve p none starts rates guess for at_start in (1, 0)
-        at = map(pointer, (p, none, none, none, starts, rates, guess))
-        request = BoundaryRequest(0, 0, 0, 2, 1, 4, at_start, 1, 20, 1, 0, 0, 0, at..., 1.0e-6, 1.0)
+    p, none, starts, rates = [1.0], Float64[], [0.0], [1.0]
+    s, states = collect(0:0.25:1), zeros(10)
+    GC.@preserve p none starts rates s states for at_start in (1, 0)
+        at = map(pointer, (p, none, none, none, starts, rates, s, states))
+        request = BoundaryRequest(0, 0, 0, 2, 1, 4, at_start, 20, 1, 0, 0, 0, at..., 1.0e-6)
         solve_boundary(request, f, bc, alg)
     end
     mirk_tableau(alg, [0.5])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes as ct
-import math
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +11,7 @@ import numpy.typing as npt
 from pysciml.algorithms import Algorithm
 from pysciml.boundary_mesh import SAMPLES
 from pysciml.engines.base import FlatBoundary, FlatMesh, SolveOptions
-from pysciml.engines.julia.bridge import HANDLES, address, array
+from pysciml.engines.julia.bridge import address
 from pysciml.engines.julia.names import algorithm_expression
 
 if TYPE_CHECKING:
@@ -32,25 +30,17 @@ class BoundaryRequest(ct.Structure):
 
     _fields_ = [
         *((k, ct.c_int64) for k in (
-            "f bc alg n pieces intervals at_start adaptive maxiters np nc nbp nbc".split()
+            "f bc alg n pieces intervals at_start maxiters np nc nbp nbc".split()
         )),
-        *((k, ct.c_void_p) for k in "p c bp bc_c starts rates guess".split()),
+        *((k, ct.c_void_p) for k in "p c bp bc_c starts rates s states".split()),
         ("tolerance", ct.c_double),
-        ("length", ct.c_double),
     ]  # fmt: skip
 
 
 class BoundaryResponse(ct.Structure):
     """See ``boundary.jl``."""
 
-    _fields_ = [
-        ("handle", ct.c_int64),
-        ("retcode", ct.c_int64),
-        ("m", ct.c_int64),
-        ("calls", ct.c_int64),
-        ("s", ct.c_void_p),
-        ("u", ct.c_void_p),
-    ]
+    _fields_ = [("retcode", ct.c_int64), ("calls", ct.c_int64)]
 
 
 def solve(
@@ -61,18 +51,17 @@ def solve(
     bc = engine.functions(problem.conditions, "ode", "float64")
     f.use(problem.p, problem.c)
     bc.use(problem.conditions_p, problem.conditions_c)
-    # with a threshold, a first mesh that is too coarse has the guess replaced by zero
-    alg = replace(alg, options={"defect_threshold": math.inf} | alg.options)
     number = engine.object(*algorithm_expression(alg, "bvp"))
-    guess = np.ascontiguousarray(problem.guess)
-    size = guess.shape[1]
+    s = np.ascontiguousarray(problem.s)
+    states = np.array(problem.guess, order="C")
+    size = states.shape[1]
     request = BoundaryRequest(
-        f.id, bc.id, number, size // len(problem.starts), len(problem.starts), len(guess) - 1,
-        problem.at_start, options.adaptive, options.maxiters, len(problem.p), len(problem.c),
+        f.id, bc.id, number, size // len(problem.starts), len(problem.starts), len(s) - 1,
+        problem.at_start, options.maxiters, len(problem.p), len(problem.c),
         len(problem.conditions_p), len(problem.conditions_c), address(problem.p),
         address(problem.c), address(problem.conditions_p), address(problem.conditions_c),
-        address(problem.starts), address(problem.rates), address(guess), options.abstol,
-        problem.length,
+        address(problem.starts), address(problem.rates), address(s), address(states),
+        options.abstol,
     )  # fmt: skip
     response = BoundaryResponse()
     kind = ("boundary", number, problem.at_start > 0)
@@ -82,11 +71,8 @@ def solve(
                 "solve_boundary", ct.addressof(request), ct.addressof(response)
             )
         )
-    s = array(response.s, (response.m,), "float64")
-    u = array(response.u, (response.m, size), "float64")
-    engine.bridge.drop(HANDLES, response.handle)
     retcode = engine.bridge.retcodes[response.retcode]
-    return FlatMesh(s, u, retcode, response.calls, _tableau(engine, number))
+    return FlatMesh(states, retcode, response.calls, _tableau(engine, number))
 
 
 def _tableau(engine: JuliaEngine, alg: int) -> tuple[Array, Array, Array, Array, Array]:
