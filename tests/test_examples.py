@@ -35,6 +35,7 @@ REACHED: dict[str, Callable[[dict[str, float]], bool]] = {
     "neural_sde": lambda r: r["noise"] < 0.13 and r["drift"] < 0.45,
     "easiest_throw": lambda r: abs(r["slope"]) < 1e-4 and 2.0 < r["time"] < 3.5,
     "catalyst_pellet": lambda r: abs(r["m"] - 20.0) < 1e-6 and 0.0 <= r["left"] < 1e-9,
+    "aftershocks": lambda r: 0.5 * r["true"] < r["learned"] < r["true"] + 0.01,
     "logistic_map": lambda r: r["first"] < 0 and abs(r["last"] - 0.693) < 0.05,
 }  # fmt: skip
 RATES = {"lotka_volterra_fit": 0.05, "stiff_rates": 1e-4}
