@@ -588,3 +588,12 @@ def test_no_grad_gives_plain_tensors(engine):
     assert not sol.u.requires_grad
     assert not ps.solve(decay_problem(), nonstiff(engine), engine=engine).u.requires_grad
     assert ps.solve(prob, nonstiff(engine), engine=engine).u.requires_grad
+
+
+def test_the_least_step_alone(engine: str) -> None:
+    prob = ps.ODEProblem(lambda u, p, t: -u, f64([1.0]), (0.0, 1.0))
+    sol = ps.solve(prob, nonstiff(engine), dtmin=1e-9, abstol=1e-8, reltol=1e-8, engine=engine)
+    assert abs(float(sol.u[-1, 0]) - math.exp(-1.0)) < 1e-6
+    with pytest.raises(ps.SolveError):
+        rough = ps.remake(prob, tspan=(0.0, 0.1))
+        ps.solve(rough, nonstiff(engine), dtmin=0.09, abstol=1e-12, reltol=1e-12, engine=engine)

@@ -284,7 +284,8 @@ def _tolerances(problem: FlatProblem, alg: Algorithm | None, options: SolveOptio
         rtol=float(options.reltol),
         atol=float(atol) if np.ndim(atol) == 0 else np.asarray(atol, dtype=float),
         first_step=math.copysign(options.dt or 0.0, problem.t1 - problem.t0),
-        max_step=abs(options.dtmax or 0.0),
+        # none of its own is the span: scikit-sundae compares it with the least
+        max_step=abs(options.dtmax or (problem.t1 - problem.t0 if options.dtmin else 0.0)),
         min_step=abs(options.dtmin or 0.0),
         extra=extra,
     )
