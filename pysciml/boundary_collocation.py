@@ -31,7 +31,7 @@ from pysciml.engines.choice import engine as choose_engine
 from pysciml.errors import EngineError, InputError, SolveError
 from pysciml.flatten import to_numpy
 from pysciml.flattened import Flattened
-from pysciml.options import positive, saveat_grid, state_indices
+from pysciml.options import positive, positive_whole, saveat_grid, state_indices
 from pysciml.plan import Plan
 from pysciml.problems import ODEProblem, number
 from pysciml.solution import Solution
@@ -79,7 +79,9 @@ def solve_on_mesh(
             f"{_name(alg)}; it takes engine, saveat, save_idxs, abstol, reltol, dt, adaptive, "
             "maxiters, raise_on_failure."
         )
-    for name, value in (("abstol", abstol), ("reltol", reltol), ("dt", dt), ("maxiters", maxiters)):
+    if maxiters is not None:
+        positive_whole("maxiters", maxiters)
+    for name, value in (("abstol", abstol), ("reltol", reltol), ("dt", dt)):
         if value is not None:
             positive(name, value)
     if not adaptive and isinstance(alg, SolveBVP):

@@ -20,16 +20,18 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pysciml.boundary import BVProblem, TwoPointBVProblem
+from pysciml.boundary_conditions import conditions_of, flat_conditions, require_conditions
 from pysciml.errors import InputError
 from pysciml.flatten import StateSpec
 from pysciml.problems import number
 
-__all__ = ["Pieces", "StandardForm", "flat_conditions", "flat_guess", "standard_form"]
+__all__ = ["Pieces", "StandardForm", "flat_guess", "standard_form"]
 
 Array = npt.NDArray[np.float64]
 
 #: Times within this part of the span of an end, or of each other, are the same.
 _SAME = 1e-12
+_AT_GUESS = "at the guess"
 _ONLY = "MIRK methods and SolveBVP know the states at times that bc asks for by u(t) alone"
 
 
@@ -80,27 +82,6 @@ class StandardForm:
     at_start: int
 
 
-def flat_conditions(given: Any, spec: StateSpec, expected: bool = True) -> Tensor:
-    """What bc returned as a vector. Raises InputError for anything but n numbers in tensors."""
-    leaves = pytree.tree_leaves(given)
-    if not all(isinstance(x, Tensor) for x in leaves):
-        kind = next(type(x).__name__ for x in leaves if not isinstance(x, Tensor))
-        raise InputError(f"bc returned a {kind}; return tensors, e.g. torch.stack([...]).")
-    other = next((x for x in leaves if x.dtype != spec.dtype), None)
-    if other is not None:
-        raise InputError(
-            f"bc returned {str(other.dtype)[6:]}, but u0 is {str(spec.dtype)[6:]}; compute the "
-            "conditions from u without a conversion, or convert u0."
-        )
-    count = sum(x.numel() for x in leaves)
-    if expected and count != spec.size:
-        raise InputError(
-            f"bc returned {count} numbers, but the state has {spec.size} entries; give one "
-            "condition for each entry."
-        )
-    return torch.cat([x.reshape(-1) for x in leaves]).to(spec.device, spec.dtype)
-
-
 def flat_guess(prob: BVProblem, t: float) -> Tensor:
     """The guess at ``t`` as a vector (n,). Raises InputError where it is not like that at t0."""
     guess = prob.guess(t)
@@ -113,17 +94,23 @@ def standard_form(prob: BVProblem) -> StandardForm:
     t0, t1 = (number(t) for t in prob.tspan)
     spec = prob.state_spec
     if isinstance(prob, TwoPointBVProblem):
-        with torch.no_grad():
-            ends = [spec.unflatten(flat_guess(prob, t)) for t in (t0, t1)]
-            given = [bc(u, prob.p) for bc, u in zip(prob.bc, ends, strict=True)]
-        flat_conditions(given, spec)
+        rows = [flat_guess(prob, t).requires_grad_() for t in (t0, t1)]
+        with torch.enable_grad():
+            given = [
+                conditions_of(prob, f"bc[{i}]", bc, ("u", "p"), spec.unflatten(row), prob.p)
+                for i, (bc, row) in enumerate(zip(prob.bc, rows, strict=True))
+            ]
+            require_conditions(flat_conditions(given, spec), rows, _AT_GUESS)
         at_start = flat_conditions(given[0], spec, expected=False).numel()
         pieces = Pieces.of(np.array([t0, t1]))
         start, end = prob.bc
         whole = _two_points(start, end, _two_point_assembler(spec))
         return StandardForm(pieces, whole, at_start if 0 < at_start < spec.size else 0)
     asked = _Recorder(prob, t0, t1)
-    flat_conditions(prob.bc(_Unsolved(spec, (t0, t1), asked), prob.p, _Rows((t0, t1))), spec)
+    with torch.enable_grad():
+        u = _Unsolved(spec, (t0, t1), asked)
+        found = conditions_of(prob, "bc", prob.bc, ("u", "p", "t"), u, prob.p, _Rows((t0, t1)))
+        require_conditions(flat_conditions(found, spec), asked.rows, _AT_GUESS)
     cuts = _cuts([t for times in asked.times for t in times], t0, t1)
     layout = tuple(
         (shape, tuple(_place(t, cuts) for t in times))
@@ -155,6 +142,7 @@ class _Recorder:
         self.prob, self.low, self.high = prob, min(t0, t1), max(t0, t1)
         self.shapes: list[tuple[int, ...]] = []
         self.times: list[tuple[float, ...]] = []
+        self.rows: list[Tensor] = []
 
     def __call__(self, t: Any) -> Tensor:
         if isinstance(t, Tensor) and t.requires_grad:
@@ -173,8 +161,8 @@ class _Recorder:
         self.shapes.append(tuple(at.shape))
         self.times.append(times)
         spec = self.prob.state_spec
-        with torch.no_grad():
-            rows = [flat_guess(self.prob, value) for value in times]
+        rows = [flat_guess(self.prob, value).requires_grad_() for value in times]
+        self.rows += rows
         return torch.stack(rows).reshape(*at.shape, spec.size)
 
 

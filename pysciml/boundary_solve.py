@@ -13,10 +13,9 @@ from torch.utils import _pytree as pytree
 from pysciml.algorithms import Algorithm, AlgorithmName
 from pysciml.boundary import BVProblem, Shooting, SolveBVP, TwoPointBVProblem
 from pysciml.boundary_collocation import solve_on_mesh
-from pysciml.boundary_form import flat_conditions
+from pysciml.boundary_conditions import conditions_of, flat_conditions, require_conditions
 from pysciml.dispatch import refuse_ensemble_options, refuse_seed
 from pysciml.errors import InputError, SolveError
-from pysciml.functions import mistakes_named
 from pysciml.options import positive, positive_whole
 from pysciml.problems import ODEProblem
 from pysciml.solution import Solution, detached
@@ -119,57 +118,20 @@ class _Search:
             sol = self.run(u0, p, saveat=torch.stack([torch.as_tensor(t) for t in prob.tspan]))
             ends = (pytree.tree_map(lambda x, i=i: x[i], sol.u) for i in (0, -1))
             given: Any = [
-                self._conditions(f"bc[{i}]", bc, ("u", "p"), u, p)
+                conditions_of(prob, f"bc[{i}]", bc, ("u", "p"), u, p)
                 for i, (bc, u) in enumerate(zip(prob.bc, ends, strict=True))
             ]
         else:
             sol = self.run(u0, p)
-            given = self._conditions("bc", prob.bc, ("u", "p", "t"), sol, p, sol.t)
+            given = conditions_of(prob, "bc", prob.bc, ("u", "p", "t"), sol, p, sol.t)
         return flat_conditions(given, self.spec)
-
-    def _conditions(self, name: str, bc: Any, takes: tuple[str, ...], *given: Any) -> Any:
-        with mistakes_named(bc, name, takes, self.spec, self.prob.p is None):
-            try:
-                return bc(*given)
-            except TypeError as error:
-                if "'Solution' object is not subscriptable" in str(error):
-                    raise InputError(
-                        f"{name} indexes u, which is the solution; call it for the state at a "
-                        "time, e.g. u(t[0])[0] and u(t[-1])[0]."
-                    ) from error
-                if "'Tensor' object is not callable" in str(error):
-                    raise InputError(
-                        f"{name} calls a tensor ({error}); u is the state at its end there, e.g. "
-                        "u[0]."
-                    ) from error
-                raise
-            except RuntimeError as error:
-                if "numpy() on Tensor that requires grad" in str(error):
-                    raise InputError(
-                        f"{name} takes the state to NumPy, through which no derivative comes; "
-                        "write it in torch."
-                    ) from error
-                raise
-
-    def _require_conditions(self, residual: Tensor) -> None:
-        """Raise InputError for conditions at the first guess that no search can meet."""
-        if not residual.requires_grad:
-            raise InputError(
-                "bc returned what does not depend on u; compute it from u in torch, without "
-                "detach(), float(), .item() or new tensors of its values."
-            )
-        if not bool(torch.isfinite(residual).all()):
-            bad = residual[~torch.isfinite(residual)][0].item()
-            raise InputError(
-                f"bc returned {bad} on the solution from u0; mend it, or begin from another u0."
-            )
 
     def linearised(self, u0: Tensor) -> tuple[Tensor, Tensor]:
         """The residual at u0 and its Jacobian, without gradients."""
         with torch.enable_grad():
             at = u0.detach().clone().requires_grad_()
             residual = self.residual(at, self.p)
-            self._require_conditions(residual)
+            require_conditions(residual, [at], "on the solution from u0")
             rows = [
                 torch.autograd.grad(r, at, retain_graph=True, allow_unused=True)[0]
                 if r.requires_grad
