@@ -23,7 +23,7 @@ def record(end, seed):
     while True:
         bound = REST + excited
         wait = float(torch.empty((), dtype=f64).exponential_(bound, generator=generator))
-        t, excited = t + wait, excited * float(torch.exp(torch.tensor(-DECAY * wait)))
+        t, excited = t + wait, excited * math.exp(-DECAY * wait)
         if t > end:
             return torch.tensor(times, dtype=f64)
         if float(torch.rand((), generator=generator)) * bound < REST + excited:

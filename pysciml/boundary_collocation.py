@@ -33,7 +33,7 @@ from pysciml.flatten import to_numpy
 from pysciml.flattened import Flattened
 from pysciml.options import positive, positive_whole, saveat_grid, state_indices
 from pysciml.plan import Plan
-from pysciml.problems import ODEProblem, number
+from pysciml.problems import ODEProblem
 from pysciml.solution import Solution
 from pysciml.solve import solved
 from pysciml.transforms import leave_compiler, plain_mode, refuse_transforms, resume_compiler
@@ -108,7 +108,7 @@ def solve_on_mesh(
             chosen = choose_engine(engine)
             form = standard_form(prob)
             run = _OnMesh(chosen, form, alg, prob)
-            start = prob.guess(number(prob.tspan[0]))
+            start = prob.guess(prob.tspan[0])
             setup = Flattened(ODEProblem(prob.f, start, prob.tspan, prob.p), run, ())
             run.prepare(setup)
             grid = saveat_grid(saveat, setup.t0_t, setup.t1_t)
@@ -264,9 +264,6 @@ class _OnMesh(Engine):
                 out[k, :, k] = blocks[:, k].transpose(1, 2, 0)
             return out.reshape(system.size, system.size, len(s))
 
-        def conditions(a: Array, b: Array) -> Array:
-            return system.conditions(a, b)
-
         def of_ends(a: Array, b: Array) -> tuple[Array, Array]:
             jac = system.conditions(a, b, "jac:u")
             return jac[:, : system.size], jac[:, system.size :]
@@ -274,17 +271,17 @@ class _OnMesh(Engine):
         assert isinstance(options.abstol, float)
         with np.errstate(all="ignore"):
             found = solve_bvp(
-                rate, conditions, s, guess.reshape(len(s), -1).T, fun_jac=jacobian,
+                rate, system.conditions, s, guess.reshape(len(s), -1).T, fun_jac=jacobian,
                 bc_jac=of_ends, tol=options.abstol, max_nodes=alg.max_nodes,
             )  # fmt: skip
         mesh = Mesh(system, lobatto(), found.x, states(found.y))
-        retcodes = {0: "Success", 1: "MaxIters", 2: "ConvergenceFailure", 3: "ConvergenceFailure"}
-        why = {
-            1: f"max_nodes = {alg.max_nodes} do not suffice",
-            2: "a singular Jacobian was met",
-            3: "the conditions could not be met",
-        }.get(found.status, "")
-        return mesh, retcodes[found.status], why
+        retcode, why = {
+            0: ("Success", ""),
+            1: ("MaxIters", f"max_nodes = {alg.max_nodes} do not suffice"),
+            2: ("ConvergenceFailure", "a singular Jacobian was met"),
+            3: ("ConvergenceFailure", "the conditions could not be met"),
+        }[found.status]
+        return mesh, retcode, why
 
     def _solution(self, mesh: Mesh, retcode: str, why: str, options: SolveOptions) -> FlatSolution:
         t, u = mesh.outputs()

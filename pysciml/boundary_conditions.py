@@ -42,7 +42,7 @@ def conditions_of(prob: BVProblem, name: str, bc: Any, takes: tuple[str, ...], *
             raise
 
 
-def flat_conditions(given: Any, spec: StateSpec, expected: bool = True) -> Tensor:
+def flat_conditions(given: Any, spec: StateSpec) -> Tensor:
     """What bc returned as a vector. Raises InputError for anything but n numbers in tensors."""
     leaves = pytree.tree_leaves(given)
     if not all(isinstance(x, Tensor) for x in leaves):
@@ -55,7 +55,7 @@ def flat_conditions(given: Any, spec: StateSpec, expected: bool = True) -> Tenso
             "conditions from u without a conversion, or convert u0."
         )
     count = sum(x.numel() for x in leaves)
-    if expected and count != spec.size:
+    if count != spec.size:
         raise InputError(
             f"bc returned {count} numbers, but the state has {spec.size} entries; give one "
             "condition for each entry."

@@ -24,6 +24,7 @@ from pysciml.boundary_conditions import conditions_of, flat_conditions, require_
 from pysciml.errors import InputError
 from pysciml.flatten import StateSpec
 from pysciml.problems import number
+from pysciml.solution import as_times
 
 __all__ = ["Pieces", "StandardForm", "flat_guess", "standard_form"]
 
@@ -101,7 +102,7 @@ def standard_form(prob: BVProblem) -> StandardForm:
                 for i, (bc, row) in enumerate(zip(prob.bc, rows, strict=True))
             ]
             require_conditions(flat_conditions(given, spec), rows, _AT_GUESS)
-        at_start = flat_conditions(given[0], spec, expected=False).numel()
+        at_start = sum(x.numel() for x in pytree.tree_leaves(given[0]))
         pieces = Pieces.of(np.array([t0, t1]))
         start, end = prob.bc
         whole = _two_points(start, end, _two_point_assembler(spec))
@@ -150,7 +151,7 @@ class _Recorder:
                 "bc asks for the state at a time that requires grad, but MIRK methods and SolveBVP "
                 "have no gradient by it; make it a plain number, or use pysciml.Shooting()."
             )
-        at = torch.as_tensor(t, dtype=torch.float64)
+        at = as_times(t).detach().double()
         times = tuple(at.reshape(-1).tolist())
         for value in times:
             if not self.low <= value <= self.high:

@@ -130,13 +130,7 @@ class BoundarySystem:
         """The Jacobians of the rates (m, K, n, n)."""
         with np.errstate(all="ignore"):
             jac = np.asarray(self._jac(*self._points(s, y)))
-        shape = (*y.shape, self.n)
-        jac = (
-            jac
-            if jac.size == np.prod(shape)
-            else np.broadcast_to(jac, (y.size // self.n, *shape[2:]))
-        )
-        return jac.reshape(shape) * self.pieces.rates[:, None, None]
+        return jac.reshape(*y.shape, self.n) * self.pieces.rates[:, None, None]
 
     def pulled(self, w: Array, s: Array, y: Array) -> Array:
         """The cotangent of f's parameters, of the cotangents ``w`` of the rates."""
@@ -261,8 +255,13 @@ class Mesh:
     def find(self, times: Array) -> tuple[Index, Index, Array]:
         """Of each time the interval, the piece, and where in the interval it lies (0 to 1)."""
         k, s = self.system.pieces.find(times)
+        i, tau = self._intervals(s)
+        return i, k, tau
+
+    def _intervals(self, s: Array) -> tuple[Index, Array]:
+        """Of each s the interval, and where in the interval it lies (0 to 1)."""
         i = np.clip(np.searchsorted(self.s, s, side="right") - 1, 0, len(self.s) - 2)
-        return i, k, (s - self.s[i]) / (self.s[i + 1] - self.s[i])
+        return i, (s - self.s[i]) / (self.s[i + 1] - self.s[i])
 
     def at(self, times: Array, deriv: int = 0) -> Array:
         """The states (m, n) at ``times``, or their derivatives by time."""
@@ -275,9 +274,9 @@ class Mesh:
 
     def points(self, s: Array, deriv: int = 0) -> Array:
         """The states (m, K, n) of all pieces at ``s`` (m,), or their derivatives by s."""
-        i = np.clip(np.searchsorted(self.s, s, side="right") - 1, 0, len(self.s) - 2)
+        i, tau = self._intervals(s)
         h = np.diff(self.s)[i]
-        weights = self.tableau.weights((s - self.s[i]) / h, deriv)
+        weights = self.tableau.weights(tau, deriv)
         value = np.einsum("qm,qmkn->mkn", weights, self.stages[:, i])
         return np.asarray(value if deriv else self.y[i] + h[:, None, None] * value)
 

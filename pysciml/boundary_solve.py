@@ -17,7 +17,7 @@ from pysciml.boundary_conditions import conditions_of, flat_conditions, require_
 from pysciml.dispatch import refuse_ensemble_options, refuse_seed
 from pysciml.errors import InputError, SolveError
 from pysciml.options import positive, positive_whole
-from pysciml.problems import ODEProblem
+from pysciml.problems import ODEProblem, number
 from pysciml.solution import Solution, detached
 
 __all__ = ["solve_boundary"]
@@ -34,9 +34,7 @@ def solve_boundary(
     **options: Any,
 ) -> Solution:
     """``solve`` for boundary value problems: ``Shooting()`` where no algorithm is named."""
-    if isinstance(alg, (type, AlgorithmName)) and alg in (Shooting, SolveBVP):
-        alg = alg()
-    if isinstance(alg, AlgorithmName):
+    if alg is Shooting or alg is SolveBVP or isinstance(alg, AlgorithmName):
         alg = alg()
     on_mesh = isinstance(alg, SolveBVP) or (
         isinstance(alg, Algorithm) and alg.package == "BoundaryValueDiffEqMIRK"
@@ -179,6 +177,6 @@ class _Search:
         raise SolveError(
             f"Shooting found no solution: {why}; {advice}.",
             retcode="ConvergenceFailure",
-            t=float(torch.as_tensor(self.prob.tspan[0]).detach()),
+            t=number(self.prob.tspan[0]),
             solution=None,
         )

@@ -24,6 +24,7 @@ from pysciml.julia_function import JuliaFunction, JuliaSource
 from pysciml.kernels.captured import CapturedFunctions
 from pysciml.kernels.parts import halves_added, stretch
 from pysciml.options import times_within
+from pysciml.problems import number
 
 __all__ = ["Flattened"]
 
@@ -51,9 +52,7 @@ class Flattened:
             x if isinstance(x, Tensor) else constant(float(x), torch.float64, cpu)
             for x in prob.tspan
         )
-        self.t0, self.t1 = (
-            float(x.detach()) if isinstance(x, Tensor) else float(x) for x in prob.tspan
-        )
+        self.t0, self.t1 = map(number, prob.tspan)
         u0 = spec.leaves(prob.u0)
         self.params: ParameterSpec = prob.params_spec
         p = self.params.leaves(prob.p)
@@ -169,7 +168,10 @@ class Flattened:
         """All tensors that gradients may flow to, the time span first."""
         return (self.t0_t, self.t1_t, *self.leaves)
 
-    def _functions(self, f: Any, role: str, name: str) -> FlatFunctions | JuliaSource:
+    def _functions(
+        self, f: Any, role: str, name: str, x: Tensor | None = None
+    ) -> FlatFunctions | JuliaSource:
+        """``x``: what it is a function of, u0 where None."""
         if isinstance(f, JuliaFunction):
             if role != "rhs":
                 raise InputError(
@@ -177,7 +179,7 @@ class Flattened:
                     "side alone; write this one in torch."
                 )
             return f.source(self.u0.numel(), self.p.numel(), self.engine.name)
-        spec, u = self.state, self.u0
+        spec, u = self.state, self.u0 if x is None else x
         if role == "rode":
             spec = self.prob.pair_spec
             u = torch.cat([u, u.new_zeros(spec.size - len(u))])
@@ -194,9 +196,7 @@ class Flattened:
 
         Their parameters' gradient is the first of ``callbacks_p``.
         """
-        flat = FlatFunction(f, "conditions", "bc", self.state, self.params)
-        t = constant(self.t0, self.state.dtype, self.state.device)
-        functions = functions_for(flat, {"u": x, "p": self.p, "t": t}, self.engine.name)
+        functions = self._functions(f, "conditions", "bc", x)
         own = self._vectors_of_callback(functions, 0, "condition")
         if functions.kernels is None:
             self._called_back += [(x, x._version) for x in functions.closures_p]
@@ -234,10 +234,9 @@ class Flattened:
     def _callback(self, c: Any, i: int, given: int) -> FlatCallback:
         condition = affect = None
         own: dict[str, Any] = {}
-        names = [
-            c.names[k] if isinstance(c, JumpCallback) else f"{what} of callback {given}"
-            for k, what in enumerate(("condition", "affect"))
-        ]
+        names = (f"condition of callback {given}", f"affect of callback {given}")
+        if isinstance(c, JumpCallback):
+            names = c.names
         if getattr(c, "condition", None) is not None:
             condition = self._functions(c.condition, "condition", names[0])
             own |= self._vectors_of_callback(condition, i, "condition")

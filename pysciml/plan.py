@@ -58,7 +58,7 @@ class Plan:
             return None
         if not all(map(_same, (*asked, *_own(prob)), self.asked)):
             return None
-        if any(x._version != version for x, version in self.versions):
+        if any(x.requires_grad or x._version != v for x, v in self.versions):
             return None
         return setup.again(prob)
 

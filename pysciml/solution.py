@@ -38,6 +38,17 @@ class NoisePath:
     u: Tensor
 
 
+def as_times(t: Any) -> Tensor:
+    """Times that were asked for as a tensor. Raises InputError for what are none."""
+    try:
+        times = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"t is {t!r}; give a time, or a tensor of times.") from None
+    if times.dtype.is_complex or times.dtype == torch.bool:
+        raise InputError(f"t is a tensor of {times.dtype}; give real times.")
+    return times
+
+
 @dataclass(frozen=True)
 class _Values:
     """The interpolant of a copied solution: without gradients."""
@@ -189,12 +200,7 @@ class Solution:
             )
         if deriv not in (0, 1, 2):
             raise InputError(f"deriv is {deriv!r}; give 0, 1 or 2.")
-        try:
-            times = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
-        except (TypeError, ValueError, RuntimeError):
-            raise InputError(f"t is {t!r}; give a time, or a tensor of times.") from None
-        if times.dtype.is_complex or times.dtype == torch.bool:
-            raise InputError(f"t is a tensor of {times.dtype}; give real times.")
+        times = as_times(t)
         low, high = sorted(self._span)
         values = times.detach()
         if values.numel() and not bool(((values >= low) & (values <= high)).all()):

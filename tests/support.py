@@ -59,6 +59,26 @@ ROBER_U0 = (1.0, 0.0, 0.0)
 ROBER_P = (0.04, 3e7, 1e4)
 
 
+def wave(u: Any, p: Any, t: Any) -> Any:
+    return torch.stack([u[1], -(p["k"] ** 2) * u[0]])
+
+
+def wave_between(k: Any, a: Any, b: Any, t: Any) -> Any:
+    """The solution of ``wave`` that is a at 0 and b at 1."""
+    return a * torch.cos(k * t) + (b - a * torch.cos(k)) / torch.sin(k) * torch.sin(k * t)
+
+
+def pendulum(u: Any, p: Any, t: Any) -> Any:
+    return {"angle": u["speed"], "speed": -p[0] * torch.sin(u["angle"])}
+
+
+def boundary_problem(ends: Any, **given: Any) -> ps.BVProblem:
+    p = {"k": 2.0, "a": 0.7, "b": -0.4}
+    return ps.BVProblem(
+        **{"f": wave, "bc": ends, "u0": f64(0.0, 0.0), "tspan": (0.0, 1.0), "p": p} | given
+    )
+
+
 def central_difference(loss: Callable[[Tensor], Tensor], x: Tensor, h: float = 1e-5) -> Tensor:
     """The gradient of ``loss`` at ``x`` by differences of fourth order, steps relative to x."""
     x = x.detach()

@@ -11,19 +11,21 @@ from torch import Tensor
 
 import pysciml as ps
 from pysciml.errors import InputError, SolveError
-from support import F64, assert_close, central_difference, f64, nonstiff
-
-
-def wave(u: Any, p: Any, t: Any) -> Any:
-    return torch.stack([u[1], -(p["k"] ** 2) * u[0]])
+from support import (
+    F64,
+    assert_close,
+    boundary_problem,
+    central_difference,
+    f64,
+    nonstiff,
+    pendulum,
+    wave,
+    wave_between,
+)
 
 
 def ends(sol: Any, p: Any, t: Any) -> Any:
     return torch.stack([sol(f64(0.0))[0] - p["a"], sol(f64(1.0))[0] - p["b"]])
-
-
-def exact(k: Any, a: Any, b: Any, t: Any) -> Any:
-    return a * torch.cos(k * t) + (b - a * torch.cos(k)) / torch.sin(k) * torch.sin(k * t)
 
 
 @pytest.mark.parametrize("two_points", [False, True])
@@ -37,17 +39,13 @@ def test_linear_problem_in_closed_form(engine: str, two_points: bool) -> None:
     times = torch.linspace(0.0, 1.0, 9, dtype=F64)
     alg = ps.Shooting(nonstiff(engine))
     sol = ps.solve(prob, alg, saveat=times, abstol=1e-11, reltol=1e-11, engine=engine)
-    want = exact(k, a, b, times)
+    want = wave_between(k, a, b, times)
     assert sol.success and sol.prob is prob
     assert_close(sol.u[:, 0], want, 1e-8)
     weights = torch.linspace(1.0, 2.0, 9, dtype=F64)
     got = torch.autograd.grad((weights * sol.u[:, 0]).sum(), [k, a, b])
     for g, h in zip(got, torch.autograd.grad((weights * want).sum(), [k, a, b]), strict=True):
         assert_close(g, h, 1e-6)
-
-
-def pendulum(u: Any, p: Any, t: Any) -> Any:
-    return {"angle": u["speed"], "speed": -p[0] * torch.sin(u["angle"])}
 
 
 def test_nonlinear_problem_with_an_inner_condition(engine: str) -> None:
@@ -90,12 +88,6 @@ def test_the_end_of_the_span_has_a_gradient() -> None:
     assert abs(gradient.item() - want) < 1e-6
 
 
-def problem(**given: Any) -> Any:
-    p = {"k": 2.0, "a": 0.7, "b": -0.4}
-    given = {"f": wave, "bc": ends, "u0": f64(0.0, 0.0), "tspan": (0.0, 1.0), "p": p} | given
-    return ps.BVProblem(**given)
-
-
 @pytest.mark.parametrize(
     ("given", "options", "said"),
     [
@@ -125,7 +117,7 @@ def problem(**given: Any) -> Any:
 )  # fmt: skip
 def test_bad_input(given: dict[str, Any], options: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        ps.solve(problem(**given), engine="sundials", **options)
+        ps.solve(boundary_problem(ends, **given), engine="sundials", **options)
 
 
 def test_bad_pairs() -> None:
@@ -141,7 +133,9 @@ def test_bad_pairs() -> None:
 
 
 def test_the_search_needs_solves_that_arrive() -> None:
-    run_away = problem(f=lambda u, p, t: torch.stack([u[0] ** 2, u[0]]), u0=f64(5.0, 0.0))
+    run_away = boundary_problem(
+        ends, f=lambda u, p, t: torch.stack([u[0] ** 2, u[0]]), u0=f64(5.0, 0.0)
+    )
     with pytest.raises(SolveError):
         ps.solve(run_away, raise_on_failure=False, engine="sundials")
 
@@ -151,7 +145,7 @@ def test_conditions_that_do_not_fix_the_state() -> None:
         return torch.stack([sol(f64(0.0))[0], 0.0 * sol(f64(1.0))[0] - 1.0])
 
     with pytest.raises(SolveError, match="do not fix the initial state"):
-        ps.solve(problem(bc=bc), engine="sundials")
+        ps.solve(boundary_problem(ends, bc=bc), engine="sundials")
 
 
 def test_conditions_that_cannot_be_met() -> None:
@@ -159,4 +153,4 @@ def test_conditions_that_cannot_be_met() -> None:
         return torch.stack([sol(f64(0.0))[0], sol(f64(1.0))[0] ** 2 + 1.0])
 
     with pytest.raises(SolveError, match="stay off by|did not suffice"):
-        ps.solve(problem(bc=bc, u0=f64(0.0, 1.0)), engine="sundials")
+        ps.solve(boundary_problem(ends, bc=bc, u0=f64(0.0, 1.0)), engine="sundials")

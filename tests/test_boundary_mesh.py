@@ -12,7 +12,16 @@ from torch import Tensor, nn
 
 import pysciml as ps
 from pysciml.errors import EngineError, InputError, SolveError
-from support import F64, assert_close, central_difference, f64
+from support import (
+    F64,
+    assert_close,
+    boundary_problem,
+    central_difference,
+    f64,
+    pendulum,
+    wave,
+    wave_between,
+)
 
 #: Of MIRK methods besides the 4th; each takes a minute to compile.
 ORDERS = (2, 3, 5, 6) if os.environ.get("PYSCIML_TEST_ALL_ALGORITHMS") else (6,)
@@ -22,16 +31,8 @@ def on_mesh(engine: str) -> Any:
     return ps.SolveBVP() if engine == "sundials" else ps.MIRK4()
 
 
-def wave(u: Any, p: Any, t: Any) -> Any:
-    return torch.stack([u[1], -(p["k"] ** 2) * u[0]])
-
-
 def ends(sol: Any, p: Any, t: Any) -> Any:
     return torch.stack([sol(0.0)[0] - p["a"], sol.u[-1, 0] - p["b"]])
-
-
-def exact(k: Any, a: Any, b: Any, t: Any) -> Any:
-    return a * torch.cos(k * t) + (b - a * torch.cos(k)) / torch.sin(k) * torch.sin(k * t)
 
 
 TWO_POINTS = (lambda u, p: u[0] - p["a"], lambda u, p: u[0] - p["b"])
@@ -46,7 +47,7 @@ def test_linear_problem_in_closed_form(engine: str, two_points: bool) -> None:
         prob = ps.TwoPointBVProblem(wave, TWO_POINTS, u0, span, p)
     times = torch.linspace(0.0, 1.0, 9, dtype=F64)
     sol = ps.solve(prob, on_mesh(engine), dt=0.05, saveat=times, abstol=1e-9, engine=engine)
-    want = exact(k, a, b, times)
+    want = wave_between(k, a, b, times)
     assert sol.success and sol.prob is prob and sol.engine == engine
     assert_close(sol.u[:, 0], want, 1e-8)
     weights = torch.linspace(1.0, 2.0, 9, dtype=F64)
@@ -62,7 +63,7 @@ def bratu(u: Any, p: Any, t: Any) -> Any:
 AT_REST = (lambda u, p: u[0], lambda u, p: u[0])
 
 
-def bratu_exact(rate: float, branch: str, t: float) -> float:
+def bratu_wave_between(rate: float, branch: str, t: float) -> float:
     """-2 log(cosh((t - 1/2) x / 2) / cosh(x / 4)) where x = sqrt(2 rate) cosh(x / 4)."""
     low, high = (0.0, 4.79) if branch == "lower" else (4.80, 20.0)
     for _ in range(200):  # bisection
@@ -84,9 +85,9 @@ def test_bratu(engine: str, branch: str) -> None:
     prob = ps.TwoPointBVProblem(bratu, AT_REST, guess, (0.0, 1.0), rate)
     sol = ps.solve(prob, on_mesh(engine), dt=0.05, abstol=1e-9, engine=engine)
     for t in (0.13, 0.5, 0.9):
-        assert abs(sol(t)[0].item() - bratu_exact(1.0, branch, t)) < 1e-7
+        assert abs(sol(t)[0].item() - bratu_wave_between(1.0, branch, t)) < 1e-7
     (slope,) = torch.autograd.grad(sol(0.5)[0], rate)
-    above, below = (bratu_exact(r, branch, 0.5) for r in (1.0 + 1e-5, 1.0 - 1e-5))
+    above, below = (bratu_wave_between(r, branch, 0.5) for r in (1.0 + 1e-5, 1.0 - 1e-5))
     assert abs(slope.item() - (above - below) / 2e-5) < 1e-5
 
 
@@ -108,10 +109,6 @@ def test_boundary_layer_that_shooting_cannot_pass(engine: str) -> None:
         (got,) = torch.autograd.grad(sol.u[row, 0], eps, retain_graph=True)
         (expected,) = torch.autograd.grad(want[row], eps, retain_graph=True)
         assert_close(got / expected, torch.ones((), dtype=F64), 1e-4)
-
-
-def pendulum(u: Any, p: Any, t: Any) -> Any:
-    return {"angle": u["speed"], "speed": -p[0] * torch.sin(u["angle"])}
 
 
 @pytest.mark.parametrize("span", [(0.0, 2.0), (2.0, 0.0)])
@@ -151,7 +148,7 @@ def test_outputs_are_the_mesh_and_times_have_gradients(engine: str) -> None:
     sol = ps.solve(prob, on_mesh(engine), dt=0.1, abstol=1e-9, engine=engine)
     assert sol.t[0] == 0.0 and sol.t[-1] == 1.0 and bool((sol.t.diff() > 0).all())
     assert len(sol.t) == sol.stats.naccept + 1
-    assert_close(sol.u[:, 0], exact(f64(2.0), 1.0, 0.5, sol.t), 1e-8)
+    assert_close(sol.u[:, 0], wave_between(f64(2.0), 1.0, 0.5, sol.t), 1e-8)
     assert_close(sol(sol.t), sol.u, 1e-12)
     assert_close(sol(0.37, deriv=1)[0], sol(0.37)[1], 1e-6)
     at = f64(0.37, grad=True)
@@ -207,7 +204,7 @@ def test_order_of_mirk4_and_the_gradient_of_its_numbers() -> None:
     def error(dt: float) -> float:
         sol = ps.solve(prob, ps.MIRK4(), dt=dt, saveat=times, **fixed)
         assert sol.stats.naccept == round(1 / dt)
-        return (sol.u[:, 0] - exact(p["k"], 1.0, 0.5, times)).abs().max().item()
+        return (sol.u[:, 0] - wave_between(p["k"], 1.0, 0.5, times)).abs().max().item()
 
     errors = [error(dt) for dt in (0.2, 0.1, 0.05, 0.025)]
     for coarse, fine in zip(errors, errors[1:], strict=False):
@@ -234,8 +231,17 @@ def test_orders_of_the_other_methods(order: int) -> None:
     errors = []
     for dt in (0.2, 0.1):
         sol = ps.solve(prob, alg, dt=dt, saveat=times, adaptive=False, engine="julia")
-        errors.append((sol.u[:, 0] - exact(p["k"], 1.0, 0.5, times)).abs().max().item())
+        errors.append((sol.u[:, 0] - wave_between(p["k"], 1.0, 0.5, times)).abs().max().item())
     assert order - 0.4 < math.log2(errors[0] / errors[1]) < order + 1.6
+
+
+def test_conditions_all_at_one_end(engine: str) -> None:
+    k = f64(2.0)
+    ends = (lambda u, p: [], lambda u, p: u - torch.stack([torch.cos(k), -k * torch.sin(k)]))
+    prob = ps.TwoPointBVProblem(wave, ends, f64(0.0, 0.0), (0.0, 1.0), {"k": k})
+    alg = ps.SolveBVP() if engine == "sundials" else ps.MIRK4()
+    sol = ps.solve(prob, alg, saveat=[0.0], abstol=1e-8, engine=engine)
+    assert_close(sol.u[0], f64(1.0, 0.0), 1e-6)
 
 
 def test_no_solution(engine: str) -> None:
@@ -248,12 +254,6 @@ def test_no_solution(engine: str) -> None:
     assert not sol.success
 
 
-def problem(**given: Any) -> Any:
-    p = {"k": 2.0, "a": 0.7, "b": -0.4}
-    given = {"f": wave, "bc": ends, "u0": f64(0.0, 0.0), "tspan": (0.0, 1.0), "p": p} | given
-    return ps.BVProblem(**given)
-
-
 @pytest.mark.parametrize(
     ("given", "options", "said"),
     [
@@ -263,6 +263,7 @@ def problem(**given: Any) -> Any:
         ({"bc": lambda u, p, t: u[0]}, {}, "bc indexes u"),
         ({"bc": lambda u, p, t: 0.0}, {}, "bc returned a float"),
         ({"bc": lambda u, p, t: u(1.5)}, {}, "t = 1.5, outside of tspan"),
+        ({"bc": lambda u, p, t: u("end")}, {}, "t is 'end'; give a time"),
         ({"bc": lambda u, p, t: u(0.5, deriv=1)}, {}, "deriv=1"),
         ({"bc": lambda u, p, t: u.u[1]}, {}, "row 1 of u.u or t"),
         ({"bc": lambda u, p, t: u.u[:, 0]}, {}, "row slice"),
@@ -287,12 +288,12 @@ def problem(**given: Any) -> Any:
 def test_bad_input(given: dict[str, Any], options: dict[str, Any], said: str) -> None:
     options = {"alg": ps.SolveBVP()} | options
     with pytest.raises(InputError, match=said):
-        ps.solve(problem(**given), engine="sundials", **options)
+        ps.solve(boundary_problem(ends, **given), engine="sundials", **options)
 
 
 def test_methods_where_they_do_not_belong() -> None:
     with pytest.raises(EngineError, match=r"MIRK4 belongs to the julia engine.*SolveBVP"):
-        ps.solve(problem(), ps.MIRK4(), engine="sundials")
+        ps.solve(boundary_problem(ends), ps.MIRK4(), engine="sundials")
     ode = ps.ODEProblem(wave, f64(0.0, 1.0), (0.0, 1.0), {"k": 1.0})
     with pytest.raises(EngineError, match="MIRK4"):
         ps.solve(ode, ps.MIRK4(), engine="sundials")

@@ -287,3 +287,16 @@ def test_modules_that_solve(engine):
         model.vector_field = torch.nn.Linear(2, 2, dtype=torch.float64)
         zero = model(torch.zeros(2, dtype=torch.float64))
         assert zero.abs().max() > 0
+
+
+def test_an_end_that_comes_to_require_grad(engine: str) -> None:
+    u0, t1 = torch.ones(1, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
+    prob = ps.ODEProblem(lambda u, p, t: -u, u0, (0.0, t1))
+    options = {"engine": engine, "saveat": 0.25, "abstol": 1e-9, "reltol": 1e-9}
+    ps.solve(prob, **options)
+    t1.requires_grad_()
+    (got,) = torch.autograd.grad(ps.solve(prob, **options).u[-1, 0], t1)
+    (want,) = torch.autograd.grad(
+        ps.solve(ps.ODEProblem(prob.f, u0, (0.0, t1)), **options).u[-1, 0], t1
+    )
+    assert got != 0.0 and abs(float(got - want)) < 1e-12

@@ -18,8 +18,9 @@ end
 Side(f::Functions{T}, p::Vector{T}, n, m) where {T} =
     Side{T}(f, p, zeros(T, n), zeros(T, m), zeros(T, m, n))
 
-# `out[i] = scale f(u, p, t)[rows[i]]`, where the side's `u` has been filled by `fill_side!`.
-function give!(out, s::Side, rows, u::AbstractVector{<:AbstractFloat}, t, scale)
+# `out[i] = scale f(u, p, t)[rows[i]]`, where the side's `u` has been filled by `fill_side!`: from
+# `offset` on by `u`.
+function give!(out, s::Side, rows, u::AbstractVector{<:AbstractFloat}, t, scale, offset = 0)
     s.f.value(s.value, s.u, s.p, t)
     for (i, row) in enumerate(rows)
         out[i] = scale * s.value[row]
@@ -27,14 +28,15 @@ function give!(out, s::Side, rows, u::AbstractVector{<:AbstractFloat}, t, scale)
     return nothing
 end
 function give!(
-        out, s::Side, rows, u::AbstractVector{D}, t, scale
+        out, s::Side, rows, u::AbstractVector{D}, t, scale, offset = 0
     ) where {D <: ForwardDiff.Dual}
     s.f.value(s.value, s.u, s.p, t)
     s.f.jac(s.jac, s.u, s.p, t)
     for (i, row) in enumerate(rows)
         change = zero(ForwardDiff.partials(first(u)))
         for j in eachindex(u)
-            s.jac[row, j] == 0 || (change += s.jac[row, j] * ForwardDiff.partials(u[j]))
+            slope = s.jac[row, offset + j]
+            slope == 0 || (change += slope * ForwardDiff.partials(u[j]))
         end
         out[i] = D(scale * s.value[row], scale * change)
     end
@@ -89,15 +91,7 @@ function (g::EndConditions{T})(out, u, _) where {T}
     offset = g.at_start ? 0 : n
     fill!(s.u, zero(T))
     fill_side!(s, u, offset)
-    one_end!(out, g, u)
-    return nothing
-end
-one_end!(out, g::EndConditions{T}, u::AbstractVector{<:AbstractFloat}) where {T} =
-    give!(out, g.side, g.rows, u, zero(T), one(T))
-function one_end!(out, g::EndConditions{T}, u::AbstractVector) where {T}
-    other = zeros(eltype(u), length(u))
-    whole = g.at_start ? vcat(u, other) : vcat(other, u)
-    return give!(out, g.side, g.rows, whole, zero(T), one(T))
+    return give!(out, s, g.rows, u, zero(T), one(T), offset)
 end
 function (g::EndConditions{T})(out, ua, ub, ::Nothing) where {T}
     fill_side!(g.side, ua, 0)
@@ -208,7 +202,7 @@ function solve_boundary(r::BoundaryRequest, f, bc, @nospecialize(alg))
         solve_mirk, alg, rate, conditions, vector(T, r.s, m), collect.(eachcol(states)), options
     )::Tuple{Matrix{T}, ReturnCode.T}
     size(u) == size(states) || error("the method has changed the mesh")
-    write_out(r.states, vec(u))
+    write_out(r.states, u)
     return BoundaryResponse(Int(retcode), rate.calls[])
 end
 
@@ -222,6 +216,6 @@ function c_mirk_tableau(
             mirk_tableau, lookup(OBJECTS, alg), vector(Float64, taus, m)
         )::Vector{Float64}
         length(made) <= room || error("the method has more stages than there is room for")
-        unsafe_copyto!(out, pointer(made), length(made))
+        write_out(out, made)
     end
 end

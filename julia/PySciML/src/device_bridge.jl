@@ -39,7 +39,7 @@ function adjoint_on_device(r::AdjointRequest, h::DeviceHandle{T}, sensealg) wher
     deliver(h, r.du0, g.u0)
     deliver(h, r.dp, g.p)
     if r.dtimes != C_NULL
-        unsafe_copyto!(r.dtimes, pointer(g.times), length(g.times))
+        write_out(r.dtimes, g.times)
         unsafe_store!(r.dt0, g.t0)
     end
     return
