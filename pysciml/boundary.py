@@ -10,7 +10,7 @@ from pysciml.algorithms import Algorithm, AlgorithmName, as_algorithm
 from pysciml.dispatch import solved_by
 from pysciml.errors import InputError
 from pysciml.flatten import ParameterSpec, StateSpec
-from pysciml.options import positive
+from pysciml.options import positive_whole
 from pysciml.problems import ODEProblem, Problem, check_tspan, number
 from pysciml.signatures import require_function
 
@@ -63,13 +63,23 @@ class BVProblem(Problem):
     def __post_init__(self) -> None:
         self._check_conditions()
         require_function(self.f, "f", ("u", "p", "t"))
+        if callable(self.u0):
+            require_function(self.u0, "u0", ("t",))
         first = self.guess(check_tspan(self.tspan)[0]) if callable(self.u0) else self.u0
         made = ODEProblem(self.f, first, self.tspan, self.p)
         self._take(made, "state_spec", "params_spec", "tspan")
 
     def guess(self, t: Any) -> Any:
         """The guess of the state at ``t``."""
-        return self.u0(number(t)) if callable(self.u0) else self.u0
+        if not callable(self.u0):
+            return self.u0
+        try:
+            return self.u0(number(t))
+        except TypeError as error:
+            raise InputError(
+                f"u0 fails at t = {number(t):g} ({error}); it is called with t as a number: use "
+                "math.sin(t), or torch.as_tensor(t)."
+            ) from error
 
     def _check_conditions(self) -> None:
         require_function(self.bc, "bc", ("u", "p", "t"))
@@ -129,4 +139,4 @@ class SolveBVP:
     max_nodes: int = 10_000
 
     def __post_init__(self) -> None:
-        positive("max_nodes", self.max_nodes)
+        positive_whole("max_nodes", self.max_nodes)

@@ -31,9 +31,9 @@ from pysciml.engines.choice import engine as choose_engine
 from pysciml.errors import EngineError, InputError, SolveError
 from pysciml.flatten import to_numpy
 from pysciml.flattened import Flattened
-from pysciml.options import positive, positive_whole, saveat_grid, state_indices
+from pysciml.options import positive, positive_whole, require_count, saveat_grid, state_indices
 from pysciml.plan import Plan
-from pysciml.problems import ODEProblem
+from pysciml.problems import ODEProblem, number
 from pysciml.solution import Solution
 from pysciml.solve import solved
 from pysciml.transforms import leave_compiler, plain_mode, refuse_transforms, resume_compiler
@@ -82,8 +82,9 @@ def solve_on_mesh(
     if maxiters is not None:
         positive_whole("maxiters", maxiters)
     for name, value in (("abstol", abstol), ("reltol", reltol), ("dt", dt)):
-        if value is not None:
+        if value is not None or name == "abstol":
             positive(name, value)
+    _refuse_interval(prob, alg, dt)
     if not adaptive and isinstance(alg, SolveBVP):
         raise InputError(
             "adaptive=False was given with SolveBVP, which chooses its mesh itself; leave it out, "
@@ -132,6 +133,21 @@ def solve_on_mesh(
             solution=None,
         )
     return made
+
+
+def _refuse_interval(prob: BVProblem, alg: Algorithm | SolveBVP, dt: float | None) -> None:
+    """Raise InputError for a first mesh that has more intervals than the algorithm is to take."""
+    name, most = "max_nodes", alg.max_nodes if isinstance(alg, SolveBVP) else 0
+    if isinstance(alg, Algorithm):
+        name = "max_num_subintervals"
+        most = alg.options.get(name, _MOST)
+        require_count(name, most)
+    t0, t1 = map(number, prob.tspan)
+    if dt is not None and abs(t1 - t0) / dt > most:
+        raise InputError(
+            f"dt is {dt:g}, of which tspan holds {abs(t1 - t0) / dt:.3g}, but {name} is {most}; "
+            "give a larger interval."
+        )
 
 
 def _name(alg: Algorithm | SolveBVP) -> str:

@@ -23,7 +23,7 @@ from pysciml.boundary import BVProblem, TwoPointBVProblem
 from pysciml.boundary_conditions import conditions_of, flat_conditions, require_conditions
 from pysciml.errors import InputError
 from pysciml.flatten import StateSpec
-from pysciml.problems import number
+from pysciml.problems import number, require_finite
 from pysciml.solution import as_times
 
 __all__ = ["Pieces", "StandardForm", "flat_guess", "standard_form"]
@@ -87,6 +87,7 @@ def flat_guess(prob: BVProblem, t: float) -> Tensor:
     """The guess at ``t`` as a vector (n,). Raises InputError where it is not like that at t0."""
     guess = prob.guess(t)
     name = f"u0({t:g})" if callable(prob.u0) else "u0"
+    require_finite(guess, name)
     return prob.state_spec.flatten_like(guess, name, "u0 at t0", "is").detach()
 
 
@@ -228,6 +229,9 @@ class _Rows:
 
     def __init__(self, span: tuple[float, float], value: Any = None) -> None:
         self._span, self._value = span, value or (lambda t: torch.tensor(t, dtype=torch.float64))
+
+    def __len__(self) -> int:
+        raise InputError(f"bc takes the length of u.u or t, but {_ONLY}; use rows 0 and -1.")
 
     def __getitem__(self, key: Any) -> Any:
         row, *rest = key if isinstance(key, tuple) else (key,)

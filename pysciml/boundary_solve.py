@@ -14,7 +14,7 @@ from pysciml.algorithms import Algorithm, AlgorithmName
 from pysciml.boundary import BVProblem, Shooting, SolveBVP, TwoPointBVProblem
 from pysciml.boundary_collocation import solve_on_mesh
 from pysciml.boundary_conditions import conditions_of, flat_conditions, require_conditions
-from pysciml.dispatch import refuse_ensemble_options, refuse_seed
+from pysciml.dispatch import refuse_seed
 from pysciml.errors import InputError, SolveError
 from pysciml.options import positive, positive_whole
 from pysciml.problems import ODEProblem, number
@@ -30,7 +30,6 @@ def solve_boundary(
     solve: Callable[..., Any],
     prob: BVProblem,
     alg: Any = None,
-    ensemblealg: Any = None,
     **options: Any,
 ) -> Solution:
     """``solve`` for boundary value problems: ``Shooting()`` where no algorithm is named."""
@@ -50,7 +49,6 @@ def solve_boundary(
             f"callback was given with a {type(prob).__name__}, which takes none; write the "
             "conditions into bc."
         )
-    refuse_ensemble_options(prob, ensemblealg, options.pop("trajectories", None))
     refuse_seed(prob, options.pop("seed", None))
     if on_mesh:
         return solve_on_mesh(prob, alg, **options)

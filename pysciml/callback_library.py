@@ -218,8 +218,11 @@ class SavingCallback(Callback):
         return ()
 
     def _times(self) -> Tensor:
+        given = self.saveat
         try:
-            return torch.as_tensor(self.saveat, dtype=torch.float64).reshape(-1)
+            if isinstance(given, Tensor) and (given.dtype.is_complex or given.dtype == torch.bool):
+                raise TypeError
+            return torch.as_tensor(given, dtype=torch.float64).reshape(-1)
         except (TypeError, ValueError, RuntimeError):
             raise InputError(
                 f"saveat is {self.saveat!r}; give a 1-d tensor or sequence of times."

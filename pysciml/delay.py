@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pysciml.dispatch import refuse_ensemble_options, refuse_seed, solves
+from pysciml.dispatch import refuse_seed, solves
 from pysciml.errors import InputError
 from pysciml.flatten import ParameterSpec, StateSpec
 from pysciml.functions import mistakes_named
@@ -270,10 +270,7 @@ def _uneven(asks: int, other: str) -> str:
 
 
 @solves(DDEProblem)
-def solve_dde(
-    solve: Any, prob: DDEProblem, alg: Any = None, ensemblealg: Any = None, **options: Any
-) -> Solution:
+def solve_dde(solve: Any, prob: DDEProblem, alg: Any = None, **options: Any) -> Solution:
     """``solve`` for delay equations."""
-    refuse_ensemble_options(prob, ensemblealg, options.pop("trajectories", None))
     refuse_seed(prob, options.pop("seed", None))
     return dataclasses.replace(solve(prob.as_whole(), alg, **options), prob=prob)

@@ -51,14 +51,17 @@ def front_door(solve: Solver) -> Solver:
     """``solve`` for all kinds of problems: those of ``solves`` go their own way."""
 
     @functools.wraps(solve)
-    def door(prob: Any, alg: Any = None, *args: Any, **options: Any) -> Any:
+    def door(prob: Any, alg: Any = None, ensemblealg: Any = None, **options: Any) -> Any:
         own = _SOLVERS.get(type(prob))
         if own is None:
-            return solve(prob, alg, *args, **options)
+            return solve(prob, alg, ensemblealg, **options)
         if isinstance(own, tuple):
             module, name = own
             own = _SOLVERS[type(prob)] = getattr(importlib.import_module(module), name)
-        return own(door, prob, alg, *args, **options)
+        if prob.kind == "ensemble":
+            return own(door, prob, alg, ensemblealg, **options)
+        refuse_ensemble_options(prob, ensemblealg, options.pop("trajectories", None))
+        return own(door, prob, alg, **options)
 
     return door  # type: ignore[return-value]
 

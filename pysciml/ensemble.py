@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from pysciml.dispatch import solved_by
 from pysciml.engines.base import Stats
 from pysciml.errors import InputError, PyscimlError
+from pysciml.options import is_whole
 from pysciml.problems import remake, require_finite
 from pysciml.signatures import require_function
 from pysciml.solution import new_axes
@@ -54,7 +55,7 @@ class EnsembleThreads(EnsembleAlgorithm):
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
+        if self.threads is not None and (not is_whole(self.threads) or self.threads < 1):
             raise InputError(f"threads is {self.threads!r}; give a positive whole number, or None.")
 
 

@@ -28,7 +28,7 @@ from pysciml.ensemble_batch import solve_batch
 from pysciml.ensemble_remote import solve_by_executor
 from pysciml.errors import InputError, SolveError
 from pysciml.noise import NoiseGrid
-from pysciml.options import is_whole
+from pysciml.options import require_count
 from pysciml.problems import DAEProblem, ODEProblem
 from pysciml.solution import Solution
 from pysciml.solve import ADVICE, solve
@@ -62,8 +62,8 @@ def solve_ensemble(
             "batch_size was given without a reduction, which is what takes one batch at a time; "
             "leave it out, or give the EnsembleProblem a reduction."
         )
-    if batch_size is not None and (not is_whole(batch_size) or batch_size < 1):
-        raise InputError(f"batch_size is {batch_size!r}; give a positive whole number.")
+    if batch_size is not None:
+        require_count("batch_size", batch_size)
     noisy = getattr(prob.prob, "kind", "") in ("sde", "rode", "jump")
     noisy = noisy and not isinstance(getattr(prob.prob, "noise", None), NoiseGrid)
     if noisy:  # drawn here: threads would draw in any order
@@ -118,8 +118,8 @@ def _reduced(i: int) -> Any:
 
 
 def _trajectories(prob: EnsembleProblem, given: Any) -> int:
-    if given is not None and (not is_whole(given) or given < 1):
-        raise InputError(f"trajectories is {given!r}; give a positive whole number.")
+    if given is not None:
+        require_count("trajectories", given)
     if prob.members is None:
         if given is None:
             raise InputError(

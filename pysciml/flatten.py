@@ -74,6 +74,11 @@ def parted(
     ]
 
 
+def is_real(x: Tensor) -> bool:
+    """Whether a tensor holds real numbers."""
+    return not (x.is_meta or x.dtype.is_complex or x.dtype == torch.bool)
+
+
 def _where(path: Any, name: str) -> str:
     return name + pytree.keystr(path)
 

@@ -13,7 +13,6 @@ from pysciml.algorithms import Algorithm, as_algorithm
 from pysciml.callback_library import VectorContinuousCallback
 from pysciml.callbacks import ContinuousCallback, JumpCallback, as_callbacks
 from pysciml.discrete import DiscreteProblem, stays
-from pysciml.dispatch import refuse_ensemble_options
 from pysciml.engines.base import FlatJumps
 from pysciml.engines.choice import engine as choose_engine
 from pysciml.errors import EngineError, InputError
@@ -55,7 +54,6 @@ def solve_jumps(
     solve: Any,
     prob: JumpProblem,
     alg: Any = None,
-    ensemblealg: Any = None,
     *,
     seed: int | None = None,
     engine: str = "auto",
@@ -64,7 +62,6 @@ def solve_jumps(
     **options: Any,
 ) -> Solution:
     """``solve`` for problems with jumps."""
-    refuse_ensemble_options(prob, ensemblealg, options.pop("trajectories", None))
     inner = prob.prob
     kind = _kind(inner)
     alg = _fitting(alg, kind)
@@ -87,19 +84,15 @@ def solve_jumps(
     if save is None:
         save = (False, False) if saveat is not None else (kind != "pure", True)
     made = _as_problem(prob, kind, save)
-    most = most_steps(inner.tspan, options.get("dt"), _MOST[kind])
-    options.setdefault("maxiters", most)
+    options.setdefault("maxiters", most_steps(inner.tspan, options.get("dt"), _MOST[kind]))
     if kind == "sde":
         options = {"abstol": 1e-2, "reltol": 1e-2, **options}
-    sol = solve(
-        made, alg, engine="julia", seed=seed, saveat=saveat,
-        callback=more, **options,
-    )  # fmt: skip
+    sol = solve(made, alg, engine="julia", seed=seed, saveat=saveat, callback=more, **options)
     u = sol.u
-    if kind == "pure" and inner.whole:
-        u = pytree.tree_map(lambda x: x.round().to(inner.whole), u)
     if kind == "pure":
         sol.stats.algorithm = STEPPER
+        if inner.whole:
+            u = pytree.tree_map(lambda x: x.round().to(inner.whole), u)
     return dataclasses.replace(sol, prob=prob, u=u, algorithm=sol.stats.algorithm)
 
 

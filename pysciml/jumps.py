@@ -14,12 +14,13 @@ from pysciml.algorithms import Algorithm, AlgorithmName, algorithm
 from pysciml.discrete import DiscreteProblem
 from pysciml.dispatch import solved_by
 from pysciml.errors import InputError, did_you_mean
+from pysciml.flatten import is_real
 from pysciml.jumpprocesses import AGGREGATORS, TAKES_BOUNDED
 from pysciml.noise import NoiseGrid
 from pysciml.problems import ODEProblem, Problem, remake
 from pysciml.signatures import require_function
 from pysciml.stochastic import SDEProblem, require_forward
-from pysciml.stoichiometry import is_real, kind_of, reactions
+from pysciml.stoichiometry import kind_of, reactions
 
 __all__ = ["ConstantRateJump", "JumpProblem", "JumpSet", "MassActionJump", "VariableRateJump"]
 

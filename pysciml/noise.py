@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pysciml.errors import InputError
-from pysciml.flatten import to_numpy
+from pysciml.flatten import is_real, to_numpy
 
 __all__ = ["NoiseGrid", "between"]
 
@@ -54,7 +54,7 @@ class NoiseGrid:
                 "t of a NoiseGrid requires grad, but a path along noise has no derivative by time; "
                 "detach it."
             )
-        if W.is_meta or W.dtype.is_complex or W.dtype == torch.bool:
+        if not is_real(W):
             what = "on the device meta" if W.is_meta else str(W.dtype)[6:]
             raise InputError(f"W of a NoiseGrid is {what}; give real numbers.")
         if W.requires_grad:
@@ -70,11 +70,8 @@ class NoiseGrid:
 
     def _times(self) -> Tensor:
         given = self.t
-        real = not isinstance(given, Tensor) or not (
-            given.is_meta or given.dtype.is_complex or given.dtype == torch.bool
-        )
         try:
-            if not real:
+            if isinstance(given, Tensor) and not is_real(given):
                 raise TypeError
             t = torch.as_tensor(given, dtype=torch.float64).detach().cpu()
         except (TypeError, ValueError, RuntimeError):

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from pysciml.errors import InputError, did_you_mean
 from pysciml.flatten import StateSpec, to_numpy
-from pysciml.problems import DAEProblem, ODEProblem
+from pysciml.problems import DAEProblem, ODEProblem, number
 from pysciml.sensitivity import SensitivityAlgorithm
 
 __all__ = [
@@ -84,10 +84,22 @@ def check_options(
         for name, value in (("dtmin", dtmin), ("dt", dt)):
             if value is not None and dtmax is not None and value > dtmax:
                 raise InputError(f"{name} is {value}, above dtmax = {dtmax}; give {name} <= dtmax.")
+        if dtmin is not None:
+            _refuse_least_step(prob, dt, dtmin)
     positive_whole("maxiters", maxiters)
     if sensealg is not None and not isinstance(sensealg, SensitivityAlgorithm):
         raise InputError(
             f"sensealg is {sensealg!r}; give a sensitivity algorithm, e.g. pysciml.GaussAdjoint()."
+        )
+
+
+def _refuse_least_step(prob: Any, dt: Any, dtmin: Any) -> None:
+    if dt is not None and dt < dtmin:
+        raise InputError(f"dt is {dt}, below dtmin = {dtmin}; give dt >= dtmin.")
+    t0, t1 = map(number, prob.tspan)
+    if dtmin > abs(t1 - t0) > 0.0:
+        raise InputError(
+            f"dtmin is {dtmin}, longer than tspan ({t0:g}, {t1:g}); give a smaller one."
         )
 
 
@@ -98,14 +110,20 @@ def positive(name: str, value: Any, zero: bool = False) -> None:
     least = ">= 0" if zero else "> 0"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InputError(f"{name} is {value!r}; give a number {least}.")
-    number = float(value)
-    if not math.isfinite(number) or number < 0.0 or (number == 0.0 and not zero):
+    x = float(value)
+    if not math.isfinite(x) or x < 0.0 or (x == 0.0 and not zero):
         raise InputError(f"{name} is {value}; give a number {least}.")
 
 
 def is_whole(x: Any) -> bool:
     """Whether it is a whole number: Python's or NumPy's."""
     return isinstance(x, numbers.Integral) and not isinstance(x, bool)
+
+
+def require_count(name: str, value: Any) -> None:
+    """Raise InputError unless ``value`` is a whole number > 0, of a whole type."""
+    if not is_whole(value) or value < 1:
+        raise InputError(f"{name} is {value!r}; give a positive whole number.")
 
 
 def positive_whole(name: str, value: Any) -> None:

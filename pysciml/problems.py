@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from pysciml.callbacks import as_callbacks
 from pysciml.errors import InputError, did_you_mean
-from pysciml.flatten import ParameterSpec, StateSpec, state_spec
+from pysciml.flatten import ParameterSpec, StateSpec, is_real, state_spec
 from pysciml.transforms import refuse_transforms
 
 __all__ = ["DAEProblem", "ODEProblem", "remake"]
@@ -63,9 +63,10 @@ def require_finite(tree: Any, name: str) -> None:
 
 def _as_time(value: Any, name: str) -> Any:
     if isinstance(value, Tensor):
-        if value.numel() != 1 or value.dtype.is_complex or value.dtype == torch.bool:
+        if value.numel() != 1 or not is_real(value):
             raise InputError(
-                f"{name} is a tensor of shape {tuple(value.shape)} and dtype {value.dtype}; "
+                f"{name} is a tensor of shape {tuple(value.shape)} and dtype {value.dtype} on "
+                f"{value.device}; "
                 "give one real number."
             )
     elif not isinstance(value, numbers.Real) or isinstance(value, bool):

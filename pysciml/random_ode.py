@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pysciml.callbacks import as_callbacks
-from pysciml.dispatch import refuse_ensemble_options, solves
+from pysciml.dispatch import solves
 from pysciml.errors import InputError
 from pysciml.flatten import ParameterSpec, StateSpec, state_spec
 from pysciml.problems import ODEProblem, Problem
@@ -119,14 +119,12 @@ def solve_rode(
     solve: Any,
     prob: RODEProblem,
     alg: Any = None,
-    ensemblealg: Any = None,
     *,
     seed: int | None = None,
     dt: float | None = None,
     **options: Any,
 ) -> Solution:
     """``solve`` for random equations."""
-    refuse_ensemble_options(prob, ensemblealg, options.pop("trajectories", None))
     require_no_times(options.get("saveat"))
     options.setdefault("maxiters", most_steps(prob.tspan, dt, 100_000))
     options.setdefault("adaptive", False)

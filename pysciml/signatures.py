@@ -28,15 +28,17 @@ def require_function(f: Any, name: str, takes: tuple[str, ...]) -> None:
         signature = inspect.signature(f.forward if plain else f)
     except (TypeError, ValueError):  # a builtin without a signature
         return
-    order = ", in SciML's order" if "p" in takes else ""
-    said = f"{name} takes {signature}, but it is called with {call}{order}; "
     try:
         signature.bind(*takes)
     except TypeError:
-        raise InputError(f"{said}give it these arguments.") from None
-    names = [
-        x.name for x in signature.parameters.values()
-        if x.kind in (x.POSITIONAL_ONLY, x.POSITIONAL_OR_KEYWORD)
-    ][: len(takes)]  # fmt: skip
-    if in_another_order(names, takes):
-        raise InputError(f"{said}put them in this order.")
+        mend = "give it these arguments"
+    else:
+        names = [
+            x.name for x in signature.parameters.values()
+            if x.kind in (x.POSITIONAL_ONLY, x.POSITIONAL_OR_KEYWORD)
+        ][: len(takes)]  # fmt: skip
+        if not in_another_order(names, takes):
+            return
+        mend = "put them in this order"
+    order = ", in SciML's order" if "p" in takes else ""
+    raise InputError(f"{name} takes {signature}, but it is called with {call}{order}; {mend}.")

@@ -14,7 +14,6 @@ from scipy.sparse.linalg import LinearOperator, gmres
 from torch import Tensor
 
 from pysciml.callback_library import TerminateSteadyState
-from pysciml.dispatch import refuse_ensemble_options
 from pysciml.engines.base import FlatGradient, Stats
 from pysciml.engines.choice import engine as choose_engine
 from pysciml.errors import InputError, PyscimlError, SolveError
@@ -37,7 +36,6 @@ def solve_steady_state(
     solve: Callable[..., Any],
     prob: SteadyStateProblem,
     alg: Any = None,
-    ensemblealg: Any = None,
     *,
     engine: str = "auto",
     abstol: float = 1e-8,
@@ -51,7 +49,6 @@ def solve_steady_state(
     The state is accepted where Newton's next step is at most ``abstol + reltol |u|`` in every
     entry (SSRootfind), or rates are at most ``abstol`` or ``reltol |u|`` (DynamicSS).
     """
-    refuse_ensemble_options(prob, ensemblealg, unknown.pop("trajectories", None))
     if unknown:
         raise InputError(
             f"solve does not take {next(iter(unknown))!r} for a SteadyStateProblem; it takes "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._pytree import tree_leaves
 
 from pysciml.callbacks import as_callbacks
-from pysciml.dispatch import refuse_ensemble_options, solves
+from pysciml.dispatch import solves
 from pysciml.engines.choice import engine as choose_engine
 from pysciml.errors import InputError
 from pysciml.flatten import ParameterSpec, StateSpec, to_numpy
@@ -196,9 +197,9 @@ def require_forward(tspan: tuple[Any, Any], what: str) -> None:
 
 def most_steps(tspan: tuple[Any, Any], dt: Any, least: int) -> int:
     """The most steps of a solve: ``least``, and more where steps of ``dt`` take more."""
-    if not isinstance(dt, (int, float)) or not 0 < dt < math.inf:
+    if not isinstance(dt, numbers.Real) or not 0 < float(dt) < math.inf:
         return least
-    steps = (float(tspan[1]) - float(tspan[0])) / dt
+    steps = (float(tspan[1]) - float(tspan[0])) / float(dt)
     return max(least, 2 * math.ceil(steps)) if math.isfinite(steps) else least
 
 
@@ -272,7 +273,6 @@ def solve_sde(
     solve: Any,
     prob: SDEProblem,
     alg: Any = None,
-    ensemblealg: Any = None,
     *,
     engine: str = "auto",
     seed: int | None = None,
@@ -282,7 +282,6 @@ def solve_sde(
     **options: Any,
 ) -> Solution:
     """``solve`` for stochastic equations: SciML's tolerances, 1e-2, where none are given."""
-    refuse_ensemble_options(prob, ensemblealg, options.pop("trajectories", None))
     chosen = choose_engine(engine)
     callback = options.pop("callback", None)
     events = (*prob.callback, *as_callbacks(callback))

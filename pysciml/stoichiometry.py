@@ -9,16 +9,12 @@ import torch
 from torch import Tensor
 
 from pysciml.errors import InputError
+from pysciml.flatten import is_real
 
-__all__ = ["Pairs", "is_real", "kind_of", "reactions"]
+__all__ = ["Pairs", "kind_of", "reactions"]
 
 #: Entries of the state, and how many of each.
 Pairs = tuple[tuple[int, int], ...]
-
-
-def is_real(x: Tensor) -> bool:
-    """Whether a tensor holds real numbers."""
-    return not (x.is_meta or x.dtype.is_complex or x.dtype == torch.bool)
 
 
 def kind_of(x: Any) -> str:

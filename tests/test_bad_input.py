@@ -105,6 +105,9 @@ PROBLEMS = {
     "tspan empty tensors": ({"tspan": (f64(1.0), 1)}, ["no length", "two different times"]),
     "tspan NaN": ({"tspan": (0.0, NAN)}, ["tspan[1] is nan", "finite"]),
     "tspan inf": ({"tspan": (-INF, 0.0)}, ["tspan[0] is -inf", "finite"]),
+    "tspan meta": (
+        {"tspan": (0.0, torch.ones((), device="meta"))}, ["tspan[1]", "meta", "one real number"],
+    ),
     "tspan one number": ({"tspan": 1.0}, ["tspan is 1.0", "(t0, t1)"]),
     "tspan three numbers": ({"tspan": (0, 1, 2)}, ["tspan has 3 entries", "(t0, t1)"]),
     "tspan tensor of three": ({"tspan": f64(0, 1, 2)}, ["shape (3,)", "(t0, t1)"]),
@@ -185,6 +188,8 @@ OPTIONS = {
     "dt zero": ({"dt": 0.0}, ["dt is 0.0", "> 0"]),
     "dtmax negative": ({"dtmax": -1.0}, ["dtmax is -1.0", "> 0"]),
     "dtmin a string": ({"dtmin": "0"}, ["dtmin is '0'", "number"]),
+    "dtmin above dt": ({"dtmin": 0.1, "dt": 0.01}, ["dt is 0.01", "dtmin = 0.1"]),
+    "dtmin beyond the span": ({"dtmin": 1e30}, ["dtmin is 1e+30", "longer than tspan"]),
     "dtmin above dtmax": ({"dtmin": 1.0, "dtmax": 0.1}, ["dtmin is 1.0", "dtmax = 0.1"]),
     "maxiters zero": ({"maxiters": 0}, ["maxiters is 0", "positive whole"]),
     "maxiters a fraction": ({"maxiters": 10.5}, ["maxiters is 10.5", "whole"]),

@@ -264,6 +264,20 @@ def test_no_solution(engine: str) -> None:
         ({"bc": lambda u, p, t: 0.0}, {}, "bc returned a float"),
         ({"bc": lambda u, p, t: u(1.5)}, {}, "t = 1.5, outside of tspan"),
         ({"bc": lambda u, p, t: u("end")}, {}, "t is 'end'; give a time"),
+        ({"bc": lambda u, p, t: u.u[len(t)]}, {}, "bc takes the length of u.u or t"),
+        (
+            {},
+            {"dt": 1e-9},
+            r"dt is 1e-09, of which tspan holds 1e\+09, but max_no",
+        ),
+        ({}, {"abstol": None}, "abstol is None"),
+        ({"u0": lambda t, p: f64(0.0, 0.0)}, {}, r"u0 takes \(t, p\), but it is called with \(t\)"),
+        ({"u0": lambda t: torch.sin(t)}, {}, r"u0 fails at t = 0 .*math.sin\(t\)"),
+        (
+            {"u0": lambda t: f64(0.0, math.nan if t > 0.1 else 0.0)},
+            {},
+            r"u0\(1\) holds nan",
+        ),
         ({"bc": lambda u, p, t: u(0.5, deriv=1)}, {}, "deriv=1"),
         ({"bc": lambda u, p, t: u.u[1]}, {}, "row 1 of u.u or t"),
         ({"bc": lambda u, p, t: u.u[:, 0]}, {}, "row slice"),
@@ -299,6 +313,8 @@ def test_methods_where_they_do_not_belong() -> None:
         ps.solve(ode, ps.MIRK4(), engine="sundials")
     with pytest.raises(InputError, match="max_nodes is 0"):
         ps.SolveBVP(0)
+    with pytest.raises(InputError, match="max_num_subintervals is 'a'"):
+        ps.solve(boundary_problem(ends), ps.MIRK4(max_num_subintervals="a"), engine="sundials")
 
 
 @pytest.mark.julia

@@ -236,6 +236,10 @@ BAD: dict[str, tuple[Any, str]] = {
         solved(ps.SavingCallback(decay, saveat=torch.ones(1, device="meta"))),
         "saveat is on the device meta",
     ),
+    "complex times": (
+        solved(ps.SavingCallback(decay, saveat=torch.tensor([0.5 + 0j]))),
+        r"saveat is tensor\(\[0.5000\+0.j\]\); give a 1-d tensor",
+    ),
     "len": (lambda: ps.VectorContinuousCallback(decay, None, 0), "len is 0; give the number"),
     "condition": (lambda: ps.VectorContinuousCallback(3, None, 1), "condition is a int"),
     "affect": (lambda: ps.VectorContinuousCallback(decay, 3, 1), "affect is a int"),

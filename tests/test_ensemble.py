@@ -433,6 +433,18 @@ BAD: dict[str, tuple[Any, str]] = {
         ),
         "trajectories was given with a RODEProblem, but is for ensembles",
     ),
+    "single, a map": (
+        lambda: ps.solve(
+            ps.DiscreteProblem(lambda u, p, t: u, f64([1.0]), (0, 3)), None, ps.EnsembleSerial()
+        ),
+        "was given with a DiscreteProblem, but is for ensembles",
+    ),
+    "single, split": (
+        lambda: ps.solve(
+            ps.SplitODEProblem(decay, decay, f64([1.0]), (0.0, 1.0), f64(0.5)), trajectories=2
+        ),
+        "trajectories was given with a SplitODEProblem, but is for ensembles",
+    ),
     "single, delayed": (
         lambda: ps.solve(
             ps.DDEProblem(

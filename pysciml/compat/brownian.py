@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from pysciml.errors import EngineError, InputError
+from pysciml.flatten import is_real
+from pysciml.options import is_whole
 
 __all__ = ["BrownianInterval", "brownian_interval_like"]
 
@@ -54,7 +56,7 @@ class BrownianInterval:
         self.shape = _shape(size, W)
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise InputError(f"dtype is {dtype!r}; give torch.float64 or torch.float32.")
-        if entropy is not None and (isinstance(entropy, bool) or not hasattr(entropy, "__index__")):
+        if entropy is not None and not is_whole(entropy):
             raise InputError(f"entropy is {entropy!r}; give a whole number, or None.")
         self.dtype = W.dtype if W is not None else dtype or torch.get_default_dtype()
         try:
@@ -115,7 +117,7 @@ class BrownianInterval:
 
 
 def _time(t: Any, name: str) -> float:
-    single = isinstance(t, Tensor) and t.numel() == 1 and not t.is_meta
+    single = isinstance(t, Tensor) and t.numel() == 1 and is_real(t)
     if not single and (isinstance(t, bool) or not isinstance(t, numbers.Real)):
         raise InputError(f"{name} is {t!r}; give a number.")
     value = float(t.detach()) if isinstance(t, Tensor) else float(t)

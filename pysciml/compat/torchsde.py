@@ -36,7 +36,7 @@ from pysciml.compat.adaptive import NoEffectWarning
 from pysciml.compat.brownian import BrownianInterval, brownian_interval_like
 from pysciml.engines.choice import engine as choose_engine
 from pysciml.errors import EngineError, InputError, did_you_mean
-from pysciml.flatten import state_spec
+from pysciml.flatten import is_real, state_spec
 from pysciml.functions import mistakes_named
 from pysciml.noise import NoiseGrid
 from pysciml.sensitivity import BacksolveAdjoint
@@ -476,7 +476,7 @@ def _tensor(x: Any, name: str) -> Tensor:
 def _times(ts: Any) -> Tensor:
     require_no_times(ts, "ts")
     try:
-        if isinstance(ts, Tensor) and (ts.dtype.is_complex or ts.dtype == torch.bool):
+        if isinstance(ts, Tensor) and not is_real(ts):
             raise TypeError
         t = torch.as_tensor(ts).detach().to("cpu", torch.float64)
     except (TypeError, ValueError, RuntimeError):

@@ -25,11 +25,11 @@ from pysciml.nn.regularise import (
     as_regularisers,
 )
 from pysciml.nn.step_estimates import step_estimates
-from pysciml.problems import ODEProblem, hand_on, plans_of
+from pysciml.problems import ODEProblem, check_tspan, hand_on, plans_of
 from pysciml.solution import Solution
 from pysciml.solve import solve
 
-__all__ = ["ContinuousModule", "check_times", "last_of", "time_span"]
+__all__ = ["ContinuousModule", "check_times", "last_of"]
 
 _OPTIONS = (
     "abstol reltol sensealg tstops dt dtmax dtmin maxiters adaptive progress raise_on_failure"
@@ -124,7 +124,7 @@ class ContinuousModule(nn.Module):
         self.vector_field = vector_field
         self._field = self._make_field(takes_time(vector_field))
         self._integrals = Integrals(self._field, (), ())
-        self.tspan = time_span(tspan)
+        self.tspan = check_tspan(tspan)
         self.saveat = None if saveat is None else check_times(saveat)
         self.alg, self.engine, self.per_sample = alg, engine, per_sample
         self.regularise = as_regularisers(regularise)
@@ -156,7 +156,7 @@ class ContinuousModule(nn.Module):
 
     def solve(self, u0: Any, saveat: Any = None, tspan: Any = None) -> Solution:
         """The whole :class:`pysciml.Solution` from ``u0``, without regularisers."""
-        span = self.tspan if tspan is None else time_span(tspan)
+        span = self.tspan if tspan is None else check_tspan(tspan)
         return self._solve(self._field, u0, span, saveat=saveat)
 
     def _make_field(self, timed: bool) -> Field:
@@ -297,18 +297,3 @@ def end_of(t1: Any) -> Tensor:
 def _only(t: float) -> Tensor:
     # the same tensor each time, by which a plan is found again
     return torch.tensor([t], dtype=torch.float64)
-
-
-def time_span(tspan: Any) -> tuple[Any, Any]:
-    """A pair of different times. Raises InputError."""
-    try:
-        t0, t1 = tspan
-    except (TypeError, ValueError):
-        raise InputError(f"tspan is {tspan!r}; give (t0, t1), two numbers.") from None
-    try:
-        same = float(t0) == float(t1)
-    except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"tspan is {tspan!r}; give (t0, t1), two numbers.") from None
-    if same:
-        raise InputError(f"tspan {tspan!r} has no length; give two different times.")
-    return t0, t1

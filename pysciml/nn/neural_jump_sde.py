@@ -12,16 +12,16 @@ from pysciml.algorithms import algorithm
 from pysciml.callbacks import PresetTimeCallback
 from pysciml.engines.base import Stats
 from pysciml.errors import InputError
-from pysciml.flatten import state_spec
+from pysciml.flatten import is_real, state_spec
 from pysciml.functions import mistakes_named
 from pysciml.jumps import JumpProblem, VariableRateJump
-from pysciml.nn.base import last_of, require_known, time_span
+from pysciml.nn.base import last_of, require_known
 from pysciml.nn.field import Field, check_field, takes_time
-from pysciml.problems import ODEProblem, require_finite
+from pysciml.problems import ODEProblem, check_tspan, require_finite
 from pysciml.signatures import require_function
 from pysciml.solution import Solution
 from pysciml.solve import solve
-from pysciml.stochastic import SDEProblem
+from pysciml.stochastic import SDEProblem, drawn_seed, require_forward
 
 __all__ = ["NeuralJumpSDE"]
 
@@ -81,16 +81,10 @@ class NeuralJumpSDE(nn.Module):
         require_known(self, options)
         if type(kinds) is not int or kinds < 1:
             raise InputError(f"kinds is {kinds!r}; give the number of kinds of events.")
-        if not callable(jump):
-            raise InputError(
-                f"jump is a {type(jump).__name__}; give an nn.Module or a function jump(u, mark)."
-            )
         require_function(jump, "jump", ("u", "mark"))
-        if any(isinstance(x, Tensor) and x.requires_grad for x in time_span(tspan)):
-            raise InputError("tspan requires grad, but no gradient is taken for it; detach it.")
-        t0, t1 = map(float, tspan)
-        if not t0 < t1:
-            raise InputError(f"tspan is {tspan!r}; give t0 < t1, between which events come.")
+        span = check_tspan(tspan)
+        require_forward(span, "a jump process")
+        t0, t1 = map(float, span)
         self.drift, self.intensity, self.jump, self.diffusion = drift, intensity, jump, diffusion
         self.kinds, self.tspan, self.engine = kinds, (t0, t1), engine
         if alg is None and diffusion is not None:
@@ -140,6 +134,8 @@ class NeuralJumpSDE(nn.Module):
         ``u`` is (m, d + 1) at ``saveat``, at ``t1`` where None.
         """
         self._check(u0)
+        if seed is not None:
+            drawn_seed(seed)
         times, marks = self._checked_events(times, marks)
         events = [
             PresetTimeCallback(times[marks == i], e, save_positions=(False, False))
@@ -195,6 +191,9 @@ class NeuralJumpSDE(nn.Module):
                 rates: Any = self._parts.rates(u0.detach(), t0)
             with mistakes_named(self._parts.drift, "drift", takes, spec, False):
                 spec.flatten_like(self._parts.drift.value(u0.detach(), t0), "drift")
+            if self._parts.diffusion is not None:
+                with mistakes_named(self._parts.diffusion, "diffusion", takes, spec, False):
+                    spec.flatten_like(self._parts.diffusion.value(u0.detach(), t0), "diffusion")
         if not isinstance(rates, Tensor) or tuple(rates.shape) != (self.kinds,):
             what = f"shape {tuple(rates.shape)}" if isinstance(rates, Tensor) else _a(rates)
             raise InputError(
@@ -248,7 +247,7 @@ def _as_tensor(given: Any, name: str, wanted: str, dtype: torch.dtype | None = N
         made = given if isinstance(given, Tensor) else torch.as_tensor(given, dtype=dtype)
     except (TypeError, ValueError, RuntimeError):
         raise InputError(f"{name} is {given!r}; give {wanted}.") from None
-    if made.is_meta or made.dtype.is_complex or made.dtype == torch.bool:
+    if not is_real(made):
         what = "on the device meta" if made.is_meta else f"of {str(made.dtype)[6:]}"
         raise InputError(f"{name} is {what}; give {wanted}.")
     return made

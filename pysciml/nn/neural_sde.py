@@ -16,8 +16,9 @@ from pysciml.engines.choice import engine as choose_engine
 from pysciml.errors import InputError, did_you_mean
 from pysciml.flatten import state_spec
 from pysciml.functions import mistakes_named
-from pysciml.nn.base import check_times, end_of, last_of, require_known, time_span
+from pysciml.nn.base import check_times, end_of, last_of, require_known
 from pysciml.nn.field import Field, check_field, takes_time
+from pysciml.problems import check_tspan
 from pysciml.solution import Solution
 from pysciml.solve import solve
 from pysciml.stochastic import SDEProblem, require_forward
@@ -103,7 +104,7 @@ class NeuralSDE(nn.Module):
         timed = takes_time(diffusion, "diffusion")
         # made once each: kernels are found again by them
         self._plain, self._columns = Field(diffusion, timed), _Columns(diffusion, timed)
-        self.tspan = time_span(tspan)
+        self.tspan = check_tspan(tspan)
         require_forward(self.tspan, "a stochastic equation")
         self.saveat = None if saveat is None else check_times(saveat)
         self.noise, self.interpretation, self.engine = noise, interpretation, engine

@@ -321,6 +321,7 @@ def test_bad_input(options: dict[str, Any], error: type[Exception], match: str) 
         ({"size": (1, 1), "dtype": torch.int64}, "dtype is torch.int64"),
         ({"size": (1, 1), "device": "gpu"}, "device is 'gpu'"),
         ({"size": (1, 1), "entropy": 1.5}, "entropy is 1.5; give a whole number"),
+        ({"size": (1, 1), "entropy": torch.tensor(1.5)}, r"entropy is tensor\(1.5000\)"),
         ({"W": [0.0]}, r"W is \[0.0\]; give a tensor"),
         ({"W": torch.ones(2, 1, dtype=torch.int64)}, "W is of torch.int64"),
         ({"W": torch.ones(2, 1, requires_grad=True)}, "W requires grad, but no gradient"),

@@ -208,7 +208,7 @@ def make(**options: Any) -> pn.NeuralSDE:
         ({"diffusion": lambda u, t, p: u}, r"diffusion takes \(u, t, p\)"),
         ({"noise": np.zeros(2)}, r"noise is array"),
         ({"saveat": "end"}, "saveat is 'end'; give a 1-d tensor of float times"),
-        ({"tspan": (0.0, "end")}, r"tspan is .*; give \(t0, t1\), two numbers"),
+        ({"tspan": (0.0, "end")}, r"tspan\[1\] is 'end'; give a real number"),
         ({"noise": "diag"}, "noise is 'diag'.*Did you mean 'diagonal'"),
         ({"interpretation": "ito"}, 'give "Ito" or "Stratonovich"'),
         ({"tspan": (1.0, 0.0)}, "runs backwards"),
