@@ -1,13 +1,16 @@
 """``python -m benchmarks.costs``: what a solve costs beside solving.
 
-Three tables, for each engine that is set up: the fixed cost of a solve and of a backward pass, the
-first solve in a new process, and the first solve of a new model in a running one.
+Four tables, for each engine that is set up: the fixed cost of a solve and of a backward pass, the
+first solve in a new process, the first solve of a new model in a running one, and the memory that a
+new architecture keeps.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -154,6 +157,42 @@ def new_model(engine: str, name: str) -> list[str]:
     return [engine, problem.title, *cells, f"{added:.3f}"]
 
 
+# -- a new architecture --------------------------------------------------------------
+
+
+def resident_mb() -> float:
+    """The process's memory, where the system tells it (Linux), in MB; else nan."""
+    status = Path("/proc/self/statm")
+    if not status.exists():
+        return float("nan")
+    return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def new_architectures(engine: str, name: str, count: int) -> list[str]:
+    """What ``count`` networks of different widths, each solved and differentiated, have left."""
+    alg = getattr(ps, name)()
+
+    def once(width: int) -> None:
+        net = torch.nn.Sequential(
+            torch.nn.Linear(2, width), torch.nn.Tanh(), torch.nn.Linear(width, 2)
+        ).double()
+        prob = ps.ODEProblem(lambda u, p, t: p(u), torch.ones(2, dtype=F64), (0.0, 1.0), net)
+        ps.solve(prob, alg, engine=engine, saveat=[0.5, 1.0]).u.sum().backward()
+
+    before = resident_mb()
+    once(3)
+    first = resident_mb() - before
+    for width in range(4, 10):
+        once(width)
+    gc.collect()
+    before = resident_mb()
+    for width in range(10, 10 + count):
+        once(width)
+    gc.collect()
+    each = (resident_mb() - before) / count
+    return [engine, name, f"{first:.0f}", str(count), f"{each:.2f}"]
+
+
 # -- tables ---------------------------------------------------------------------
 
 
@@ -165,7 +204,9 @@ def table(title: str, note: str, head: list[str], rows: list[list[str]], words: 
     return "\n".join(lines) + "\n"
 
 
-def tables(engines: list[str], names: list[str], runs: int, seconds: float) -> str:
+def tables(
+    engines: list[str], names: list[str], runs: int, seconds: float, architectures: int
+) -> str:
     # in a process of its own before Julia starts in this one
     processes = [new_process(engine, runs) for engine in engines]
     parts = [
@@ -192,6 +233,17 @@ def tables(engines: list[str], names: list[str], runs: int, seconds: float) -> s
             [new_model(engine, name) for engine in engines for name in names],
             words=2,
         ),
+        table(
+            "A new architecture",
+            "Growth of the process's memory, MB: by the first network solved and differentiated by "
+            "an algorithm, and by each of further ones of other widths, after six.",
+            ["engine", "algorithm", "the first", "networks", "each"],
+            [
+                new_architectures(engine, ALGORITHMS[engine, stiff], architectures)
+                for engine in engines for stiff in (False, True)
+            ],
+            words=2,
+        ),
     ]  # fmt: skip
     return "\n".join([report.machine() + "\n", *parts])
 
@@ -206,7 +258,11 @@ def main() -> None:
     engines = arguments.engines or ["sundials", *(["julia"] if julia_is_set_up() else [])]
     quick = arguments.quick
     text = tables(
-        engines, list(NAMES[:1] if quick else NAMES), 1 if quick else 5, 0.05 if quick else 2.0
+        engines,
+        list(NAMES[:1] if quick else NAMES),
+        1 if quick else 5,
+        0.05 if quick else 2.0,
+        3 if quick else 60,
     )
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "costs.md").write_text(
