@@ -18,6 +18,9 @@ from pysciml.errors import InputError
 
 Array = npt.NDArray[np.float64]
 
+#: Numbers that one batched call in torch gives: its memory.
+_CHUNK = 16_384
+
 
 def reachable_leaves(out: Tensor, known: Sequence[Tensor]) -> list[Tensor]:
     """Leaf tensors that ``out`` depends on in autograd, without those in ``known``."""
@@ -216,7 +219,15 @@ class CallbackFunctions:
                     return out
             return one_by_one(*args)
 
-        return bound
+        size = max(8, _CHUNK // max(1, self.n_out))
+
+        def in_parts(*args: Any) -> Array:
+            if len(args[0]) <= size:
+                return bound(*args)
+            parts = [bound(*(x[k : k + size] for x in args)) for k in range(0, len(args[0]), size)]
+            return np.asarray(sum(parts)) if reduce else np.concatenate(parts)
+
+        return in_parts
 
     _vmap: bool | None = None
 

@@ -8,7 +8,7 @@ using PySciML:
     Options, PySciML, all_stops, begun, callback_set, cap_first_step!, needs_jacobian, watching
 using SciMLBase: CallbackSet, DDEProblem, ReturnCode, SciMLBase
 
-PySciML.needs_jacobian(m::DelayDiffEq.MethodOfSteps) = needs_jacobian(m.alg)
+PySciML.needs_jacobian(m::DelayDiffEq.MethodOfSteps, n) = needs_jacobian(m.alg, n)
 
 function PySciML.start_of(h::DelayDiffEq.HistoryFunction)
     integrator = h.integrator

@@ -7,8 +7,8 @@ using ADTypes: AutoFiniteDiff
 using OrdinaryDiffEqCore:
     OrdinaryDiffEqNewtonAdaptiveAlgorithm, OrdinaryDiffEqNewtonAlgorithm
 using OrdinaryDiffEqRosenbrock: Rodas5P
-using PySciML: DEFAULT, PySciML, QUIET, WithoutPrototype, lacks_room, readable, watching, with_room,
-    without_prototype
+using PySciML: DEFAULT, PySciML, QUIET, WithoutPrototype, lacks_room, readable, rebuilt, watching,
+    with_room, without_prototype
 using SciMLBase: CallbackSet, ODEProblem, SciMLBase
 using SciMLSensitivity: BacksolveAdjoint, InterpolatingAdjoint, adjoint_sensitivities
 using SparseArrays: SparseMatrixCSC
@@ -91,19 +91,12 @@ function with_prototype(sol, sensealg, back)
     lacks_room(sol.prob.f) || return sol
     prob = sol.prob
     f = with_room(prob.f, back, length(prob.u0))
-    return with_problem(sol, ODEProblem(f, prob.u0, prob.tspan, prob.p))
+    return rebuilt(sol; prob = ODEProblem(f, prob.u0, prob.tspan, prob.p))
 end
 function with_prototype(sol, ::Union{InterpolatingAdjoint, BacksolveAdjoint}, back)
     f = sol.prob.f
     f.jac_prototype isa SparseMatrixCSC || lacks_room(f) || return sol
-    return with_problem(sol, without_prototype(sol.prob))
-end
-
-function with_problem(sol, prob)
-    return SciMLBase.build_solution(
-        prob, sol.alg, sol.t, sol.u; dense = true, sol.k, sol.interp,
-        sol.alg_choice, calculate_error = false, sol.stats, sol.retcode
-    )
+    return rebuilt(sol; prob = without_prototype(sol.prob))
 end
 
 end

@@ -124,7 +124,7 @@ function piece(h::Handle, range)
     interp = OrdinaryDiffEqCore.InterpolationData(
         id.f, us, ts, ks, choice, id.dense, id.cache, id.differential_vars, id.sensitivitymode
     )
-    prob = problem(with_room(h.model, h.alg), us[1], h.prob.p, (ts[1], ts[end]), rates_of(h.prob)...)
+    prob = problem(h.model, us[1], h.prob.p, (ts[1], ts[end]), rates_of(h.prob)...)
     return SciMLBase.build_solution(
         prob, sol.alg, ts, us; dense = true, k = ks, interp, alg_choice = choice,
         calculate_error = false, sol.stats, retcode = ReturnCode.Success

@@ -43,7 +43,8 @@ clone(d::Delayed) = delayed(
 range_of(d::Delayed, k) = (k * d.n + 1):((k + 1) * d.n)
 
 # `x` and `s` at a state: `value!(to, s, k)` gives the state at an earlier time, which the k-th call
-# of h asks for. Equal times are looked up once. A time that is not earlier makes the value NaN, at which the solver tries a shorter step.
+# of h asks for. Equal times are looked up once. A time that is not earlier makes the value NaN, at
+# which the solver tries a shorter step.
 function gather!(value!::F, d::Delayed{T}, u, p, t) where {F, T}
     x, s, n = d.x, d.s, d.n
     copyto!(x, 1, u, 1, n)

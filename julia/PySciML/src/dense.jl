@@ -22,7 +22,10 @@ end
 The solution with an interpolant that can be read in every way.
 """
 readable(sol, alg) = sol
-readable(sol, ::DEFAULT) = SciMLBase.build_solution(
-    sol.prob, sol.alg, sol.t, sol.u; dense = true, sol.k, interp = ByValue(sol.interp),
-    sol.alg_choice, calculate_error = false, sol.stats, sol.retcode
+readable(sol, ::DEFAULT) = rebuilt(sol; interp = ByValue(sol.interp))
+
+"The solution with another problem, or another interpolant."
+rebuilt(sol; prob = sol.prob, interp = sol.interp) = SciMLBase.build_solution(
+    prob, sol.alg, sol.t, sol.u; dense = true, sol.k, interp, sol.alg_choice,
+    calculate_error = false, sol.stats, sol.retcode
 )

@@ -103,7 +103,7 @@ const LARGEST = 16_000
 
 # The equations as `Functions`, like any model's: solvers are compiled for these types already.
 function sensitivity_function(e::SensitivityEquations{T}, count, alg) where {T}
-    needs_jacobian(alg) && count > LARGEST && error(
+    needs_jacobian(alg, count) && count > LARGEST && error(
         "ForwardSensitivity has $count equations here (the states, and as many again for each " *
             "initial value and parameter), of which an implicit algorithm forms a dense Jacobian " *
             "of $(round(Int, count^2 * sizeof(T) / 2^30)) GiB; leave sensealg out, which takes " *
@@ -114,7 +114,7 @@ function sensitivity_function(e::SensitivityEquations{T}, count, alg) where {T}
         jac_t = SensitivitySlope{T}(e, T[]), jvp_u = SensitivityProduct{T}(e, T[], T[]),
     )
     load(role) = haskey(made, role) ? made[role] : throw(Unavailable())
-    return ode_function(Functions{T}(load), needs_jacobian(alg) ? count : 0, nothing)
+    return ode_function(Functions{T}(load), needs_jacobian(alg, count) ? count : 0, nothing)
 end
 
 function forward_gradient(
@@ -256,7 +256,7 @@ function forward_gradient(
         ::ForwardDiffSensitivity, h::Handle{T}, ts, cotangents, abstol, reltol
     ) where {T}
     n, m = h.model.n, length(h.prob.p)
-    gradient, f = zeros(T, n + m), with_room(h.model, h.alg).f
+    gradient = zeros(T, n + m)
     for start in 1:CHUNK:(n + m)
         seeds = start:min(start + CHUNK - 1, n + m)
         seeded(x, offset) = [
@@ -264,7 +264,7 @@ function forward_gradient(
                     x[i], ForwardDiff.Partials(ntuple(k -> T(start + k - 1 == offset + i), CHUNK))
                 ) for i in eachindex(x)
         ]
-        prob = ODEProblem(f, seeded(h.prob.u0, 0), h.prob.tspan, seeded(h.prob.p, n))
+        prob = ODEProblem(h.model.f, seeded(h.prob.u0, 0), h.prob.tspan, seeded(h.prob.p, n))
         o = h.options
         common = (;
             o.abstol, o.reltol, saveat = ts, o.tstops,

@@ -31,11 +31,11 @@ const ROLES = (
 # Python's function `int load(int64 functions, int64 role)`: it answers by calling `c_provide`, or
 # with 2 where there is no such kernel.
 const LOADER = Ref{Ptr{Cvoid}}(C_NULL)
-# By functions, role and thread: several threads may ask for the same kernel at once, and each is
-# answered on its own.
-const PROVIDED = Dict{NTuple{3, Int}, Any}()
+# By functions, role and task: several tasks may ask for the same kernel at once, and each is
+# answered on its own, whichever thread it goes on by.
+const PROVIDED = Dict{Tuple{Int, Int, Task}, Any}()
 const PROVIDED_LOCK = ReentrantLock()
-slot(functions, role) = (Int(functions), Int(role), Threads.threadid())
+slot(functions, role) = (Int(functions), Int(role), current_task())
 provided!(functions, role, source) =
     lock(() -> (PROVIDED[slot(functions, role)] = source; nothing), PROVIDED_LOCK)
 

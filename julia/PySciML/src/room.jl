@@ -12,19 +12,18 @@ held(n) = n <= SMALL ? n : 0
 
 Whether `alg` forms a dense Jacobian of `n` states; true for an algorithm that is not known.
 """
-needs_jacobian(alg) = true
-needs_jacobian(alg::OrdinaryDiffEqCore.OrdinaryDiffEqAlgorithm) =
+needs_jacobian(alg, n) = true
+needs_jacobian(alg::OrdinaryDiffEqCore.OrdinaryDiffEqAlgorithm, n) =
     (OrdinaryDiffEqCore.isimplicit(alg) || alg isa OrdinaryDiffEqCore.ExponentialAlgorithm) &&
     !takes_products(alg)
-needs_jacobian(alg::OrdinaryDiffEqCore.StochasticDiffEqAlgorithm) = alg isa Union{
+needs_jacobian(alg::OrdinaryDiffEqCore.StochasticDiffEqAlgorithm, n) = alg isa Union{
     OrdinaryDiffEqCore.StochasticDiffEqNewtonAlgorithm,
     OrdinaryDiffEqCore.StochasticDiffEqNewtonAdaptiveAlgorithm,
     OrdinaryDiffEqCore.StochasticDiffEqJumpNewtonAdaptiveAlgorithm,
     OrdinaryDiffEqCore.StochasticDiffEqJumpNewtonDiffusionAdaptiveAlgorithm,
     OrdinaryDiffEqCore.StochasticDiffEqCompositeAlgorithm,
 }
-needs_jacobian(::WithoutPrototype) = false
-needs_jacobian(alg, n) = needs_jacobian(alg)
+needs_jacobian(::WithoutPrototype, n) = false
 # for more states it takes Krylov's method
 needs_jacobian(::typeof(DefaultODEAlgorithm(; autodiff = AutoFiniteDiff())), n) =
     n <= OrdinaryDiffEqDefault.MEDIUMSIZE

@@ -20,7 +20,8 @@ end
 function Model(
         functions::Functions{T}, n::Integer, mass_matrix = nothing, pattern = nothing
     ) where {T}
-    f = pattern === nothing ? ode_function(functions, mass_matrix === nothing ? held(n) : Int(n), mass_matrix) :
+    rows = mass_matrix === nothing ? held(n) : Int(n)
+    f = pattern === nothing ? ode_function(functions, rows, mass_matrix) :
         sparse_function(functions, pattern, mass_matrix)
     return Model{T, typeof(functions), typeof(f)}(
         functions, f, Int(n), mass_matrix, pattern, ReentrantLock(), []
@@ -124,12 +125,13 @@ function run(
     m = acquire(model)
     try
         copyto!(data(m.functions), c)
-        prob = problem(with_room(m, alg), u0, p, tspan, du0, differential_vars)
+        roomy = with_room(m, alg)
+        prob = problem(roomy, u0, p, tspan, du0, differential_vars)
         log = EventRecord{T}[]
         dense = options.dense || !isempty(events) || isempty(options.saveat) || keeps_steps(m)
         sol, reached = Base.inferencebarrier(integrate)(prob, alg, options, dense, events, log)
         handle = Handle{T, typeof(m)}(
-            m, alg, events, log, options, c, prob, sol, reached, dense,
+            roomy, alg, events, log, options, c, prob, sol, reached, dense,
             Float64[], Matrix{T}(undef, 0, 0), Int[], Int8[], Float64[], Int[]
         )
         Base.inferencebarrier(collect_outputs!)(handle, sol)

@@ -29,8 +29,6 @@ Array = npt.NDArray[np.float64]
 
 #: Up to this size a dense Jacobian is formed at once; beyond it, only where the problem is stiff.
 _DIRECT = 32
-#: Entries of the states of the nodes that one call of a function in torch takes: its memory.
-_CHUNK = 16_384
 
 
 class CollocationAdjoint:
@@ -129,7 +127,7 @@ class CollocationAdjoint:
             assert du is not None
             jac, mass = -self._jac(du, u, t), self._jac_du(du, u, t)
             return jac.reshape(count, 3, n, n), mass.reshape(count, 3, n, n)
-        jac = np.concatenate([self._jac(u[k], t[k]) for k in _chunks(u)])
+        jac = self._jac(u, t)
         return jac.reshape(count, 3, *jac.shape[1:]), self._mass
 
     def _sweep(
@@ -182,9 +180,7 @@ class CollocationAdjoint:
         t = nodes.t.reshape(-1)
         if self._dae:
             return -self._pull(w, du, u, t)
-        total = np.zeros(len(self.problem.p))
-        for k in _chunks(u):
-            total += self._pull(w[k], u[k], t[k])
+        total: Array = self._pull(w, u, t)
         return total
 
     def _parts_needed(
@@ -227,11 +223,6 @@ class CollocationAdjoint:
             else:
                 grad_p += self._pull(w[None], du[None], u, at)
         return mu
-
-
-def _chunks(u: Array) -> list[slice]:
-    size = max(8, _CHUNK // u.shape[-1])
-    return [slice(k, k + size) for k in range(0, len(u), size)]
 
 
 def _place(mesh: Array, jumps: list[tuple[float, Array]]) -> dict[int, Array]:
