@@ -48,7 +48,8 @@ _INTERVALS = 20
 _ITERATIONS = 100
 #: Intervals of a mesh where max_num_subintervals is not given, as in Julia.
 _MOST = 3000
-_ADVICE = "give a nearer guess (u0 may be a function of t), a smaller dt, or larger tolerances"
+_NEARER = "a nearer guess (u0 may be a function of t), a smaller dt, or larger tolerances"
+_ADVICE = f"give {_NEARER}"
 
 
 def solve_on_mesh(
@@ -127,7 +128,7 @@ def solve_on_mesh(
         resume_compiler(compiler)
     if not made.success and raise_on_failure:
         raise SolveError(
-            f"{_name(alg)} found no solution: {made.message}; {_ADVICE}.",
+            f"{_name(alg)} found no solution: {made.message}; {run.advice}.",
             retcode=made.retcode,
             t=math.nan,
             solution=None,
@@ -162,7 +163,7 @@ class _OnMesh(Engine):
         self, chosen: Engine, form: StandardForm, alg: Algorithm | SolveBVP, prob: BVProblem
     ) -> None:
         self.chosen, self.form, self.alg, self.prob = chosen, form, alg, prob
-        self.name = chosen.name
+        self.name, self.advice = chosen.name, _ADVICE
         self.setup: Any = None
 
     def check(self, problem_kind: str, alg: Algorithm | None, has_mass_matrix: bool) -> None:
@@ -218,6 +219,15 @@ class _OnMesh(Engine):
         )
         if retcode == "Success" and not mesh.settle():
             retcode, why = "ConvergenceFailure", "the equations on the mesh could not be solved"
+        elif retcode == "Success" and (spread := mesh.spread()) >= 1.0:
+            retcode, why = (
+                "ConvergenceFailure",
+                (
+                    "f and the conditions do not determine it (changes of f as small as the solution's "
+                    f"defect move it by {spread:.1g} times its own size), as at an eigenvalue"
+                ),
+            )
+            self.advice = "check the conditions, or tighten abstol"
         return self._solution(mesh, retcode, why, options)
 
     def _by_engine(
@@ -235,6 +245,7 @@ class _OnMesh(Engine):
                 if finer is None:
                     return mesh, retcode, ""
                 if len(finer) - 1 > most:
+                    self.advice = f"give a larger max_num_subintervals, or {_NEARER}"
                     why = f"max_num_subintervals = {most} intervals of the mesh do not suffice"
                     return mesh, "MaxIters", why
                 s, guess = finer, mesh.points(finer)
@@ -291,6 +302,8 @@ class _OnMesh(Engine):
                 bc_jac=of_ends, tol=options.abstol, max_nodes=alg.max_nodes,
             )  # fmt: skip
         mesh = Mesh(system, lobatto(), found.x, states(found.y))
+        if found.status == 1:
+            self.advice = f"give a larger max_nodes, or {_NEARER}"
         retcode, why = {
             0: ("Success", ""),
             1: ("MaxIters", f"max_nodes = {alg.max_nodes} do not suffice"),

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.polynomial import chebyshev
 from scipy import sparse
-from scipy.sparse.linalg import SuperLU, splu
+from scipy.sparse.linalg import LinearOperator, SuperLU, onenormest, splu
 
 from pysciml.boundary_form import Pieces
 
@@ -280,18 +280,41 @@ class Mesh:
         value = np.einsum("qm,qmkn->mkn", weights, self.stages[:, i])
         return np.asarray(value if deriv else self.y[i] + h[:, None, None] * value)
 
+    def _gaps(self) -> list[tuple[Array, Array]]:
+        """``S' - f(S)`` and ``f(S)`` (N, K, n), each where intervals are sampled."""
+        h, gaps = np.diff(self.s), []
+        for tau in _SAMPLED:
+            at = self.s[:-1] + tau * h
+            rate = self.system.rate(at, self.points(at))
+            gaps.append((self.points(at, 1) - rate, rate))
+        return gaps
+
+    def spread(self) -> float:
+        """How far changes of f as large as the defect move the solution, relative to its size.
+
+        From 1 on the solution is that of the mesh and not of the problem: the linearised problem is
+        singular, or so nearly that the tolerance does not tell. Estimated by the norm of the
+        inverse (Higham and Tisseur, SIAM Journal on Matrix Analysis and Applications 21, 2000).
+        """
+        gap = np.max([np.abs(gap) for gap, _ in self._gaps()], 0)
+        change = np.concatenate([np.zeros(self.system.size), (self._h * gap).reshape(-1)])
+        factors = self._linearised()[1]
+        moved = LinearOperator(
+            (len(change),) * 2, dtype=np.float64,
+            matvec=lambda x: change * factors.solve(x.reshape(-1), trans="T"),
+            rmatvec=lambda x: factors.solve(change * x.reshape(-1)),
+        )  # fmt: skip
+        return float(onenormest(moved) / (1.0 + np.abs(self.y).max()))
+
     def refined(self, order: int, tolerance: float) -> Array | None:
         """A mesh on which the defect should be within the tolerance; None where it is.
 
         The defect ``|S' - f(S)| / (1 + |f(S)|)`` of an interval goes as its length to the power of
         ``order + 1``, and is spread evenly.
         """
-        h, defect = np.diff(self.s), np.zeros(len(self.s) - 1)
-        for tau in _SAMPLED:
-            at = self.s[:-1] + tau * h
-            slope, rate = self.points(at, 1), self.system.rate(at, self.points(at))
-            off = np.abs(slope - rate) / (1.0 + np.abs(rate))
-            defect = np.maximum(defect, off.reshape(len(h), -1).max(1))
+        h = np.diff(self.s)
+        off = [np.abs(gap) / (1.0 + np.abs(rate)) for gap, rate in self._gaps()]
+        defect = np.max(off, 0).reshape(len(h), -1).max(1)
         if defect.max() <= tolerance:
             return None
         # intervals that each of the present ones should become, none more than four times as long

@@ -254,6 +254,26 @@ def test_no_solution(engine: str) -> None:
     assert not sol.success
 
 
+def test_a_singular_problem_has_no_solution(engine: str) -> None:
+    """u'' = -pi^2 u with u(0) = 1 and u(1) = 0; on a mesh it has one, of the size of 1/defect."""
+    ends = (lambda u, p: u[0] - 1, lambda u, p: u[0])
+    alg = ps.SolveBVP() if engine == "sundials" else ps.MIRK4()
+    for k in (math.pi, 1.001 * math.pi):
+        prob = ps.TwoPointBVProblem(wave, ends, f64(0.0, 0.0), (0.0, 1.0), {"k": f64(k)})
+        if k == math.pi:
+            with pytest.raises(SolveError, match="conditions do not determine it .*eigenvalue"):
+                ps.solve(prob, alg, engine=engine)
+        else:  # nearly singular, and determined
+            sol = ps.solve(prob, alg, saveat=[0.5], engine=engine)
+            assert_close(sol.u[:, 0], wave_between(f64(k), 1.0, 0.0, f64([0.5])), 1e-3)
+
+
+def test_too_few_points_are_named() -> None:
+    prob = ps.TwoPointBVProblem(bratu, AT_REST, f64(0.0, 0.0), (0.0, 1.0), 1.0)
+    with pytest.raises(SolveError, match="max_nodes = 25 do not suffice; give a larger max_nodes"):
+        ps.solve(prob, ps.SolveBVP(max_nodes=25), abstol=1e-10, engine="sundials")
+
+
 @pytest.mark.parametrize(
     ("given", "options", "said"),
     [
