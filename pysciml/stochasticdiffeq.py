@@ -55,20 +55,31 @@ FIXED_STEP: frozenset[str] = frozenset(
     (*"EM EulerHeun SimplifiedEM WangLi3SMil_A".split(), *RODE_ALGORITHMS)
 )
 
+#: Methods whose error estimate overwrites the noise that the step then adds (tried on geometric
+#: Brownian motion, which ended at 1e16; steps of one size are right), each with one to use instead.
+NO_ERROR_CONTROL: dict[str, str] = {"ISSEM": "ImplicitEM", "ISSEulerHeun": "ImplicitEulerHeun"}
+
 #: Diagonal and scalar noise only.
-DIAGONAL: frozenset[str] = frozenset("RKMil SRIW1 SRIW2 SOSRI SOSRI2 ImplicitRKMil".split())
+DIAGONAL: frozenset[str] = frozenset(
+    "RKMil SRIW1 SRIW2 SOSRI SOSRI2 ImplicitRKMil WangLi3SMil_A".split()
+)
+
+#: Not scalar noise.
+NOT_SCALAR: frozenset[str] = frozenset(("RKMilCommute",))
 
 #: Additive noise only: the diffusion must not depend on the state.
 ADDITIVE: frozenset[str] = frozenset("SRA1 SRA2 SRA3 SOSRA SOSRA2 SKenCarp".split())
 
 #: Algorithms that can follow a given path of the noise: they ask for its increments alone.
 ALONG_PATHS: tuple[str, ...] = (
-    "EM", "LambaEM", "EulerHeun", "LambaEulerHeun", "RKMil", *RODE_ALGORITHMS,
+    "EM", "LambaEM", "EulerHeun", "LambaEulerHeun", "RKMil", "ImplicitEM", "ImplicitEulerHeun",
+    "ImplicitRKMil", "ISSEM", "ISSEulerHeun", *RODE_ALGORITHMS,
 )  # fmt: skip
 
 #: Algorithms whose steps can be run backwards.
 PATHWISE: tuple[str, ...] = (
     *ALONG_PATHS, "SOSRI", "SOSRI2", "SRIW1", "SRIW2", "SOSRA", "SOSRA2", "SRA1", "SRA2", "SRA3",
+    "SKenCarp",
 )  # fmt: skip
 
 _STRATONOVICH = frozenset("EulerHeun LambaEulerHeun ImplicitEulerHeun ISSEulerHeun".split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -12,7 +13,14 @@ from torch import Tensor, nn
 
 import pysciml as ps
 from pysciml.errors import EngineError, InputError
-from pysciml.stochasticdiffeq import ADDITIVE, DIAGONAL, FIXED_STEP, SDE_ALGORITHMS
+from pysciml.stochasticdiffeq import (
+    ADDITIVE,
+    DIAGONAL,
+    FIXED_STEP,
+    NO_ERROR_CONTROL,
+    NOT_SCALAR,
+    SDE_ALGORITHMS,
+)
 from support import F64, assert_close, central_difference, f64
 
 julia = pytest.mark.julia
@@ -95,6 +103,101 @@ def test_every_algorithm(name: str) -> None:
     else:
         error = (sol.u[-1] - exact(sol.W.u[-1], name in STRATONOVICH)).abs().mean()
         assert float(error) < 0.05
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "diagonal": {"g": diffusion},
+    "scalar": {"g": diffusion, "noise": "scalar"},
+    "general": {
+        "g": lambda u, p, t: torch.diag(p[1] * u), "noise_rate_prototype": torch.zeros(2, 2),
+    },
+    "additive": {"g": lambda u, p, t: p[1] * torch.ones_like(u), "noise": "additive"},
+    "additive, general": {
+        "g": lambda u, p, t: p[1] * torch.eye(2, dtype=F64), "noise": "additive",
+        "noise_rate_prototype": torch.zeros(2, 2),
+    },
+}  # fmt: skip
+
+
+@julia
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", sorted(SDE_ALGORITHMS.keys() - {*WEAK, *FIXED_STEP}))
+def test_every_algorithm_at_steps_of_its_own(name: str, kind: str) -> None:
+    additive = kind.startswith("additive")
+    u0 = f64(1.0, 0.7)
+    prob = ps.SDEProblem(f=drift, u0=u0, tspan=(0.0, 1.0), p=f64(-1.0, 0.5), **KINDS[kind])
+    fits = {
+        "diagonal": name not in ADDITIVE,
+        "scalar": name not in ADDITIVE | NOT_SCALAR,
+        "general": name not in ADDITIVE | DIAGONAL,
+        "additive": True,
+        "additive, general": name not in DIAGONAL,
+    }[kind]
+    alone = name in NO_ERROR_CONTROL or (name == "SKenCarp" and "general" in kind)
+    for seed in range(1, 4):
+        call = functools.partial(
+            ps.solve, prob, ps.algorithm(name)(), seed=seed, abstol=1e-3, reltol=1e-3,
+            engine="julia",
+        )  # fmt: skip
+        if not fits or alone:
+            reason = "noise only|scalar noise" if not fits else "does not choose its own steps"
+            with pytest.raises(EngineError, match=reason):
+                call()
+            return
+        sol = call()
+        w, t = sol.W.u, sol.W.t
+        if additive:  # by parts: int e^(s-T) dW = W(T) - int e^(s-T) W ds
+            kept = torch.exp(t - t[-1])[:, None] * w
+            want = u0 * math.exp(-1) + 0.5 * (w[-1] - torch.trapezoid(kept, t, dim=0))
+        else:
+            want = u0 * torch.exp(-1 - (0.0 if name in STRATONOVICH else 0.125) + 0.5 * w[-1])
+        assert_close(sol.u[-1], want, rtol=0.1, atol=0.05)
+
+
+def sudden(u: Any, p: Any, t: Any) -> Any:
+    return torch.where((t > 0.4) & (t < 0.5), 6.0, 0.05) * u
+
+
+@julia
+@pytest.mark.parametrize(
+    ("name", "general"),
+    [("LambaEM", False), ("LambaEM", True), ("RKMil", False), ("SOSRI", False), ("SRIW1", False)],
+)
+def test_noise_of_steps_rejected_many_times_is_that_of_a_wiener_process(
+    name: str, general: bool
+) -> None:
+    # where the diffusion rises a hundredfold, steps are rejected time after time
+    def g(u: Any, p: Any, t: Any) -> Any:
+        return torch.diag(sudden(u, p, t)) if general else sudden(u, p, t)
+
+    more: dict[str, Any] = {"noise_rate_prototype": torch.zeros(2, 2)} if general else {}
+    prob = ps.SDEProblem(drift, g, f64(1.0, 0.7), (0.0, 1.0), f64(-1.0, 0.0), **more)
+    ends, halves, standard = [], [], []
+    rejected = 0
+    for seed in range(1, 151):
+        sol = ps.solve(prob, ps.algorithm(name)(), seed=seed, engine="julia")
+        w, t = sol.W.u, sol.W.t
+        ends.append(w[-1])
+        k = int(torch.searchsorted(t, 0.45))  # the increments there, of both entries
+        halves.append(w[k])
+        standard.append(w.diff(dim=0) / t.diff().sqrt()[:, None])
+        rejected += sol.stats.nreject
+    assert rejected > 300
+    assert float(torch.cat(standard).abs().max()) < 6.0
+    w = torch.stack(ends).reshape(-1)
+    early, late = torch.stack(halves).reshape(-1), w - torch.stack(halves).reshape(-1)
+    deviation = math.sqrt(2 / len(w))
+    assert abs(float(w.square().mean()) - 1.0) < 4 * deviation
+    assert abs(float((early * late).mean())) < 4 * math.sqrt(0.45 * 0.55 / len(w))
+
+
+@julia
+def test_tight_tolerances_are_reached_by_methods_of_low_order() -> None:
+    prob = ps.SDEProblem(drift, diffusion, f64(1.0, 0.7), (0.0, 1.0), f64(-1.0, 0.5))
+    for seed in range(1, 13):
+        sol = ps.solve(prob, ps.LambaEM(), seed=seed, abstol=1e-4, reltol=1e-4, engine="julia")
+        want = f64(1.0, 0.7) * torch.exp(-1.125 + 0.5 * sol.W.u[-1])
+        assert_close(sol.u[-1], want, rtol=0.05)
 
 
 @julia
@@ -260,6 +363,19 @@ METHODS = [
     ps.SOSRI(),
     ps.SOSRI2(),
 ]
+IMPLICIT = [
+    ps.ImplicitEM(),
+    ps.ImplicitEM(theta=0.5),
+    ps.ImplicitEM(symplectic=True),
+    ps.ImplicitEulerHeun(),
+    ps.ImplicitEulerHeun(symplectic=True),
+    ps.ImplicitRKMil(theta=0.5),
+    ps.ImplicitRKMil(interpretation="Stratonovich"),
+    ps.ISSEM(),
+    ps.ISSEM(symplectic=True),
+    ps.ISSEulerHeun(),
+    ps.ISSEulerHeun(symplectic=True),
+]
 
 
 @julia
@@ -280,6 +396,25 @@ METHODS = [
 def test_gradients_against_differences_on_the_same_noise(alg: Any, noise: str) -> None:
     options: dict[str, Any] = {"dt": 0.0625, "seed": 6, "engine": "julia"}
     check_gradient_on_the_same_noise(alg, noise, **options)
+
+
+@julia
+@pytest.mark.parametrize(
+    ("alg", "noise"),
+    [
+        *(
+            (alg, noise) for alg in IMPLICIT for noise in ("diagonal", "scalar", "general")
+            if alg.name not in DIAGONAL or noise != "general"
+        ),
+        (ps.SKenCarp(), "additive"),
+        (ps.SKenCarp(), "additive, general"),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_gradients_of_implicit_methods_against_differences(alg: Any, noise: str) -> None:
+    # tolerances: of the equations that a step solves
+    options: dict[str, Any] = {"dt": 0.0625, "seed": 6, "engine": "julia"}
+    check_gradient_on_the_same_noise(alg, noise, abstol=1e-13, reltol=1e-13, **options)
 
 
 @julia
@@ -407,8 +542,17 @@ def test_without_julia_the_engine_and_torchsde_are_named() -> None:
         ({}, ps.EM(), {"sensealg": ps.GaussAdjoint()}, InputError, "pathwise"),
         ({}, ps.EM(), {"saveat": f64(0.5, 1.0, grad=True)}, InputError, "derivative by time"),
         (
-            {"p": f64(A, B, grad=True)}, ps.ImplicitEM(), {}, EngineError,
-            "ImplicitEM has no gradients.*SOSRI",
+            {"p": f64(A, B, grad=True)}, ps.RKMilCommute(), {}, EngineError,
+            "RKMilCommute has no gradients.*SOSRI",
+        ),
+        ({"noise": "scalar"}, ps.RKMilCommute(), {}, EngineError, "does not take scalar noise"),
+        ({}, ps.ISSEM(), {}, EngineError, r"give dt= and adaptive=False, or .*ImplicitEM\(\)"),
+        (
+            {
+                "g": lambda u, p, t: torch.eye(2, dtype=F64),
+                "noise_rate_prototype": torch.zeros(2, 2),
+            },
+            ps.SKenCarp(), {}, EngineError, "SKenCarp does not choose its own steps where",
         ),
         ({}, ps.RKMil(interpretation="ito"), {}, InputError, 'give "Ito" or "Stratonovich"'),
     ],
@@ -489,6 +633,42 @@ def test_a_given_path_is_followed(name: str, noise: str, engine: str) -> None:
     between = want[2] + 0.4 * (want[3] - want[2])
     for a, b in zip(got, torch.autograd.grad(want.square().sum() + between.sum(), (u0, p)),
                     strict=True):  # fmt: skip
+        assert_close(a, b, 1e-8)
+
+
+@julia
+@pytest.mark.parametrize("theta", [0.5, 1.0])
+@pytest.mark.parametrize("name", ["ImplicitEM", "ImplicitEulerHeun", "ImplicitRKMil", "ISSEM"])
+def test_implicit_methods_follow_a_path_as_torch_does(name: str, theta: float) -> None:
+    torch.manual_seed(0)
+    times = torch.linspace(0.0, 1.0, 9, dtype=F64)
+    w = 0.3 * torch.randn(9, 2, dtype=F64).cumsum(0)
+    u0, p = f64(0.5, -0.4, grad=True), f64(1.2, 0.7, 0.3, grad=True)
+    prob = ps.SDEProblem(wave, spread, u0, (0.0, 1.0), p, noise=ps.NoiseGrid(times, w))
+    alg = ps.algorithm(name)(theta=theta)
+    sol = ps.solve(prob, alg, adaptive=False, abstol=1e-13, reltol=1e-13, engine="julia")
+
+    def step(u: Tensor, t: Tensor, dt: Tensor, dw: Tensor) -> Tensor:
+        noise = spread(u, p, t) * dw
+        if name == "ImplicitEulerHeun":
+            noise = (noise + spread(u + noise, p, t) * dw) / 2
+        if name == "ImplicitRKMil":
+            high = u + dt * wave(u, p, t) + dt.sqrt() * spread(u, p, t)
+            change = spread(high, p, t) - spread(u, p, t)
+            noise = noise + change * (dw**2 - dt) / (2 * dt.sqrt())
+        base = u + (1 - theta) * dt * wave(u, p, t) + (0.0 if name == "ISSEM" else noise)
+        x = base
+        for _ in range(60):  # contracts by about a tenth
+            x = base + theta * dt * wave(x, p, t + theta * dt)
+        return x + noise if name == "ISSEM" else x
+
+    states = [u0]
+    for k in range(8):
+        states.append(step(states[-1], times[k], times[k + 1] - times[k], w[k + 1] - w[k]))
+    want = torch.stack(states)
+    assert_close(sol.u, want, 1e-9)
+    got = torch.autograd.grad(sol.u.square().sum(), (u0, p))
+    for a, b in zip(got, torch.autograd.grad(want.square().sum(), (u0, p)), strict=True):
         assert_close(a, b, 1e-8)
 
 

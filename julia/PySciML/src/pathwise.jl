@@ -73,7 +73,7 @@ What one step of an algorithm computes, for algorithms whose steps can be run ba
 extension adds the methods.
 """
 scheme(alg) = error(
-    "gradients follow the steps of explicit methods, and this solution is by " *
+    "gradients follow the steps of strong methods, and this solution is by " *
         "$(nameof(typeof(alg)))"
 )
 
@@ -328,8 +328,8 @@ end
 
 # The noise that a step of the scheme reads, as the columns of a matrix.
 noise_of(how, h::NoisyHandle) = h.path_w
-noise_of(::Rossler, h::NoisyHandle) =
-    vcat(h.path_w, matrix(columns_of.(h.sol.W.Z), size(h.path_w, 1)))
+noise_of(::Rossler, h::NoisyHandle) = both_noises(h)
+both_noises(h) = vcat(h.path_w, matrix(columns_of.(h.sol.W.Z), size(h.path_w, 1)))
 
 # Where an output is read: within which step, and how far in it, from 0 (not in it) to 1. At an event
 # an output that was asked for lies before it, one that is read later behind it.

@@ -31,7 +31,7 @@ function Model(x::Random{T}, n::Integer) where {T}
 end
 clone(m::Model{T, <:Random}) where {T} = Model(clone(m.functions), m.n)
 
-noisy_problem(m::Model{T, <:Random}, u0, p, tspan, seed, ::Nothing) where {T} =
+noisy_problem(m::Model{T, <:Random}, alg, u0, p, tspan, seed, ::Nothing) where {T} =
     RODEProblem(m.f, u0, tspan, p; seed, rand_prototype = zeros(T, m.functions.m))
 
 "A step of `RandomEM`, or of `RandomTamedEM` (each entry by itself)."

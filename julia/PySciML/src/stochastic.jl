@@ -73,8 +73,8 @@ Solve; the extension adds the method.
 """
 function integrate_noisy end
 
-"A scalar Wiener process from `t0` on; the extension adds the method."
-function scalar_noise end
+"The Wiener process that a solve draws, `columns` as in `Noisy`; the extension adds the method."
+function drawn_noise end
 
 "A given path of the noise, its values at increasing times; the extension adds the method."
 function given_noise end
@@ -96,7 +96,7 @@ function run_noisy(
         copyto!(data(m.functions), c)
         dense = options.dense || isempty(options.saveat) || !isempty(events) ||
             path !== nothing
-        prob = Base.invokelatest(noisy_problem, with_room(m, alg), u0, p, tspan, seed, path)
+        prob = Base.invokelatest(noisy_problem, with_room(m, alg), alg, u0, p, tspan, seed, path)
         log, cuts = EventRecord{T}[], Dict{Int, Cut{T}}()
         callback = jumps === nothing ? callback_set(events, log) :
             Base.invokelatest(jump_callbacks, prob, jumps, events, log, watching(), cuts)
@@ -116,10 +116,10 @@ function run_noisy(
     end
 end
 
-function noisy_problem(m::Model{T}, u0, p, tspan, seed, path) where {T}
+function noisy_problem(m::Model{T}, alg, u0, p, tspan, seed, path) where {T}
     columns = m.functions.columns
-    noise = path !== nothing ? given_noise(path..., columns < 0) :
-        columns < 0 ? scalar_noise(tspan[1]) : nothing
+    noise = path === nothing ? drawn_noise(tspan[1], columns, m.n, alg) :
+        given_noise(path..., columns < 0)
     columns <= 0 && return SDEProblem(m.f, u0, tspan, p; seed, noise)
     noise_rate_prototype = zeros(T, m.n, columns)
     return SDEProblem(m.f, u0, tspan, p; seed, noise, noise_rate_prototype)

@@ -49,6 +49,7 @@ from pysciml.engines.julia.names import (
     STEPS_ONTO_OUTPUTS,
     algorithm_expression,
     default_sensealg,
+    refuse_error_control,
     require_sensealg,
     sensealg_expression,
 )
@@ -62,7 +63,7 @@ from pysciml.engines.julia.sparse import Pattern, keeps_jacobian, pattern
 from pysciml.engines.julia.startup import Julia, julia
 from pysciml.errors import EngineError
 from pysciml.kernels.callback import CallbackFunctions
-from pysciml.ordinarydiffeq import NEEDS, NO_ERROR_CONTROL, PARTS, SATISFIED
+from pysciml.ordinarydiffeq import NEEDS, PARTS, SATISFIED
 from pysciml.sensitivity import CollocationAdjoint, SensitivityAlgorithm
 
 Array = npt.NDArray[np.float64]
@@ -117,19 +118,9 @@ def refuse_adjoint(problem: FlatProblem, sensealg: SensitivityAlgorithm) -> None
     )
 
 
-def _refuse_error_control(alg: Algorithm | None, options: SolveOptions) -> None:
-    """Raise EngineError where a method's choice of its own steps is known to fail."""
-    if alg is not None and options.adaptive and alg.name in NO_ERROR_CONTROL:
-        raise EngineError(
-            f"{alg.name} does not choose its own steps rightly (its error estimate in Julia is "
-            "faulty); give dt= and adaptive=False, or use "
-            f"pysciml.{NO_ERROR_CONTROL[alg.name]}()."
-        )
-
-
 def checked_options(alg: Algorithm | None, options: SolveOptions) -> SolveOptions:
     """The options as the algorithm needs them. Raises where the two do not fit."""
-    _refuse_error_control(alg, options)
+    refuse_error_control(alg, options)
     require_sensealg(options.sensealg, alg)
     if alg is not None and alg.name in STEPS_ONTO_OUTPUTS and options.saveat is not None:
         # SciML sorts stops and leaves out the ends and what stands twice
@@ -339,7 +330,7 @@ class JuliaEngine(Engine):
         if problem.form in ("sde", "rode"):
             return stochastic.solve(self, problem, alg, options)
         if problem.form == "dde":
-            _refuse_error_control(delay.checked("dde", alg), options)
+            refuse_error_control(delay.checked("dde", alg), options)
             return delay.solve(self, problem, alg, options)
         options = checked_options(alg, options)
         if isinstance(problem.u0, torch.Tensor):

@@ -8,18 +8,21 @@ from typing import Any
 import numpy as np
 
 from pysciml.algorithms import Algorithm, algorithm
-from pysciml.engines.base import FlatProblem
-from pysciml.errors import InputError
+from pysciml.engines.base import FlatProblem, SolveOptions
+from pysciml.errors import EngineError, InputError
+from pysciml.ordinarydiffeq import NO_ERROR_CONTROL
 from pysciml.sensitivity import (
     CollocationAdjoint,
     DiscreteAdjoint,
     GaussAdjoint,
     SensitivityAlgorithm,
 )
+from pysciml.stochasticdiffeq import NO_ERROR_CONTROL as NO_ERROR_CONTROL_OF_NOISE
 
 __all__ = [
     "algorithm_expression",
     "default_sensealg",
+    "refuse_error_control",
     "require_sensealg",
     "sensealg_expression",
 ]
@@ -34,6 +37,7 @@ _WITHOUT_PROTOTYPE = (
     "ImplicitDeuflhardExtrapolation", "ImplicitEulerBarycentricExtrapolation",
     "ImplicitEulerExtrapolation", "ImplicitHairerWannerExtrapolation",
 )  # fmt: skip
+_FAULTY = {**NO_ERROR_CONTROL, **NO_ERROR_CONTROL_OF_NOISE}
 _DEFAULTS = {
     "ode": f"DefaultODEAlgorithm(; {_AUTODIFF})",
     "dae": f"OrdinaryDiffEqBDF.DFBDF(; {_AUTODIFF})",
@@ -172,3 +176,12 @@ def sensealg_expression(sensealg: SensitivityAlgorithm) -> tuple[str, tuple[str,
             if value is not None:
                 options = [*options, f"{key} = {float(value)!r}"]
     return f"SciMLSensitivity.{name}(; {', '.join(options)})", packages
+
+
+def refuse_error_control(alg: Algorithm | None, options: SolveOptions) -> None:
+    """Raise EngineError where a method's choice of its own steps is known to fail."""
+    if alg is not None and options.adaptive and alg.name in _FAULTY:
+        raise EngineError(
+            f"{alg.name} does not choose its own steps rightly (its error estimate in Julia is "
+            f"faulty); give dt= and adaptive=False, or use pysciml.{_FAULTY[alg.name]}()."
+        )

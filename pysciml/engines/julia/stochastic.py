@@ -12,13 +12,14 @@ from pysciml.algorithms import Algorithm, algorithm
 from pysciml.engines.base import FIXED, FlatGradient, FlatProblem, FlatSolution, SolveOptions
 from pysciml.engines.julia.bridge import address, array
 from pysciml.engines.julia.events import events_gradient
-from pysciml.engines.julia.names import algorithm_expression
+from pysciml.engines.julia.names import algorithm_expression, refuse_error_control
 from pysciml.errors import EngineError, InputError
 from pysciml.stochasticdiffeq import (
     ADDITIVE,
     ALONG_PATHS,
     DIAGONAL,
     FIXED_STEP,
+    NOT_SCALAR,
     PATHWISE,
     RODE_ALGORITHMS,
 )
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["adjoint", "check_stochastic", "default_algorithm", "noise_path", "solve"]
 
 Array = npt.NDArray[np.float64]
-_WORKS = "EM, LambaEM, EulerHeun, LambaEulerHeun and RKMil"
+_WORKS = "EM, EulerHeun, RKMil, ImplicitEM, ImplicitEulerHeun or ImplicitRKMil"
 
 
 class PathResponse(ct.Structure):
@@ -97,6 +98,18 @@ def _require_fit(problem: FlatProblem, alg: Algorithm, options: SolveOptions) ->
             "(noise_rate_prototype); use pysciml.LambaEM(), pysciml.EM() or, for Stratonovich's "
             "equation, pysciml.EulerHeun()."
         )
+    if problem.columns < 0 and alg.name in NOT_SCALAR:
+        raise EngineError(
+            f"{alg.name} does not take scalar noise; use pysciml.RKMil(), or write the noise as "
+            "general, with a noise_rate_prototype of one column."
+        )
+    refuse_error_control(alg, options)
+    if alg.name == "SKenCarp" and options.adaptive and problem.columns > 0:
+        raise EngineError(
+            "SKenCarp does not choose its own steps where the noise is general (Julia's error "
+            "estimate takes diagonal noise only); give dt= and adaptive=False, or use "
+            "pysciml.SOSRA()."
+        )
     if alg.name in ADDITIVE and _reads_state(problem):
         raise EngineError(
             f"{alg.name} takes additive noise only, but g depends on the state here; use "
@@ -106,9 +119,10 @@ def _require_fit(problem: FlatProblem, alg: Algorithm, options: SolveOptions) ->
         raise InputError(f"{alg.name} takes steps of one size, which is not given; give dt=.")
     if options.gradient and alg.name not in PATHWISE:
         raise EngineError(
-            f"{alg.name} has no gradients: they are pathwise, along the steps of explicit methods; "
-            "use SOSRI (diagonal noise), SOSRA (additive), LambaEM (general) or LambaEulerHeun "
-            "(Stratonovich), or solve in torch.no_grad()."
+            f"{alg.name} has no gradients: they are pathwise, along the steps of methods whose "
+            "noise is that of the equation; use SOSRI or ImplicitEM (diagonal noise), SOSRA or "
+            "SKenCarp (additive), LambaEM (general) or LambaEulerHeun (Stratonovich), or solve in "
+            "torch.no_grad()."
         )
     if problem.noise is not None and alg.name not in ALONG_PATHS:
         raise EngineError(f"{alg.name} cannot follow a NoiseGrid; use {_WORKS}.")
