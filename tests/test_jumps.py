@@ -183,6 +183,18 @@ def test_jumps_of_an_ode_against_its_closed_form(alg: Any) -> None:
 
 
 @julia
+def test_reactions_whose_reactants_move_between_jumps_are_refused() -> None:
+    # the rate of a reaction is that after the last jump
+    decay = ps.MassActionJump([1.0], [{0: 1}], [{0: 1}])
+    prob = ps.JumpProblem(ode(), ps.Direct(), decay)
+    with pytest.raises(InputError, match="reaction 0 depends on entry 0 .*make it a VariableRateJ"):
+        ps.solve(prob, ps.Tsit5(), seed=1, engine="julia")
+    birth = ps.JumpProblem(ode(), ps.Direct(), ps.MassActionJump([2.0], [{}], [{0: 1}]))
+    sol = ps.solve(birth, ps.Tsit5(), seed=1, abstol=1e-10, reltol=1e-10, engine="julia")
+    assert_close(sol.u[-1, 0], kicked(2.0, 0.7, 1.0, 3.0, sol.jump_times), 1e-8)
+
+
+@julia
 @pytest.mark.parametrize("dtype", [F64, torch.float32], ids=str)
 def test_times_of_jumps_of_an_ode_are_exponential(dtype: Any) -> None:
     jump = ps.ConstantRateJump(lambda u, p, t: 3.0 * torch.ones_like(t), kick)

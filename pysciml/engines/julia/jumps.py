@@ -30,6 +30,7 @@ __all__ = ["check_rates", "solve"]
 Array = npt.NDArray[np.float64]
 Graph = list[list[int]]
 _KINDS = ("pure", "ode", "sde")
+_BESIDE = "make it a VariableRateJump"
 
 
 class JumpRequest(ct.Structure):
@@ -68,8 +69,10 @@ def _rate_at(c: FlatCallback, u: Array, t: float) -> float:
 
 def check_rates(problem: FlatProblem) -> None:
     """Raise InputError for rates that cannot be one: negative at the start, or not as they say."""
-    moving: set[int] | None = None
+    moving = _moving(problem)
     for c in problem.callbacks:
+        if c.kind == "reaction":
+            _refuse_moving(c, moving, f"reaction {c.direction}", "a MassActionJump", _BESIDE)
         if c.condition is None or c.kind not in ("constant", "variable"):
             continue
         value = _rate_at(c, problem.u0, problem.t0)
@@ -84,21 +87,23 @@ def check_rates(problem: FlatProblem) -> None:
             "give a VariableRateJump with bounds (urate, rateinterval) and the aggregator "
             "pysciml.Coevolve()"
             if is_pure(problem)
-            else "make it a VariableRateJump"
+            else _BESIDE
         )
         if entries_read(c.condition, "t"):
             raise InputError(
                 f"rate of jump {c.direction} depends on t, but that of a ConstantRateJump stays as "
                 f"it is between jumps; {use}."
             )
-        if moving is None:
-            moving = _moving(problem)
-        read = sorted(moving & entries_read(c.condition, "u")) if moving else []
-        if read:
-            raise InputError(
-                f"rate of jump {c.direction} depends on entry {read[0]} of the state, which moves "
-                f"between jumps, but that of a ConstantRateJump stays as it is there; {use}."
-            )
+        _refuse_moving(c, moving, f"rate of jump {c.direction}", "a ConstantRateJump", use)
+
+
+def _refuse_moving(c: FlatCallback, moving: set[int], what: str, kind: str, use: str) -> None:
+    read = sorted(moving & _reads(c)) if moving else []
+    if read:
+        raise InputError(
+            f"{what} depends on entry {read[0]} of the state, which moves between jumps, but the "
+            f"rate of {kind} stays as it is there; {use}."
+        )
 
 
 def _moving(problem: FlatProblem) -> set[int]:
