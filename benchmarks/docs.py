@@ -1,7 +1,8 @@
 """``python -m benchmarks.docs``: results as a page of the documentation.
 
-Takes what ``python -m benchmarks`` and ``python -m benchmarks.costs`` left in ``results/`` and
-writes ``docs/benchmarks.md`` and ``docs/work_precision.png``.
+Takes what ``python -m benchmarks``, ``benchmarks.costs``, ``benchmarks.ensemble`` and
+``benchmarks.latent_sde`` left in ``results/``, and writes ``docs/benchmarks.md`` and
+``docs/work_precision.png``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ PARTS = {
     "table.md": "python -m benchmarks",
     "work_precision.png": "python -m benchmarks",
     "costs.md": "python -m benchmarks.costs",
+    "ensemble.md": "python -m benchmarks.ensemble",
+    "latent_sde.md": "python -m benchmarks.latent_sde",
 }
 
 
@@ -37,6 +40,12 @@ def main() -> None:
         "![Time against error, all problems and methods](work_precision.png)",
         "",
         _body(arguments.results / "table.md"),
+        "# Ensembles",
+        "",
+        _body(arguments.results / "ensemble.md"),
+        "# A latent SDE",
+        "",
+        _body(arguments.results / "latent_sde.md"),
         "# What a solve costs beside solving",
         "",
         _body(arguments.results / "costs.md"),

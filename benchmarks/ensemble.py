@@ -13,12 +13,14 @@ import argparse
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.integrate import solve_ivp
 
+from benchmarks import report
 from benchmarks.measure import Budget, at_equal_error, sweep
 from benchmarks.peers.base import Method
 from benchmarks.peers.pysciml import julia_is_set_up
@@ -197,13 +199,17 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", metavar="NAME", help="only methods that contain NAME")
     parser.add_argument("--quick", action="store_true", help="one run of two tolerances")
     parser.add_argument("--error", type=float, default=1e-5)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     budget = Budget(runs=1 if arguments.quick else 3, seconds=0.0, longest=20.0)
     reltols = RELTOLS[2:4] if arguments.quick else RELTOLS
-    print(f"Seconds for {arguments.members} members at errors of {arguments.error:g} (solution)")
-    print(f"and {10 * arguments.error:g} (gradient).\n")
-    print("| model | method | forward | forward + gradient |\n|---|---|---:|---:|")
+    page = report.Page(arguments.out / "ensemble.md", "Ensembles")
+    page.say(
+        f"Seconds for {arguments.members} members at errors of {arguments.error:g} (solution) and "
+        f"{10 * arguments.error:g} (gradient). {report.machine()}\n\n"
+        "| model | method | forward | forward + gradient |\n|---|---|---:|---:|"
+    )
     for name in arguments.cases:
         e = Ensemble(CASES[name], arguments.members)
         found = [by_diffrax(e), by_torchdiffeq(e)]
@@ -221,7 +227,9 @@ def main() -> None:
                 at = at_equal_error(these, error)
                 cells.append(f"{at.how}{factor * at.ms / 1e3:.3g}")
             notes = {p.note for p in points if p.note}
-            print(f"| {e.case.title} | {method.label} | {cells[0]} | {cells[1]} |", *notes)
+            page.say(f"| {e.case.title} | {method.label} | {cells[0]} | {cells[1]} |")
+            for note in notes:
+                print(f"{method.label}: {note}")
 
 
 if __name__ == "__main__":

@@ -11,16 +11,17 @@ compared first; then each draws its own, and runs of the two take turns.
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import torchsde
 from torch import Tensor, nn
 
+from benchmarks import report
 from pysciml.compat import torchsde as ours
 
 STEPS, OUTPUTS = 128, 9
@@ -90,12 +91,12 @@ def timed(runs: dict[str, Callable[[], Any]], count: int) -> dict[str, list[floa
     return times
 
 
-def measure(batch: int, width: int, count: int) -> None:
+def measure(batch: int, width: int, count: int, page: report.Page) -> None:
     torch.manual_seed(0)
     sde, y0 = LatentSDE(width), torch.randn(batch, 1)
     states, gradients = difference(sde, y0)
-    print(f"batch {batch}, width {width}, {STEPS} steps; on the same noise states differ by "
-          f"{states:.1e}, gradients by {gradients:.1e}")  # fmt: skip
+    print(f"batch {batch}: on the same noise states differ by {states:.1e}, gradients by "
+          f"{gradients:.1e}")  # fmt: skip
     for what, gradient in (("forward", False), ("forward + gradient", True)):
         runs = {
             "pysciml, julia": lambda g=gradient: results(ours, sde, y0, None, g),
@@ -104,10 +105,8 @@ def measure(batch: int, width: int, count: int) -> None:
         times = timed(runs, count)
         a, b = (statistics.median(times[name]) for name in runs)
         best = [min(times[name]) for name in runs]
-        print(
-            f"  {what}: pysciml {a:.1f} ms ({best[0]:.1f}), torchsde {b:.1f} ms ({best[1]:.1f}), "
-            f"median (least) of {count}; ratio {b / a:.2f} ({best[1] / best[0]:.2f})"
-        )
+        cells = [f"{a:.1f} ({best[0]:.1f})", f"{b:.1f} ({best[1]:.1f})", f"{b / a:.2f}"]
+        page.say(f"| {batch} | {what} | {' | '.join(cells)} |")
 
 
 def main() -> None:
@@ -115,12 +114,18 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 64, 512])
     parser.add_argument("--width", type=int, default=200)
     parser.add_argument("--runs", type=int, default=11)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{platform.processor() or platform.machine()}, one thread, torch {torch.__version__}, "
-          f"torchsde {torchsde.__version__}")  # fmt: skip
+    page = report.Page(args.out / "latent_sde.md", "A latent SDE")
+    page.say(
+        f"Milliseconds of a training step beside torchsde {torchsde.__version__}, medians (and the "
+        f"least) of {args.runs} runs in turns: two layers of {args.width}, {STEPS} steps of "
+        f"Euler-Maruyama, the log-ratio beside the state, float32. {report.machine()}\n\n"
+        "| batch | what | pysciml, julia | torchsde | ratio |\n|---:|---|---:|---:|---:|"
+    )
     for batch in args.batches:
-        measure(batch, args.width, args.runs)
+        measure(batch, args.width, args.runs, page)
 
 
 if __name__ == "__main__":

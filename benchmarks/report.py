@@ -77,6 +77,20 @@ def machine() -> str:
     )
 
 
+class Page:
+    """A result that is printed and written as it grows."""
+
+    def __init__(self, path: Path, title: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"# {title}\n\n", encoding="utf-8")
+        self.path = path
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+
+
 def markdown(results: Sequence[Result]) -> str:
     """One table, a row for each problem and method."""
     lines = [

@@ -223,8 +223,8 @@ class _OnMesh(Engine):
             retcode, why = (
                 "ConvergenceFailure",
                 (
-                    "f and the conditions do not determine it (changes of f as small as the solution's "
-                    f"defect move it by {spread:.1g} times its own size), as at an eigenvalue"
+                    "f and the conditions do not determine it (changes of f as small as the defect "
+                    f"move it by {spread:.1g} times its own size), as at an eigenvalue"
                 ),
             )
             self.advice = "check the conditions, or tighten abstol"

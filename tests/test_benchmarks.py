@@ -64,10 +64,13 @@ def test_costs_and_the_page_of_the_documentation(tmp_path: Path) -> None:
     done = run("benchmarks.docs", *page)
     assert done.returncode != 0 and "table.md is missing" in done.stderr
     (results / "table.md").write_text("# Benchmarks\n\n| a table |\n", encoding="utf-8")
+    for name in ("ensemble", "latent_sde"):
+        (results / f"{name}.md").write_text(f"# T\n\n| of {name} |\n", encoding="utf-8")
     (results / "work_precision.png").write_bytes(b"a figure")
     done = run("benchmarks.docs", *page)
     assert done.returncode == 0, done.stderr
     text = (docs / "benchmarks.md").read_text(encoding="utf-8")
+    assert "| of ensemble |" in text and "| of latent_sde |" in text
     assert "| a table |" in text and "## Fixed cost" in text and "a day, on a machine" in text
     assert text.count("# Benchmarks\n") == 1
     assert (docs / "work_precision.png").read_bytes() == b"a figure"
