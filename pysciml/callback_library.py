@@ -385,7 +385,8 @@ def _at_rest(
         if sides:
             rates = pytree.tree_map(torch.add, *rates)
         small = [
-            ((r.abs() <= abstol) | (r.abs() <= reltol * x.abs())).all()
+            # a state that blew up does not rest: inf is not small beside inf
+            (((r.abs() <= abstol) | (r.abs() <= reltol * x.abs())) & x.isfinite()).all()
             for r, x in zip(pytree.tree_leaves(rates), pytree.tree_leaves(u), strict=True)
         ]
         if min_t is not None:

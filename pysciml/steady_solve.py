@@ -30,6 +30,10 @@ Array = npt.NDArray[np.float64]
 
 #: States up to which Jacobians are formed and factored for gradients.
 _DENSE = 2000
+#: Newton steps from a state at rest to the root; many, for they are short at a double root.
+_STEPS = 60
+#: How far from a state at rest the root may be, beside the largest entry of the state.
+_NEAR = 0.05
 
 
 def solve_steady_state(
@@ -47,7 +51,8 @@ def solve_steady_state(
     """``solve`` for steady states: ``SSRootfind()`` where no algorithm is named.
 
     The state is accepted where Newton's next step is at most ``abstol + reltol |u|`` in every
-    entry (SSRootfind), or rates are at most ``abstol`` or ``reltol |u|`` (DynamicSS).
+    entry. DynamicSS solves until rates are at most ``abstol`` or ``reltol |u|``, and goes on with
+    Newton's method from there: slow rates alone are not rest (``u' = 1`` is slow beside a large u).
     """
     if unknown:
         raise InputError(
@@ -79,7 +84,7 @@ def solve_steady_state(
             original = None
             if isinstance(alg, DynamicSS):
                 original = _come_to_rest(solve, prob, alg, engine, abstol, reltol)
-                state.reached(original)
+                state.reached(original, float(abstol), float(reltol))
             else:
                 state.find_root(float(abstol), float(reltol), int(maxiters))
             if state.retcode != "Success" and raise_on_failure:
@@ -127,11 +132,13 @@ class _State:
         self._jac: Any = None
         self.u: Array = to_numpy(setup.u0)
         self.retcode, self.nf, self.njacs, self.step = "Failure", 0, 0, math.inf
+        self.t = math.inf
+        self.eps = torch.finfo(setup.state.dtype).eps
 
     def value(self, u: Array) -> Array:
         out = np.empty(self.n)
         with np.errstate(all="ignore"):
-            self._value(u, math.inf, out)
+            self._value(u, self.t, out)
         self.nf += 1
         return out
 
@@ -140,7 +147,7 @@ class _State:
             self._jac = self._bind("jac:u")
         out = np.empty((self.n, self.n))
         with np.errstate(all="ignore"):
-            self._jac(u, math.inf, out)
+            self._jac(u, self.t, out)
         self.njacs += 1
         return out
 
@@ -175,20 +182,63 @@ class _State:
         step: Array = np.linalg.lstsq(J, r, rcond=1e-13)[0].astype(float)
         # a remainder that no step can take away is a step that is not small
         left = np.abs(r - J @ step).max()
-        return step if left <= 1e-8 * (1.0 + np.abs(r).max()) else np.full(self.n, np.inf)
+        small = max(1e-8, 10.0 * self.eps) * (1.0 + np.abs(r).max())
+        return step if left <= small else np.full(self.n, np.inf)
 
-    def reached(self, sol: Any) -> None:
+    def reached(self, sol: Any, abstol: float, reltol: float) -> None:
         if len(sol):
             self.u = to_numpy(self.setup.state.flatten_series(sol.u)[-1])
-        self.retcode = "Success" if sol.retcode == "Terminated" else sol.retcode
+        self.retcode = sol.retcode
         if sol.retcode == "Success":
             self.retcode = "MaxIters"  # the time was up
+        if sol.retcode != "Terminated":
+            return
+        end = float(sol._span[1])
+        if not np.isfinite(self.value(self.u)).all():
+            self.t = end  # f has no value at t = inf
+        if not (np.isfinite(self.u).all() and np.isfinite(self.value(self.u)).all()):
+            self.retcode = "Unstable"
+            return
+        near = _NEAR * max(float(np.abs(self.u).max()), float(self.setup.u0.abs().max()))
+        rests = self._settles(abstol, reltol, near) if self.n <= _DENSE else self._slow(end, near)
+        self.retcode = "Success" if rests else "ConvergenceFailure"
+
+    def _settles(self, abstol: float, reltol: float, near: float) -> bool:
+        """Whether Newton's method finds a root near the state; the state then becomes the root."""
+        u = self.u
+        for _ in range(_STEPS):
+            step = self._newton(u)
+            u = u - step
+            if not np.abs(u - self.u).max() <= near + abstol:
+                return False
+            if (np.abs(step) <= abstol + max(reltol, 100.0 * self.eps) * np.abs(u)).all():
+                self.u = u
+                return True
+        return False
+
+    def _slow(self, t: float, near: float) -> bool:
+        """As ``_settles`` where no Jacobian is formed: by one Newton step, the state kept.
+
+        Or, where products with the Jacobian do not give it, whether as much time again as it took
+        to get there would not move the state.
+        """
+        r, product = self.value(self.u), self._bind("jvp:u")
+
+        def push(v: Array) -> Array:
+            out = np.empty(self.n)
+            product(np.ascontiguousarray(v).reshape(-1), self.u, self.t, out)
+            return out
+
+        step, _ = gmres(LinearOperator((self.n, self.n), push), r, rtol=1e-3, maxiter=20)
+        if np.abs(push(step) - r).max() <= 1e-2 * np.abs(r).max():
+            return bool(np.abs(step).max() <= near)
+        return bool(np.abs(r).max() * t <= near)
 
     def pulled(self, cotangent: Array) -> Array:
         """The cotangent of the parameters: ``-f_p' J'^-1 cotangent``."""
         dp = np.zeros(len(self.setup.total_p))
         w = self._transposed_solve(cotangent)
-        self._bind("vjp:p")(-w, self.u, math.inf, dp)
+        self._bind("vjp:p")(-w, self.u, self.t, dp)
         return dp
 
     def _transposed_solve(self, cotangent: Array) -> Array:
@@ -202,7 +252,7 @@ class _State:
 
             def pull(x: Array) -> Array:
                 out = np.empty(self.n)
-                product(np.ascontiguousarray(x).reshape(-1), self.u, math.inf, out)
+                product(np.ascontiguousarray(x).reshape(-1), self.u, self.t, out)
                 return out
 
             w, _ = gmres(LinearOperator((self.n, self.n), pull), cotangent, rtol=1e-10, maxiter=50)
@@ -225,6 +275,14 @@ def _fail(state: _State, original: Any) -> None:
     elif state.retcode == "MaxIters" and original.retcode == "Success":
         how = f"the solve did not come to rest before t = {original._span[1]:g}"
         advice = "check that there is a stable state, loosen abstol and reltol, or raise tspan"
+    elif original.retcode == "Terminated" and state.retcode == "ConvergenceFailure":
+        how = (
+            f"rates became small beside the state at t = {original._span[1]:g}, but no root is near"
+        )
+        advice = (
+            "check that there is a stable state (the solution may grow, or move on slowly), or "
+            "tighten reltol and abstol"
+        )
     else:
         how = f"the solve towards it stopped with retcode {state.retcode}"
         advice = "check the model, or use a stiff algorithm in DynamicSS"

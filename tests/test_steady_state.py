@@ -133,6 +133,63 @@ def test_many_states_go_matrix_free(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_close(got, f64((total(2.001) - total(1.999)) / 0.002), 1e-6)
 
 
+#: Solutions without a steady state, whose rates become small beside them, or which overflow.
+RESTLESS: dict[str, Any] = {
+    "constant": lambda u, p, t: p.expand(1),
+    "root": lambda u, p, t: p * u.sqrt(),
+    "inverse": lambda u, p, t: p / u,
+    "growth": lambda u, p, t: p * u,
+    "slow growth": lambda u, p, t: 1e-7 * p * u,  # "at rest" from the start
+    "slow decay": lambda u, p, t: -1e-7 * p * u,  # to 0, but far from it
+    "decay of rates": lambda u, p, t: p * torch.exp(-u),
+}
+
+
+@pytest.mark.parametrize("name", RESTLESS)
+@pytest.mark.parametrize("alg", ["chosen", "CVODE_BDF", "CVODE_Adams"])
+@pytest.mark.parametrize("dense", [True, False])
+def test_slow_is_not_steady(
+    name: str, alg: str, dense: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not dense:
+        monkeypatch.setattr("pysciml.steady_solve._DENSE", 0)
+    how = None if alg == "chosen" else getattr(ps, alg)()
+    prob = ps.SteadyStateProblem(RESTLESS[name], f64([1.0]), f64(1.0, grad=True))
+    options = {"engine": "sundials", "abstol": 1e-10}
+    with pytest.raises(SolveError, match="steady state was not reached"):
+        ps.solve(prob, ps.DynamicSS(how), **options)
+    assert not ps.solve(prob, ps.DynamicSS(how), raise_on_failure=False, **options).success
+
+
+@pytest.mark.julia
+@pytest.mark.parametrize("name", RESTLESS)
+def test_slow_is_not_steady_in_julia(name: str) -> None:
+    prob = ps.SteadyStateProblem(RESTLESS[name], f64([1.0]), f64(1.0))
+    for alg in (None, ps.Tsit5(), ps.Rodas5P()):
+        with pytest.raises(SolveError, match="steady state was not reached"):
+            ps.solve(prob, ps.DynamicSS(alg), engine="julia", abstol=1e-10)
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_states_that_are_steady_though_hard_to_judge(
+    dense: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not dense:
+        monkeypatch.setattr("pysciml.steady_solve._DENSE", 0)
+    cases: list[tuple[Any, Any, Any]] = [
+        (lambda u, p, t: -(u**3), f64([1.0]), f64([0.0])),  # a triple root
+        (lambda u, p, t: -u, f64([1.0]), f64([0.0])),
+        (lambda u, p, t: p - u, torch.zeros(2), torch.tensor([2.0, 2.0])),  # single precision
+        (lambda u, p, t: p * t / (1 + t) - u, f64([0.0]), f64([2.0])),  # no value at t = inf
+        (lambda u, p, t: torch.relu(p - u), f64([0.0]), f64([2.0])),  # a half-line of states
+    ]
+    for f, u0, want in cases:
+        p = torch.tensor(2.0, dtype=u0.dtype, requires_grad=True)
+        sol = ps.solve(ps.SteadyStateProblem(f, u0, p), ps.DynamicSS(), engine="sundials")
+        assert sol.success
+        assert_close(sol.u, want, 1e-5, 5e-3)
+
+
 def no_root(u: Tensor, p: Any, t: Tensor) -> Tensor:
     return 1.0 + u * u
 
