@@ -351,8 +351,13 @@ def _cut(u: Any, p: Any, t: Any) -> Any:
 class TerminateSteadyState(Callback):
     """Ends the solve where the state has come to rest.
 
-    That is after a step at which every entry of ``f(u, p, t)`` is at most ``abstol``, or at most
-    ``reltol`` times its entry of ``u``; not before ``min_t``. For ODEs.
+    That is after a step at which every entry of the rate is at most ``abstol``, or at most
+    ``reltol`` times its entry of ``u``; not before ``min_t``. A small rate is no proof of a steady
+    state: see :class:`DynamicSS`.
+
+    The rate is ``f(u, p, t)``; with a mass matrix M the smallest one with ``M rate = f``, which
+    leaves constraints out; in place of a DAEProblem's stands its residual with ``u' = 0``. Raises
+    InputError, when it is solved, for equations with noise, jumps or delays.
     """
 
     abstol: float = 1e-8
@@ -367,23 +372,45 @@ class TerminateSteadyState(Callback):
             raise InputError(f"min_t is {self.min_t!r}; give a number, or None.")
 
     def for_problem(self, prob: Any, t0: float, t1: float) -> tuple[Callback, ...]:
-        if prob.kind != "ode" or getattr(prob, "mass_matrix", None) is not None:
+        form = getattr(prob, "form", "")
+        why = "jumps move the state on" if hasattr(prob, "how_jumps") else _NO_REST.get(form)
+        if why is not None:
             raise InputError(
-                "TerminateSteadyState is for ODEs without a mass matrix; end other solves by a "
-                "DiscreteCallback of your own."
+                f"TerminateSteadyState was given, but {why} where its rate is zero, so such a "
+                "state is not at rest; end the solve by a DiscreteCallback with a condition of "
+                "your own."
             )
-        sides = getattr(prob, "form", "") in ("split", "semilinear")
-        rest = _at_rest(prob.f, sides, float(self.abstol), float(self.reltol), self.min_t, t1 < t0)
+        rate = _rate(prob, form)
+        rest = _at_rest(rate, float(self.abstol), float(self.reltol), self.min_t, t1 < t0)
         return (DiscreteCallback(rest, terminate),)
 
 
+_NO_REST = {
+    "sde": "noise moves the state on",
+    "rode": "noise moves the state on",
+    "dde": "earlier states move the state on",
+}
+
+
+def _rate(prob: Any, form: str) -> Callable[[Any, Any, Any], Any]:
+    """What is zero at rest, as a function (u, p, t) in the structure of the state."""
+    f, spec = prob.f, prob.state_spec
+    if prob.kind == "dae":
+        return lambda u, p, t: f(pytree.tree_map(torch.zeros_like, u), u, p, t)
+    if form in ("split", "semilinear"):
+        return lambda u, p, t: pytree.tree_map(torch.add, *f(u, p, t))
+    if prob.mass_matrix is not None:
+        mass = torch.as_tensor(prob.mass_matrix).to(spec.device, torch.float64)
+        inverse = torch.linalg.pinv(mass).to(spec.dtype)
+        return lambda u, p, t: spec.unflatten(inverse @ spec.flatten(spec.in_order(f(u, p, t))))
+    return f  # type: ignore[no-any-return]
+
+
 def _at_rest(
-    f: Any, sides: bool, abstol: float, reltol: float, min_t: float | None, back: bool
+    rate: Any, abstol: float, reltol: float, min_t: float | None, back: bool
 ) -> Callable[[Any, Any, Any], Any]:
     def at_rest(u: Any, p: Any, t: Any) -> Any:
-        rates = f(u, p, t)
-        if sides:
-            rates = pytree.tree_map(torch.add, *rates)
+        rates = rate(u, p, t)
         small = [
             # a state that blew up does not rest: inf is not small beside inf
             (((r.abs() <= abstol) | (r.abs() <= reltol * x.abs())) & x.isfinite()).all()

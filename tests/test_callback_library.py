@@ -11,7 +11,15 @@ from torch import Tensor
 
 import pysciml as ps
 from pysciml.errors import InputError
-from support import F64, assert_close, f64, nonstiff, stiff
+from support import (
+    F64,
+    assert_close,
+    dae_solver,
+    f64,
+    mass_matrix_solver,
+    nonstiff,
+    stiff,
+)
 
 TIGHT = {"reltol": 1e-9, "abstol": 1e-9}
 
@@ -182,6 +190,40 @@ def test_a_solve_ends_at_rest(engine) -> None:
     assert ps.solve(two, stiff(engine), engine=engine, **TIGHT).retcode == "Terminated"
 
 
+def test_equations_with_constraints_end_at_rest(engine: str) -> None:
+    # x relaxes to p, y = x^2 holds; as a mass matrix that mixes rows, and as a residual
+    mix = f64([[2.0, 1.0], [0.5, -1.0]])
+
+    def parts(u: Tensor, p: Tensor) -> Tensor:
+        return torch.stack([p - u[0], u[0] ** 2 - u[1]])
+
+    def residual(du: Tensor, u: Tensor, p: Tensor, t: Tensor) -> Tensor:
+        return parts(u, p) - torch.stack([du[0], 0.0 * du[1]])
+
+    rest, span = ps.TerminateSteadyState(1e-6, 1e-6), (0.0, 1e5)
+    mass = mix @ torch.diag(f64(1.0, 0.0))
+    ode = ps.ODEProblem(
+        lambda u, p, t: mix @ parts(u, p), f64(0.0, 0.0), span, f64(2.0), mass, rest
+    )
+    flags = torch.tensor([True, False])
+    dae = ps.DAEProblem(
+        residual, f64(2.0, 0.0), f64(0.0, 0.0), span, f64(2.0), flags, callback=rest
+    )
+    for prob, alg in ((ode, mass_matrix_solver(engine)), (dae, dae_solver(engine))):
+        for tolerances in (TIGHT, {}):
+            sol = ps.solve(prob, alg, engine=engine, **tolerances)
+            assert sol.retcode == "Terminated"
+            # the rate is 2 exp(-t): 1e-6 of u at t = 13.8
+            assert 10.0 < float(sol.t[-1]) < 1e3
+            assert_close(sol.u[-1], f64(2.0, 4.0), 1e-5)
+    scaled = ps.ODEProblem(
+        lambda u, p, t: -(u - p), f64([0.0]), span, f64(2.0), f64([[1e-3]]), rest
+    )
+    sol = ps.solve(scaled, mass_matrix_solver(engine), engine=engine, **TIGHT)
+    assert sol.retcode == "Terminated"
+    assert_close(sol.u[-1], f64([2.0]), 1e-8)
+
+
 def test_a_solve_that_ends_early_saves_what_it_reached(engine: str) -> None:
     saved = ps.SavedValues()
     save = ps.SavingCallback(lambda u, p, t: u[0], saved, saveat=[0.25, 0.5, 0.75])
@@ -281,14 +323,49 @@ BAD: dict[str, tuple[Any, str]] = {
     "g": (lambda: ps.ManifoldProjection(3), "g is a int"),
     "abstol": (lambda: ps.ManifoldProjection(decay, 0.0), "abstol is 0.0; give a positive"),
     "rest": (lambda: ps.TerminateSteadyState(reltol=-1), "reltol is -1; give a positive"),
-    "mass": (
-        lambda: ps.solve(
-            ps.remake(ODE, mass_matrix=f64([[1.0]])), engine="sundials",
-            callback=ps.TerminateSteadyState(),
+    "rest of noise": (
+        lambda: REST.for_problem(ps.SDEProblem(*(2 * [decay]), *ARGUMENTS).as_pair(), 0.0, 1.0),
+        "TerminateSteadyState was given, but noise moves the state on where its rate is zero",
+    ),
+    "rest of random": (
+        lambda: REST.for_problem(
+            ps.RODEProblem(lambda u, p, t, W: W - u, *ARGUMENTS).as_flat(), 0.0, 1.0
         ),
-        "for ODEs without a mass matrix",
+        "noise moves the state on",
+    ),
+    "rest of delays": (
+        lambda: REST.for_problem(
+            ps.DDEProblem(
+                lambda u, h, p, t: -h(p, t - 1.0), f64([1.0]), lambda p, t: f64([1.0]), (0.0, 1.0)
+            ).as_whole(),
+            0.0, 1.0,
+        ),
+        "earlier states move the state on",
     ),
 }  # fmt: skip
+
+REST = ps.TerminateSteadyState()
+ARGUMENTS = (f64([1.0]), (0.0, 1.0), f64(1.0))
+
+
+@pytest.mark.julia
+def test_rest_is_not_asked_of_noise_jumps_and_delays() -> None:
+    jump = ps.ConstantRateJump(lambda u, p, t: p, lambda u, p, t: u + 1)
+    counts = ps.DiscreteProblem(None, f64([0.0]), (0.0, 100.0), f64(1.0))
+    sde = ps.SDEProblem(decay, decay, *ARGUMENTS)
+    delayed = ps.DDEProblem(
+        lambda u, h, p, t: -h(p, t - 1.0), f64([1.0]), lambda p, t: f64([1.0]), (0.0, 1.0)
+    )
+    cases: list[tuple[Any, Any, dict[str, Any], str]] = [
+        (ps.JumpProblem(counts, jump), ps.SSAStepper(), {}, "jumps move"),
+        (ps.JumpProblem(ODE, jump), ps.Tsit5(), {}, "jumps move"),
+        (ps.JumpProblem(sde, jump), ps.EM(), {"dt": 0.1}, "jumps move"),
+        (sde, ps.EM(), {"dt": 0.1}, "noise moves"),
+        (delayed, ps.MethodOfSteps(ps.Tsit5()), {}, "earlier states move"),
+    ]
+    for prob, alg, options, message in cases:
+        with pytest.raises(InputError, match=message):
+            ps.solve(prob, alg, engine="julia", callback=REST, **options)
 
 
 @pytest.mark.parametrize("name", BAD)
