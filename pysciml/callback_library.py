@@ -403,7 +403,7 @@ def _rate(prob: Any, form: str) -> Callable[[Any, Any, Any], Any]:
         mass = torch.as_tensor(prob.mass_matrix).to(spec.device, torch.float64)
         inverse = torch.linalg.pinv(mass).to(spec.dtype)
         return lambda u, p, t: spec.unflatten(inverse @ spec.flatten(spec.in_order(f(u, p, t))))
-    return f  # type: ignore[no-any-return]
+    return f
 
 
 def _at_rest(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pysciml.algorithms import Algorithm, AlgorithmName, as_algorithm
 from pysciml.callbacks import as_callbacks
+from pysciml.consistency import off_at_start
 from pysciml.dispatch import front_door, refuse_ensemble_options, refuse_seed
 from pysciml.engines.base import (
     FIRST_EVENT,
@@ -249,13 +250,29 @@ def _fail(run: _Run, flat: FlatSolution) -> None:
     t, u = setup.from_numpy(flat.t, time=True), setup.from_numpy(flat.u)
     partial = _solution(run, t, u, None)
     said = f" ({flat.message})" if flat.message else ""
-    advice = ADVICE.get(flat.retcode, "check the model near that time")
+    advice = _about_start(run, flat) or ADVICE.get(flat.retcode, "check the model near that time")
     raise SolveError(
         f"The solve stopped at t = {flat.t_reached:g} of {setup.t1:g} with retcode "
         f"{flat.retcode}{said}: {advice}. What was computed is in this error's .solution.",
         retcode=flat.retcode,
         t=flat.t_reached,
         solution=partial,
+    )
+
+
+def _about_start(run: _Run, flat: FlatSolution) -> str:
+    """What is wrong with initial values that a solve did not get away from; empty for nothing."""
+    if flat.t_reached != run.setup.t0 or flat.retcode == "MaxIters":
+        return ""
+    problem = run.setup.flat_problem()
+    off = off_at_start(problem)
+    if not off:
+        return ""
+    if problem.kind == "dae" and problem.differential_vars is None:
+        return f"{off}; mend them, or give differential_vars=, by which they are made consistent"
+    return (
+        f"no consistent initial values were found: {off}; check that this can be satisfied, and "
+        "start nearer to where it is"
     )
 
 

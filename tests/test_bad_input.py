@@ -497,6 +497,44 @@ def test_no_consistent_initial_values(engine):
         prob, dae_solver(engine), engine, ("InitialFailure", "ConvergenceFailure", "Unstable")
     )
     assert error.t == 0.0
+    start = float(prob.u0[1]) ** 2 + 1.0
+    assert f"equation 1 is off by {start:.3g}" in str(error)
+    assert "check that this can be satisfied" in str(error)
+
+
+def test_the_equation_that_initial_values_miss_is_named():
+    constraint = ps.DAEProblem(
+        lambda du, u, p, t: torch.stack([du[0] + u[0], 1e3 * (u[0] + u[1] - 1)]),
+        f64(-1.0, 0.0), f64(1.0, 5.0), (0.0, 1.0),
+    )  # fmt: skip
+    with pytest.raises(ps.InputError, match=r"equation 1 is off by 5e\+03 .*differential_vars="):
+        ps.solve(constraint, ps.IDA(), engine="sundials")
+    near = ps.remake(constraint, u0=f64(1.0, 1e-7))  # within the tolerances
+    assert ps.solve(near, ps.IDA(), engine="sundials").success
+    flags = torch.tensor([True, False])
+    told = ps.solve(ps.remake(constraint, differential_vars=flags), ps.IDA(), engine="sundials")
+    assert_close(told.u[0], f64(1.0, 0.0), 0.0, 1e-9)
+    # a wrong du0 alone is what the first step mends
+    rates = ps.remake(constraint, u0=f64(1.0, 0.0), du0=f64(3.0, 0.0))
+    assert ps.solve(rates, ps.IDA(), engine="sundials").success
+    hidden = ps.remake(  # the constraint is a combination of rows, each with a rate in it
+        constraint, f=lambda du, u, p, t: torch.stack([du[0] + u[0], du[0] + 2 * u[0] + u[1] - 1])
+    )
+    with pytest.raises(ps.SolveError, match="equation 1 is off by 5 .*give differential_vars="):
+        ps.solve(hidden, ps.IDA(), engine="sundials")
+
+
+def test_the_constraint_of_a_mass_matrix_that_cannot_hold_is_named():
+    for mass, rows, off in (
+        (f64([[1.0, 0.0], [0.0, 0.0]]), (lambda a, b: (a, b)), "equation 1 is off by 3"),
+        (f64([[1.0, 0.0], [1.0, 0.0]]), (lambda a, b: (a, a + b)), "is off by 1.5"),
+    ):
+        prob = ps.ODEProblem(
+            lambda u, p, t, rows=rows: torch.stack(rows(-u[0], u[1] ** 2 + 1 + u[0] ** 2)),
+            f64(1.0, 1.0), (0.0, 1.0), mass_matrix=mass,
+        )  # fmt: skip
+        error = failed(prob, ps.IDA(), "sundials", ("InitialFailure",))
+        assert off in str(error) and "check that this can be satisfied" in str(error)
 
 
 @pytest.mark.filterwarnings("ignore::pysciml.CaptureWarning")

@@ -1,4 +1,4 @@
-"""Consistent initial values of a DAE by Newton's method, where IDA's own search does not converge.
+"""Consistent initial values of a DAE: by Newton's method, where IDA's own search fails; refusals.
 
 IDA keeps one Jacobian over its iterations (Brown, Hindmarsh, Petzold, "Consistent initial
 condition calculation for differential-algebraic systems", SIAM J. Sci. Comput. 19, 1998); where
@@ -11,6 +11,10 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+
+from pysciml.consistency import off_at_start, rows_without_rate
+from pysciml.engines.base import FlatProblem, SolveOptions
+from pysciml.errors import InputError
 
 Array = npt.NDArray[np.float64]
 
@@ -62,3 +66,30 @@ def consistent(
         if now == 0.0:
             break
     return u, du
+
+
+def require_satisfied(problem: FlatProblem, options: SolveOptions, limit: int) -> None:
+    """Raise InputError where u0 misses an equation without a rate, which no step can mend.
+
+    By more than the tolerances of u0 allow for. Systems of more than ``limit`` are not looked at.
+    """
+    functions, n = problem.functions, len(problem.u0)
+    if n > limit or not getattr(functions, "differentiable", True):
+        return
+    off, by_u = np.empty(n), np.empty((n, n))
+    given = (problem.du0, problem.u0, problem.t0)
+    functions.bind("value", problem.p, problem.c)(*given, off)
+    if not off.any():
+        return
+    rows = rows_without_rate(problem)
+    if not off[rows].any():
+        return
+    functions.bind("jac:u", problem.p, problem.c)(*given, by_u)
+    allowed = np.abs(by_u) @ (options.reltol * np.abs(problem.u0) + options.abstol)
+    said = off_at_start(problem)
+    if said and (np.abs(off) > 10.0 * allowed + 1e-12)[rows].any():
+        raise InputError(
+            f"The initial values do not satisfy the equation: {said}; mend them, or give "
+            "differential_vars=, with which the entries of u0 that have no rate, and du0, are "
+            "computed from the others."
+        )

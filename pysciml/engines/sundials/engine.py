@@ -34,6 +34,7 @@ from pysciml.engines.sundials.adjoint import (
     rate_at,
     run_adjoint,
 )
+from pysciml.engines.sundials.consistent import require_satisfied
 from pysciml.engines.sundials.forward import forward_gradient
 from pysciml.engines.sundials.gauss import CollocationAdjoint
 from pysciml.engines.sundials.integrate import (
@@ -378,6 +379,8 @@ def _ida(
         flags = problem.differential_vars
         algebraic = [] if flags is None else [i for i in range(n) if not flags[i]]
         initial = ["yp0" if flags is not None else None]
+        if flags is None:
+            require_satisfied(problem, options, jacobian.DENSE_LIMIT)
         if flags is None and events is not None:
             # The user vouches for u0 and du0, but not for what is consistent after an affect.
             algebraic, initial = _without_rate(problem), ["yp0", None]
