@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from concurrent.futures import BrokenExecutor, CancelledError, ThreadPoolExecutor
+import math
+import pickle
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from pysciml.callbacks import as_callbacks
 from pysciml.engines.choice import engine as choose_engine
-from pysciml.errors import InputError
+from pysciml.errors import InputError, PyscimlError, SolveError
 from pysciml.flattened import Flattened
 from pysciml.solution import Solution
 from pysciml.solve import once, solve
@@ -26,7 +28,7 @@ def solve_by_executor(
 ) -> tuple[list[Any], BaseException | None]:
     """The members' solutions in order, and the error that ended the executor with work left.
 
-    Members that were not finished are None.
+    Members that were not finished are None. What a member itself raises is raised here.
     """
     sent = [_sent(prob) for prob in problems]
     plain = _no_gradient_of_times(problems, options)
@@ -36,22 +38,59 @@ def solve_by_executor(
     error: BaseException | None = None
     try:
         for prob in sent:
-            futures.append(executor.submit(_forward, prob, alg, plain))
-    except (BrokenExecutor, RuntimeError) as ended:  # RuntimeError: it was shut down
+            futures.append(executor.submit(_told, _forward, prob, alg, plain))
+    except Exception as ended:
         error = ended
     found: list[Any] = []
     for future in futures:
         try:
-            found.append(future.result())
-        except (BrokenExecutor, CancelledError) as ended:
+            answer = future.result()
+        except Exception as ended:  # not the task's own, which is an answer
+            _refuse_unpicklable(ended)
             error = error or ended
             found.append(None)
+        else:
+            found.append(_value(answer))
     found += [None] * (len(problems) - len(found))
     if torch.is_grad_enabled():
         for i, sol in enumerate(found):
             if isinstance(sol, Solution):
                 found[i] = _with_gradient(executor, problems[i], sent[i], alg, plain, sol)
     return found, error
+
+
+@dataclasses.dataclass
+class _Raised:
+    """In place of a task's value: what it raised."""
+
+    error: Exception
+
+
+def _told(task: Callable[..., Any], *arguments: Any) -> Any:
+    """A task's value, or what it raised; so that all that a future raises is the executor's."""
+    try:
+        return task(*arguments)
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # it would end the executor on its way back
+            return _Raised(PyscimlError(f"{type(error).__name__}: {error}"))
+        return _Raised(error)
+
+
+def _value(answer: Any) -> Any:
+    if isinstance(answer, _Raised):
+        raise answer.error
+    return answer
+
+
+def _refuse_unpicklable(error: Exception) -> None:
+    if isinstance(error, pickle.PicklingError) or "pickle" in str(error):
+        raise InputError(
+            f"A member cannot be sent to another process ({type(error).__name__}: {error}); write "
+            "its functions at the top of a module, or give an executor that pickles closures "
+            "(loky, dask) or of threads."
+        ) from error
 
 
 def _sent(prob: Any) -> Any:
@@ -113,9 +152,17 @@ def _with_gradient(
         return sol
 
     def pull(cotangent: Tensor) -> list[Tensor | None]:
-        out: list[Tensor | None] = executor.submit(
-            _backward, sent, alg, options, cotangent
-        ).result()
+        try:
+            answer = executor.submit(_told, _backward, sent, alg, options, cotangent).result()
+        except Exception as ended:
+            raise SolveError(
+                "The executor ended before the gradient of a member was there "
+                f"({type(ended).__name__}: {ended}); call backward with an executor that is still "
+                "running, or solve again. The member, without gradient, is in this error's "
+                ".solution.",
+                retcode="Failure", t=math.nan, solution=sol,
+            ) from ended  # fmt: skip
+        out: list[Tensor | None] = _value(answer)
         return out
 
     flat = _Remote.apply(pull, _flat(sol), *leaves)

@@ -242,29 +242,79 @@ def test_executors(kind: str) -> None:
 
 
 class Dying(Executor):
-    """Does the first two tasks, and dies."""
+    """Does the first tasks, and dies: in the task's future, or already in ``submit``."""
 
-    def __init__(self) -> None:
-        self.left = 2
+    def __init__(self, error: Exception, left: int = 2, submits: bool = True) -> None:
+        self.error, self.left, self.submits = error, left, submits
 
     def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
         self.left -= 1
         if self.left >= 0:
             future.set_result(function(*args, **kwargs))
+        elif self.submits:
+            future.set_exception(self.error)
         else:
-            future.set_exception(BrokenProcessPool("a worker was killed"))
+            raise self.error
         return future
 
 
-def test_an_executor_that_dies_loses_nothing() -> None:
+DEATHS = {
+    "broken": BrokenProcessPool("a worker was killed"),
+    "lost": OSError("connection reset"),
+    "gone": ConnectionError("scheduler gone"),
+    "shut": RuntimeError("cannot schedule new futures after shutdown"),
+    "own": type("KilledWorker", (Exception,), {})("3 workers died"),
+}
+
+
+@pytest.mark.parametrize("submits", [True, False])
+@pytest.mark.parametrize("name", DEATHS)
+def test_an_executor_that_dies_loses_nothing(name: str, submits: bool) -> None:
     u0, p = (x.detach() for x in batches(4))
     ensemble = ps.EnsembleProblem(problem(), u0=u0, p=p)
-    with pytest.raises(SolveError, match="2 of 4 members left.*a worker was killed") as caught:
-        ps.solve(ensemble, where := None, ps.EnsembleExecutor(Dying()), engine="sundials")
-    assert where is None
+    where = ps.EnsembleExecutor(Dying(DEATHS[name], submits=submits))
+    with pytest.raises(SolveError, match=f"2 of 4 members left.*{DEATHS[name]}") as caught:
+        ps.solve(ensemble, None, where, engine="sundials")
     sim: Any = caught.value.solution
     assert sim[0].success and sim[1].success and sim[2] is None and sim[3] is None
+    assert caught.value.__cause__ is DEATHS[name]
+
+
+@pytest.mark.parametrize("submits", [True, False])
+def test_an_executor_that_dies_before_the_gradient(submits: bool) -> None:
+    u0, p = batches(2)
+    ensemble = ps.EnsembleProblem(problem(), u0=u0, p=p)
+    where = ps.EnsembleExecutor(Dying(DEATHS["lost"], 3, submits))
+    sim = ps.solve(ensemble, None, where, engine="sundials", saveat=[1.0])
+    with pytest.raises(SolveError, match="before the gradient of a member.*reset") as caught:
+        sim.u.sum().backward()
+    member: Any = caught.value.solution
+    assert any(torch.equal(member.u, sim.u[i]) for i in (0, 1)) and not member.u.requires_grad
+
+
+class Unsent(Exception):
+    """Cannot be made again from its message."""
+
+    def __init__(self, one: Any, two: Any) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def raises(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
+    raise ValueError("of the model") if float(p) < 1 else Unsent("this", "that")
+
+
+def test_errors_of_members_are_not_of_the_executor() -> None:
+    prob = ps.ODEProblem(raises, f64([1.0]), (0.0, 1.0), f64(0.5))
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        where, options = ps.EnsembleExecutor(pool), {"engine": "sundials", "trajectories": 2}
+        with pytest.raises(ValueError, match="of the model"):
+            ps.solve(ps.EnsembleProblem(prob), None, where, **options)
+        with pytest.raises(PyscimlError, match="Unsent: this and that"):
+            ps.solve(ps.EnsembleProblem(ps.remake(prob, p=f64(1.5))), None, where, **options)
+        local = ps.remake(prob, f=lambda u, p, t: -u)
+        with pytest.raises(InputError, match="cannot be sent to another process.*top of a module"):
+            ps.solve(ps.EnsembleProblem(local), None, where, **options)
 
 
 def test_members_that_fail_are_named(engine) -> None:
