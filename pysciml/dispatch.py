@@ -72,7 +72,7 @@ def refuse_ensemble_options(prob: Any, ensemblealg: Any, trajectories: Any) -> N
         return
     given = "trajectories" if ensemblealg is None else f"ensemblealg ({ensemblealg!r})"
     raise InputError(
-        f"{given} was given with a {type(prob).__name__}, but is for ensembles; wrap the problem, "
+        f"{given} was given with {_an(prob)}, but is for ensembles; wrap the problem, "
         "e.g. pysciml.EnsembleProblem(prob, prob_func=...), or leave it out."
     )
 
@@ -80,6 +80,10 @@ def refuse_ensemble_options(prob: Any, ensemblealg: Any, trajectories: Any) -> N
 def refuse_seed(prob: Any, seed: Any) -> None:
     """Raise InputError where a seed was given for a problem in which nothing is random."""
     if seed is not None:
-        raise InputError(
-            f"seed was given with a {type(prob).__name__}, which draws no noise; leave it out."
-        )
+        raise InputError(f"seed was given with {_an(prob)}, which draws no noise; leave it out.")
+
+
+def _an(prob: Any) -> str:
+    name = type(prob).__name__
+    spoken = name.startswith(("A", "E", "I", "O", "SD"))  # an ODEProblem, an SDEProblem
+    return f"{'an' if spoken else 'a'} {name}"

@@ -15,6 +15,7 @@ from pysciml.dispatch import solved_by
 from pysciml.engines.base import Stats
 from pysciml.errors import InputError, PyscimlError
 from pysciml.options import is_whole
+from pysciml.partitioned import HamiltonianProblem
 from pysciml.problems import remake, require_finite
 from pysciml.signatures import require_function
 from pysciml.solution import new_axes
@@ -63,9 +64,9 @@ class EnsembleThreads(EnsembleAlgorithm):
 class EnsembleExecutor(EnsembleAlgorithm):
     """By an executor of ``concurrent.futures`` or of its kind (dask, loky, mpi4py, ray).
 
-    Each member is one task, its gradient another, in which the member is solved once more. What
-    goes to another process must be picklable: functions at the top of a module, or an executor
-    that pickles closures (loky, dask).
+    Each member is one task, its gradient another, in which the member is solved once more (with
+    the same seed, where it draws noise). What goes to another process must be picklable: functions
+    at the top of a module, or an executor that pickles closures (loky, dask).
 
     executor : object with ``submit(function, *arguments)``
         It is used and not shut down.
@@ -111,7 +112,8 @@ class EnsembleProblem:
         Where the reduction begins; an empty list where None.
     u0 : optional
         Like ``prob.u0``, each leaf with one leading row a member (N, ...), in place of prob_func.
-        A leaf of the problem's own shape is shared by all members.
+        A leaf of the problem's own shape is shared by all members. Of a HamiltonianProblem the
+        pair ``(p0, q0)``.
     p : optional
         The same for ``prob.p``.
 
@@ -204,6 +206,8 @@ class EnsembleProblem:
                 changes[name] = pytree.tree_map(
                     lambda x, one: x[i] if _is_batch(x, one) else x, batch, single
                 )
+        if "u0" in changes and isinstance(self.prob, HamiltonianProblem):
+            changes["p0"], changes["q0"] = changes.pop("u0")
         return remake(self.prob, **changes)
 
     def __repr__(self) -> str:

@@ -13,32 +13,44 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pysciml.boundary import BVProblem
 from pysciml.callbacks import as_callbacks
 from pysciml.engines.choice import engine as choose_engine
 from pysciml.errors import InputError, PyscimlError, SolveError
 from pysciml.flattened import Flattened
-from pysciml.solution import Solution
+from pysciml.jump_solve import as_problem
+from pysciml.jumps import JumpProblem
+from pysciml.kernels.walk import Walk
+from pysciml.problems import remake
 from pysciml.solve import once, solve
+from pysciml.steady import SteadyStateProblem, SteadyStateSolution
 
 __all__ = ["solve_by_executor"]
 
 
 def solve_by_executor(
-    executor: Any, problems: Sequence[Any], alg: Any, options: dict[str, Any]
+    executor: Any,
+    problems: Sequence[Any],
+    alg: Any,
+    options: dict[str, Any],
+    seeds: Sequence[int] | None = None,
 ) -> tuple[list[Any], BaseException | None]:
     """The members' solutions in order, and the error that ended the executor with work left.
+
+    ``seeds``: of each member, where it draws noise; it goes with each of its tasks.
 
     Members that were not finished are None. What a member itself raises is raised here.
     """
     sent = [_sent(prob) for prob in problems]
     plain = _no_gradient_of_times(problems, options)
+    own = [plain if seeds is None else {**plain, "seed": seeds[i]} for i in range(len(sent))]
     if isinstance(executor, ThreadPoolExecutor):
         choose_engine(plain.get("engine", "auto")).start()
     futures: list[Any] = []
     error: BaseException | None = None
     try:
-        for prob in sent:
-            futures.append(executor.submit(_told, _forward, prob, alg, plain))
+        for prob, asked in zip(sent, own, strict=True):
+            futures.append(executor.submit(_told, _forward, prob, alg, asked))
     except Exception as ended:
         error = ended
     found: list[Any] = []
@@ -54,8 +66,8 @@ def solve_by_executor(
     found += [None] * (len(problems) - len(found))
     if torch.is_grad_enabled():
         for i, sol in enumerate(found):
-            if isinstance(sol, Solution):
-                found[i] = _with_gradient(executor, problems[i], sent[i], alg, plain, sol)
+            if sol is not None:
+                found[i] = _with_gradient(executor, problems[i], sent[i], alg, own[i], sol)
     return found, error
 
 
@@ -99,9 +111,17 @@ def _sent(prob: Any) -> Any:
     def own(x: Any) -> Any:
         return x.detach().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x
 
-    return dataclasses.replace(
-        prob, u0=pytree.tree_map(own, prob.u0), p=pytree.tree_map(own, prob.p)
-    )
+    if isinstance(prob, JumpProblem):
+        names = ["u0", "p"]
+    else:
+        names = [f.name for f in dataclasses.fields(prob) if f.init]
+    given = {name: getattr(prob, name) for name in names}
+    held = {k: v for k, v in given.items() if any(map(_is_tensor, pytree.tree_leaves(v)))}
+    return remake(prob, **{k: pytree.tree_map(own, v) for k, v in held.items()})
+
+
+def _is_tensor(x: Any) -> bool:
+    return isinstance(x, Tensor)
 
 
 def _no_gradient_of_times(problems: Sequence[Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -114,16 +134,32 @@ def _no_gradient_of_times(problems: Sequence[Any], options: dict[str, Any]) -> d
     return {k: v.detach() if isinstance(v, Tensor) else v for k, v in options.items()}
 
 
-def _forward(prob: Any, alg: Any, options: dict[str, Any]) -> Solution:
+def _forward(prob: Any, alg: Any, options: dict[str, Any]) -> Any:
     with torch.no_grad():
-        sol: Solution = solve(prob, alg, raise_on_failure=False, **options)
-        return sol
+        return solve(prob, alg, raise_on_failure=False, **options)
+
+
+#: Methods that give a problem in the form that is flattened.
+_FORMS = ("first_order", "sum", "as_pair", "as_flat", "as_whole")
+
+
+def _flat_form(prob: Any) -> Any:
+    if isinstance(prob, SteadyStateProblem):
+        return prob.as_ode(1.0)
+    if isinstance(prob, JumpProblem):
+        return as_problem(prob)
+    made = [getattr(prob, name) for name in _FORMS if hasattr(prob, name)]
+    return made[0]() if made else prob
 
 
 def _leaves(prob: Any, options: dict[str, Any]) -> list[Tensor]:
     """The tensors that gradients flow to, in an order that is the same in every process."""
     chosen = choose_engine(options.get("engine", "auto"))
-    return Flattened(prob, chosen, as_callbacks(options.get("callback"))).leaves
+    callbacks = as_callbacks(options.get("callback"))
+    leaves = Flattened(_flat_form(prob), chosen, callbacks).leaves
+    if isinstance(prob, BVProblem):  # what its conditions close over
+        leaves = [*leaves, *(x for x in Walk(prob.bc).tensors if x.requires_grad)]
+    return leaves
 
 
 def _backward(
@@ -138,17 +174,20 @@ def _backward(
     return [next(found) if x.requires_grad else None for x in leaves]
 
 
-def _flat(sol: Solution) -> Tensor:
-    assert sol.spec is not None
+def _flat(sol: Any) -> Tensor:
+    if isinstance(sol, SteadyStateSolution):
+        state: Tensor = sol.prob.state_spec.flatten(sol.u)
+        return state
     out: Tensor = sol.u if sol.save_idxs is not None else sol.spec.flatten_series(sol.u)
     return out
 
 
 def _with_gradient(
-    executor: Any, prob: Any, sent: Any, alg: Any, options: dict[str, Any], sol: Solution
-) -> Solution:
+    executor: Any, prob: Any, sent: Any, alg: Any, options: dict[str, Any], sol: Any
+) -> Any:
     leaves = _leaves(prob, options)
-    if not any(x.requires_grad for x in leaves):
+    flat = _flat(sol)
+    if not flat.is_floating_point() or not any(x.requires_grad for x in leaves):
         return sol
 
     def pull(cotangent: Tensor) -> list[Tensor | None]:
@@ -165,8 +204,10 @@ def _with_gradient(
         out: list[Tensor | None] = _value(answer)
         return out
 
-    flat = _Remote.apply(pull, _flat(sol), *leaves)
-    u = flat if sol.save_idxs is not None else sol.spec.unflatten(flat)  # type: ignore[union-attr]
+    flat = _Remote.apply(pull, flat, *leaves)
+    if isinstance(sol, SteadyStateSolution):
+        return dataclasses.replace(sol, u=prob.state_spec.unflatten(flat), prob=prob)
+    u = flat if sol.save_idxs is not None else sol.spec.unflatten(flat)
     # its interpolant would have no gradient
     return dataclasses.replace(sol, u=u, prob=prob, _interpolate=None)
 

@@ -73,11 +73,6 @@ def solve_ensemble(
                 f"seed is {options['seed']}, and members take those after it; give at most "
                 f"2**63 - {count}."
             )
-    if noisy and isinstance(where, EnsembleExecutor):
-        raise InputError(
-            f"EnsembleExecutor was given with a {type(prob.prob).__name__}, whose members need "
-            "seeds of their own; use EnsembleThreads() or EnsembleSerial()."
-        )
 
     def members(numbers: range) -> _Solved:
         return _members(solve, prob, alg, where, numbers, options)
@@ -163,7 +158,9 @@ def _members(
 ) -> _Solved:  # fmt: skip
     if isinstance(where, EnsembleExecutor):
         problems = [prob.member(i) for i in numbers]
-        found, error = solve_by_executor(where.executor, problems, alg, options)
+        first = options.get("seed")
+        seeds = None if first is None else [first + i for i in numbers]
+        found, error = solve_by_executor(where.executor, problems, alg, options, seeds)
         return _together(found, error)
     threads = 1
     if isinstance(where, EnsembleThreads):

@@ -29,7 +29,7 @@ from pysciml.problems import ODEProblem
 from pysciml.solution import Solution
 from pysciml.stochastic import SDEProblem, drawn_seed, most_steps, require_no_times
 
-__all__ = ["solve_jumps"]
+__all__ = ["as_problem", "solve_jumps"]
 
 #: Jumps are cheap, and there are many.
 _MOST = {"pure": 1_000_000_000, "ode": 10_000_000, "sde": 10_000_000}
@@ -83,7 +83,7 @@ def solve_jumps(
     save = prob.save_positions
     if save is None:
         save = (False, False) if saveat is not None else (kind != "pure", True)
-    made = _as_problem(prob, kind, save)
+    made = as_problem(prob, save)
     options.setdefault("maxiters", most_steps(inner.tspan, options.get("dt"), _MOST[kind]))
     if kind == "sde":
         options = {"abstol": 1e-2, "reltol": 1e-2, **options}
@@ -121,8 +121,10 @@ def _fitting(given: Any, kind: str) -> Algorithm | None:
     return alg
 
 
-def _as_problem(prob: JumpProblem, kind: Any, save: tuple[bool, bool]) -> _WithJumps:
+def as_problem(prob: JumpProblem, save: tuple[bool, bool] = (False, False)) -> _WithJumps:
+    """The problem with its jumps as it is flattened; ``save``: the states around jumps."""
     inner = prob.prob
+    kind = _kind(inner)
     jumps = _in_order(prob, save)
     made: _WithJumps
     if kind == "sde":

@@ -148,6 +148,11 @@ class HamiltonianProblem(Problem):
         spec.flatten_like(self.p0, "p0", expected="q0", verb="has")
         self._take(self.first_order(), "state_spec", "tspan", "callback")
 
+    @property
+    def u0(self) -> tuple[Any, Any]:
+        """``(p0, q0)``, the solution's ``u`` at the start."""
+        return (self.p0, self.q0)
+
     def first_order(self) -> ODEProblem:
         """The equation as one of first order, in the state ``(p, q)``."""
         return PartitionedODE(

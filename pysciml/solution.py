@@ -83,6 +83,9 @@ def _without_graph(prob: Any) -> Any:
     def grown(x: Any) -> bool:
         return isinstance(x, Tensor) and x.grad_fn is not None
 
+    if hasattr(prob, "remade"):  # a JumpProblem, which is no dataclass
+        inner = _without_graph(prob.prob)
+        return prob if inner is prob.prob else prob.remade({"prob": inner})
     values = {} if prob is None else {f.name: getattr(prob, f.name) for f in fields(prob) if f.init}
     changed = {k: detached(v) for k, v in values.items() if any(map(grown, tree_leaves(v)))}
     return replace(prob, **changed) if changed else prob

@@ -471,11 +471,11 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "single": (
         lambda: ps.solve(problem(), None, ps.EnsembleSerial()),
-        "was given with a ODEProblem, but is for ensembles",
+        "was given with an ODEProblem, but is for ensembles",
     ),
     "single, stochastic": (
         lambda: ps.solve(noise(), trajectories=2, engine="sundials"),
-        "trajectories was given with a SDEProblem, but is for ensembles",
+        "trajectories was given with an SDEProblem, but is for ensembles",
     ),
     "single, random": (
         lambda: ps.solve(
