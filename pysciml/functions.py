@@ -11,12 +11,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import os
 import re
-import sys
 import threading
 import types
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,11 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pysciml.errors import CaptureWarning, InputError
+from pysciml.errors import InputError
 from pysciml.flatten import ParameterSpec, StateSpec
 from pysciml.kernels.callback import CallbackFunctions
 from pysciml.kernels.capture import CaptureError, capture
 from pysciml.kernels.captured import CapturedFunctions
+from pysciml.kernels.reasons import warn_called_back
 from pysciml.kernels.relift import Relifts
 from pysciml.kernels.walk import Walk
 
@@ -43,7 +41,6 @@ _cache: OrderedDict[Any, tuple[FlatFunctions, Any]] = OrderedDict()
 _relifts = Relifts(_KEEP)
 _lock = threading.RLock()
 
-_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 #: How torch words it that tensors of two dtypes or devices met.
 _MIXED = re.compile(
     r"same dtype|expected scalar type|same device|but found at least two devices|expected device"
@@ -230,17 +227,12 @@ def _make(flat: FlatFunction, inputs: dict[str, Tensor], cuda: bool, walk: Walk)
             _require_repeatable(flat, inputs)
             return CallbackFunctions(flat, inputs)
         try:
-            return CapturedFunctions.of(capture(flat, inputs, walk=walk))
+            return CapturedFunctions.of(capture(flat, inputs, walk=walk, name=flat.name))
         except CaptureError as error:
             if error.kind == "random":
                 raise InputError(_not_repeatable(flat, error.reason, error.hint)) from None
             made = CallbackFunctions(flat, inputs)
-            warnings.warn(
-                f"{flat.name} is called back in Python at every evaluation, because "
-                f"{error.reason}. To run it as a kernel: {error.hint}.",
-                CaptureWarning,
-                stacklevel=_callers_level(),
-            )
+            warn_called_back(flat.name, error)
             return made
 
 
@@ -263,14 +255,6 @@ def _not_repeatable(flat: FlatFunction, reason: str, hint: str) -> str:
         f"{flat.name} cannot be solved: {reason}. A right-hand side must give the same value "
         f"whenever it is called; {hint}."
     )
-
-
-def _callers_level() -> int:
-    """The ``stacklevel`` at which a warning points at the user's line and not into this package."""
-    level, frame = 1, sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        level, frame = level + 1, frame.f_back  # type: ignore[assignment]
-    return level
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from scipy import integrate, optimize, special
 from torch import nn
 
 import pysciml as ps
@@ -271,3 +272,68 @@ def test_capturable_functions_are_captured_in_silence(engine):
         sol = solve(f, engine, {"k": f64([0.3])})
     assert captures == ["f"] and torch.isfinite(sol.u).all()
     assert sol.u.dtype == F64
+
+
+# -- derivatives without a kernel ------------------------------------------------------------
+# digamma has a kernel; its derivative, polygamma, has none.
+
+
+def falls(u, p, t):
+    return -torch.digamma(u + 2.0) * p
+
+
+def falls_too(u, p, t):
+    return -torch.func.grad(lambda x: torch.lgamma(x).sum())(u + 2.0) * p
+
+
+def reference(u0, p):
+    """The end values of ``falls``, by SciPy."""
+    rate = lambda t, u: -special.digamma(u + 2.0) * p
+    return integrate.solve_ivp(rate, (0.0, 1.0), u0, "DOP853", rtol=1e-13, atol=1e-13).y[:, -1]
+
+
+@pytest.mark.parametrize("n", [2, 40, 500], ids="dense blocks krylov".split())
+@pytest.mark.parametrize("f", [falls, falls_too], ids=lambda f: f.__name__)
+def test_a_derivative_without_a_kernel_is_called_back(f, n):
+    u0 = torch.linspace(1.0, 2.0, n, dtype=F64)
+    fresh = lambda u, p, t: f(u, p, t)
+    with pytest.warns(ps.CaptureWarning) as caught:
+        sol = solve(fresh, "sundials", f64([0.5]), u0=u0.tolist(), kind=stiff)
+        solve(fresh, "sundials", f64([0.6]), u0=u0.tolist(), kind=stiff)
+    (warning,) = caught
+    text = str(warning.message)
+    assert text.startswith("f's derivative is called back in Python") and "polygamma" in text
+    assert warning.filename == __file__
+    assert_close(sol.u[-1], torch.from_numpy(reference(u0.numpy(), 0.5)), 1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::pysciml.CaptureWarning")
+@pytest.mark.parametrize(
+    "how",
+    [ps.GaussAdjoint, ps.InterpolatingAdjoint, ps.ForwardSensitivity],
+    ids=lambda how: how.__name__,
+)
+def test_gradients_by_a_derivative_without_a_kernel(how):
+    w, u0, h = f64([0.25], grad=True), f64(1.0, 3.0, grad=True), 1e-5
+    prob = ps.ODEProblem(lambda u, p, t: falls(u, p * w, t), u0, (0.0, 1.0), 2.0)
+    sol = ps.solve(prob, stiff("sundials"), engine="sundials", sensealg=how(), **TOL)
+    got = torch.autograd.grad(sol.u[-1].sum(), (w, u0))
+    at = u0.detach().numpy()
+    by_w = (reference(at, 2 * (0.25 + h)) - reference(at, 2 * (0.25 - h))).sum() / (2 * h)
+    by_u0 = (reference(at + h, 0.5) - reference(at - h, 0.5)) / (2 * h)
+    assert_close(got[0], f64([by_w]), 1e-6)
+    assert_close(got[1], torch.from_numpy(by_u0), 1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::pysciml.CaptureWarning")
+def test_an_event_by_a_derivative_without_a_kernel():
+    """The condition's derivative is called back: u' = -p u, stopped where digamma(u) = 0."""
+    p = f64(0.7, grad=True)
+    root = optimize.brentq(special.digamma, 1.0, 2.0, xtol=1e-15)
+    event = ps.ContinuousCallback(lambda u, p, t: torch.digamma(u[0]), ps.terminate)
+    prob = ps.ODEProblem(lambda u, p, t: -p * u, f64(2.0, 1.0), (0.0, 2.0), p, callback=event)
+    sol = ps.solve(prob, stiff("sundials"), engine="sundials", **TOL)
+    time = math.log(2.0 / root) / 0.7
+    assert_close(sol.t[-1].detach(), f64(time), 1e-6)
+    (got,) = torch.autograd.grad(sol.t[-1], p)
+    assert_close(got, f64(-time / 0.7), 1e-5)

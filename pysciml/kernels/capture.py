@@ -46,6 +46,7 @@ class Capture:
         constants: the user's own tensors whose values the graph holds (index tables, masks).
         read: whether the value of some tensor was read in Python during the trace.
         data_inputs: names that no gradient is taken for.
+        name: how messages call it.
     """
 
     module: GraphModule
@@ -59,6 +60,7 @@ class Capture:
     data_inputs: tuple[str, ...] = ()
     constants: tuple[Tensor, ...] = ()
     read: bool = False
+    name: str = "the function"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -114,6 +116,7 @@ def capture(
     *,
     data_inputs: Sequence[str] = (),
     walk: Walk | None = None,
+    name: str = "the function",
 ) -> Capture:
     """Capture ``fn(*inputs)`` as a functional graph, and check it.
 
@@ -124,6 +127,7 @@ def capture(
             and device.
         data_inputs: names that no gradient is taken for.
         walk: what ``fn`` can reach, where that has been walked already.
+        name: how messages call it.
 
     Raises:
         CaptureError: the function cannot be captured, or its graph does not agree with it at
@@ -155,6 +159,7 @@ def capture(
         check_values(captured, fn, inputs)
         check_gradients(captured, fn, inputs)
         _refuse_random(raw, fn, inputs, drawn())
+    captured.name = name
     guards.forget_changed()
     guards.watch_closures(captured.closures_p, captured.closures_c)
     if read:

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy import sparse
 from torch import Tensor
 
+from pysciml.kernels.callback import CallbackFunctions
 from pysciml.kernels.capture import Capture
 from pysciml.kernels.guards import Guards
 from pysciml.kernels.kernels import Kernels
@@ -83,12 +85,16 @@ class CapturedFunctions:
 
         A fresh binding: not shared by threads. The caller holds ``np.errstate(all="ignore")``.
         """
+        if not self._kernels.available(role):
+            return self._in_torch(c).bind(role, p, c)
         return self._kernels.numpy(role).bind(errstate=False, p=p, c=c)
 
     def bind_batched(
         self, role: str, p: Array, c: Array, reduce: bool = False
     ) -> Callable[..., Array]:
         """See :class:`pysciml.engines.base.Functions`."""
+        if not self._kernels.available(role):
+            return self._in_torch(c).bind_batched(role, p, c, reduce)
         extra = {"jvp": ("v",), "vjp": ("w",)}.get(role.split(":")[0], ())
         batched = frozenset([*extra, *(k for k in self.names if k not in ("p", "c"))])
         inner = self._kernels.numpy_batched(role, batched, reduce).bind(p=p, c=c)
@@ -97,3 +103,10 @@ class CapturedFunctions:
             return inner(*args)[0]
 
         return bound
+
+    def _in_torch(self, c: Array) -> CallbackFunctions:
+        """The captured graph run in torch: for derivatives that have no kernel."""
+        capture = self.capture
+        data = torch.as_tensor(c).to(capture.device, capture.dtype)
+        examples = dict(zip(capture.names[:-1], capture.example(), strict=False))
+        return CallbackFunctions(lambda *inputs: capture.module(*inputs, data), examples)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import numpy.typing as npt
 from scipy import sparse
 
 from pysciml.kernels import emit_numpy, structure
-from pysciml.kernels.capture import Capture
+from pysciml.kernels.capture import Capture, CaptureError
 from pysciml.kernels.derivatives import derive, derive_compressed
 from pysciml.kernels.graph import Graph
+from pysciml.kernels.reasons import warn_called_back
 from pysciml.kernels.simplify import simplify
 
 
@@ -44,6 +46,21 @@ class Kernels:
         """The simplified (not scalarised) graph of a role."""
         graph: Graph = self.once(("graph", role), lambda: simplify(derive(self.capture, role)))
         return graph
+
+    def available(self, role: str) -> bool:
+        """Whether a role has a graph. Where not, one CaptureWarning for the function says why."""
+
+        def tried() -> bool:
+            try:
+                self.graph(role)
+            except CaptureError as error:
+                warn = partial(warn_called_back, f"{self.capture.name}'s derivative", error)
+                self.once("warned", warn)
+                return False
+            return True
+
+        found: bool = self.once(("available", role), tried)
+        return found
 
     def compressed_jacobian(self, seed: npt.NDArray[np.float64], wrt: str = "u") -> Graph:
         """``J @ seed`` for a constant ``seed`` (n_in, k): a graph with output (n_out, k)."""

@@ -7,6 +7,7 @@ import os
 import sys
 import sysconfig
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,10 +16,12 @@ from torch import Tensor
 from torch.fx import Node as FxNode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pysciml.errors import CaptureWarning
 from pysciml.kernels.trace import TraceError, trace
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__))
+_OWN = (_PACKAGE + os.sep, _TORCH + os.sep)
 _STDLIB = sysconfig.get_paths()["stdlib"]
 
 
@@ -40,13 +43,30 @@ class CaptureError(Exception):
         self.kind = kind
 
 
+def warn_called_back(what: str, error: CaptureError) -> None:
+    """One CaptureWarning, which points at the user's line, that ``what`` is called back."""
+    warnings.warn(
+        f"{what} is called back in Python at every evaluation, because {error.reason}. "
+        f"To run it as a kernel: {error.hint}.",
+        CaptureWarning,
+        stacklevel=_callers_level(),
+    )
+
+
+def _callers_level() -> int:
+    """The ``stacklevel`` of the innermost frame outside this package and torch (a backward)."""
+    level, frame = 1, sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_OWN):
+        level, frame = level + 1, frame.f_back  # type: ignore[assignment]
+    return level
+
+
 def _is_users(filename: str) -> bool:
     path = os.path.abspath(filename)
     if filename.startswith("<") and not filename.startswith("<ipython"):
         return False
-    own = (_PACKAGE + os.sep, _TORCH + os.sep)
     library = path.startswith(_STDLIB) or f"{os.sep}site-packages{os.sep}" in path
-    return not path.startswith(own) and not library
+    return not path.startswith(_OWN) and not library
 
 
 def user_line(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from scipy import sparse
 from pysciml.engines.base import Functions
 from pysciml.engines.sundials.steppers import Linear, has_sparse_solver
 from pysciml.kernels import emit_numpy
+from pysciml.kernels.reasons import CaptureError
 from pysciml.kernels.structure import Structure, analyse
 
 Array = npt.NDArray[np.float64]
@@ -99,7 +100,10 @@ def _make_plan(functions: Functions) -> Plan:
         return Plan("dense" if n <= DENSE_LIMIT else "none", n, structure=structure)
     cols, rows = pattern.T.nonzero()
     seed = structure.seed()
-    graph = functions.kernels.compressed_jacobian(seed)
+    try:
+        graph = functions.kernels.compressed_jacobian(seed)
+    except CaptureError:  # torch gives it, without its zeros
+        return Plan("dense" if n <= DENSE_LIMIT else "none", n, structure=structure)
     names = frozenset(k for k in functions.names if k not in ("p", "c"))
     kernel = emit_numpy.compile(graph)
     batched_kernel = emit_numpy.compile_batched(graph, names)
