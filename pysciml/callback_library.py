@@ -73,13 +73,13 @@ class VectorContinuousCallback(Callback):
         if type(self.len) is not int or self.len < 1:
             raise InputError(f"len is {self.len!r}; give the number of conditions.")
         require_function(self.condition, "condition", ("u", "p", "t"))
-        if callable(self.affect):
+        if callable(self.affect) and self.affect is not terminate:
             require_function(self.affect, "affect", ("u", "p", "t", "i"))
         self._component(0)
 
     def _component(self, i: int) -> ContinuousCallback:
         affect: Affect = self.affect
-        if callable(affect):
+        if callable(affect) and affect is not terminate:
             affect = _numbered(self.affect, i)
         return ContinuousCallback(
             _entry(self.condition, self.len, i), affect, self.direction, self.save_positions
@@ -136,7 +136,7 @@ class PeriodicCallback(Callback):
 
     def __post_init__(self) -> None:
         self._check(self.affect)
-        if callable(self.affect):
+        if callable(self.affect) and self.affect is not terminate:
             require_function(self.affect, "affect", ("u", "p", "t"))
         _require_size(self.dt, "dt")
         for name in ("initial_affect", "final_affect"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
@@ -20,6 +20,13 @@ __all__ = [
 ]
 
 
+#: How a solve is ended by an event.
+HOW_TO_END = (
+    "give it as the affect itself, e.g. ContinuousCallback(condition, pysciml.terminate), in a "
+    "callback of its own whose condition says when to stop."
+)
+
+
 class _Terminate:
     """Sentinel: as an ``affect``, ends the solve at the event."""
 
@@ -32,6 +39,10 @@ class _Terminate:
 
     def __repr__(self) -> str:
         return "pysciml.terminate"
+
+    def __call__(self, *_: Any) -> NoReturn:
+        """Raises InputError: it is given, not called."""
+        raise InputError(f"pysciml.terminate was called, but it is no function; {HOW_TO_END}")
 
 
 #: As an ``affect``: end the solve at the event (retcode ``"Terminated"``).
@@ -64,7 +75,8 @@ class ContinuousCallback(Callback):
     """An event at a root of ``condition(u, p, t)``, located by the solver's root finding.
 
     condition
-        Torch function to one number (a 0-d tensor, or one of a single element).
+        Torch function to one number (a 0-d tensor, or one of a single element): ``u[0] - 5`` for
+        the event at which ``u[0]`` passes 5.
     affect
         ``affect(u, p, t) -> u``: the state after the event; or ``terminate``; or None.
     direction
@@ -96,7 +108,7 @@ class ContinuousCallback(Callback):
 
 @dataclass(frozen=True, eq=False)
 class DiscreteCallback(Callback):
-    """An event after each step at which ``condition(u, p, t)`` is true."""
+    """An event after each step at which ``condition(u, p, t)``, such as ``u[0] < 5``, is true."""
 
     condition: Callable[[Any, Any, Any], Any]
     affect: Affect = None

@@ -238,7 +238,8 @@ class Flattened:
         if isinstance(c, JumpCallback):
             names = c.names
         if getattr(c, "condition", None) is not None:
-            condition = self._functions(c.condition, "condition", names[0])
+            role = {"continuous": "root", "discrete": "truth"}.get(c.kind, "rate")
+            condition = self._functions(c.condition, role, names[0])
             own |= self._vectors_of_callback(condition, i, "condition")
         if getattr(c, "affect", None) is not None and c.affect is not terminate:
             affect = self._functions(c.affect, "affect", names[1])

@@ -19,9 +19,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from pysciml.callbacks import HOW_TO_END, terminate
 from pysciml.errors import InputError
 from pysciml.flatten import ParameterSpec, StateSpec
 from pysciml.kernels.callback import CallbackFunctions
@@ -60,7 +62,8 @@ class FlatFunction:
         ``"delayed"``: f(x, p, t) -> a vector, x being longer than a state;
         ``"conditions"``: likewise;
         ``"rode"``: f((u, W), p, t) -> a vector;
-        ``"condition"``: f(u, p, t) -> one number; ``"affect"``: f(u, p, t) -> like u.
+        ``"rate"``: f(u, p, t) -> one number; ``"root"``: likewise, an event where it is zero;
+        ``"truth"``: likewise, an event where it is true; ``"affect"``: f(u, p, t) -> like u.
     name
         How messages call it.
     """
@@ -82,8 +85,10 @@ class FlatFunction:
             return value
         trees = [self.state.unflatten(x) for x in states]
         out = self.f(*trees, self.params.unflatten(p), t)
-        if self.role == "condition":
+        if self.role in ("rate", "root", "truth"):
             return self._one_number(out)
+        if self.role == "affect" and out is terminate:
+            raise InputError(f"{self.name} returned pysciml.terminate; {HOW_TO_END}")
         if self.role == "sides":
             return torch.cat([self.state.flatten_like(x, f"f{i}") for i, x in enumerate(out, 1)])
         if self.role == "rode":
@@ -93,11 +98,22 @@ class FlatFunction:
         return self.state.flatten_like(out, self.name)
 
     def _one_number(self, out: Any) -> Tensor:
-        if isinstance(out, (bool, int, float)):
-            out = torch.tensor(float(out), dtype=self.state.dtype, device=self.state.device)
+        if isinstance(out, (bool, int, float, np.bool_)):
+            out = torch.tensor(out, device=self.state.device)
         if not isinstance(out, Tensor) or out.numel() != 1:
             given = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise InputError(f"{self.name} returned {given}; return one number (a 0-d tensor).")
+        dtype = out.dtype
+        if self.role == "root" and dtype is torch.bool:
+            raise InputError(
+                f"{self.name} returned true or false, but a continuous event is where a number "
+                "crosses zero; return that number, e.g. u[0] - 5 instead of u[0] < 5."
+            )
+        if self.role == "truth" and dtype.is_floating_point:
+            raise InputError(
+                f"{self.name} returned a number, but a discrete event is where a condition "
+                "is true; return true or false, e.g. u[0] < 5 instead of u[0] - 5."
+            )
         return out.reshape(1).to(self.state.dtype)
 
     def key(self) -> tuple[Any, ...]:
