@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pysciml.advice import ADVICE
 from pysciml.algorithms import Algorithm, AlgorithmName, algorithm
 from pysciml.dispatch import solves
 from pysciml.engines.base import FlatGradient, Stats
@@ -23,7 +24,7 @@ from pysciml.flattened import Flattened
 from pysciml.options import positive, state_indices, times_within
 from pysciml.problems import ODEProblem, Problem, require_callable, require_onward
 from pysciml.solution import Solution
-from pysciml.solve import ADVICE, once
+from pysciml.solve import once
 from pysciml.transforms import leave_compiler, plain_mode, refuse_transforms, resume_compiler
 
 __all__ = ["DiscreteProblem"]

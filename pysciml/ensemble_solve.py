@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pysciml.advice import ADVICE
 from pysciml.callbacks import as_callbacks
 from pysciml.engines.base import Stats
 from pysciml.ensemble import (
@@ -31,7 +32,7 @@ from pysciml.noise import NoiseGrid
 from pysciml.options import require_count
 from pysciml.problems import DAEProblem, ODEProblem
 from pysciml.solution import Solution
-from pysciml.solve import ADVICE, solve
+from pysciml.solve import solve
 from pysciml.stochastic import drawn_seed
 
 __all__ = ["solve_ensemble"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pysciml.solution import Solution
@@ -42,6 +42,8 @@ class SolveError(PyscimlError, RuntimeError):
         The time reached.
     solution : Solution
         What had been computed up to there (its ``retcode`` says that it is partial).
+
+    Copies and pickles (from a process pool) hold a copy of the solution: see :class:`Solution`.
     """
 
     def __init__(self, message: str, *, retcode: str, t: float, solution: Solution | None) -> None:
@@ -49,6 +51,14 @@ class SolveError(PyscimlError, RuntimeError):
         self.retcode = retcode
         self.t = t
         self.solution = solution
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are made anew of args alone, which would end a process pool.
+        return _restored_error, (type(self), self.args), vars(self)
+
+
+def _restored_error(kind: type[SolveError], args: tuple[Any, ...]) -> SolveError:
+    return kind.__new__(kind, *args)
 
 
 class CaptureWarning(UserWarning):

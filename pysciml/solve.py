@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pysciml.advice import ADVICE as ADVICE
+from pysciml.advice import advice
 from pysciml.algorithms import Algorithm, AlgorithmName, as_algorithm
 from pysciml.callbacks import as_callbacks
 from pysciml.consistency import off_at_start
@@ -191,7 +193,7 @@ def solved(plan: Plan, setup: Flattened) -> Solution:
     )
     if want:
         setup.require_differentiable()
-    run = _Run(setup, plan.alg, plan.options_for(want), plan.raises)
+    run = _Run(setup, plan.alg, plan.options_for(want), plan.raises, plan.index)
     if want:
         t, u = _Solve.apply(run, grid.tensor, *setup.tensors())
     else:
@@ -210,9 +212,11 @@ class _Run:
     """One forward solve, kept for its backward."""
 
     def __init__(
-        self, setup: Flattened, alg: Algorithm | None, options: SolveOptions, raises: bool
-    ) -> None:
+        self, setup: Flattened, alg: Algorithm | None, options: SolveOptions, raises: bool,
+        index: Tensor | None,
+    ) -> None:  # fmt: skip
         self.setup, self.alg, self.options, self.raises = setup, alg, options, raises
+        self.index = index
         self.flat: FlatSolution | None = None
 
     def forward(self) -> FlatSolution:
@@ -232,28 +236,15 @@ class _Run:
         return self.setup.from_numpy(flat.t, time=True), u
 
 
-ADVICE = {
-    "MaxIters": "raise maxiters, loosen the tolerances, or use a stiff algorithm",
-    "DtLessThanMin": "the solution may blow up or jump there; check the model, loosen the "
-    "tolerances, or use a stiff algorithm",
-    "ConvergenceFailure": "check the model near that time, tighten reltol, or set a smaller dtmax",
-    "DtNaN": "the model gives inf or NaN at the start; check u0 and the model there",
-    "Unstable": "the model left its domain (a log or root of a negative number, an overflow); "
-    "check it near that time, tighten the tolerances, or set a smaller dtmax",
-    "InitialFailure": "no consistent initial values were found; check u0, du0 and "
-    "differential_vars",
-}
-
-
 def _fail(run: _Run, flat: FlatSolution) -> None:
     setup = run.setup
     t, u = setup.from_numpy(flat.t, time=True), setup.from_numpy(flat.u)
-    partial = _solution(run, t, u, None)
+    partial = _solution(run, t, u, run.index)
     said = f" ({flat.message})" if flat.message else ""
-    advice = _about_start(run, flat) or ADVICE.get(flat.retcode, "check the model near that time")
+    what = _about_start(run, flat) or advice(flat, setup, run.options)
     raise SolveError(
         f"The solve stopped at t = {flat.t_reached:g} of {setup.t1:g} with retcode "
-        f"{flat.retcode}{said}: {advice}. What was computed is in this error's .solution.",
+        f"{flat.retcode}{said}: {what}. What was computed is in this error's .solution.",
         retcode=flat.retcode,
         t=flat.t_reached,
         solution=partial,

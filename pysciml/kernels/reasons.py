@@ -42,6 +42,9 @@ class CaptureError(Exception):
         self.hint = hint
         self.kind = kind
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CaptureError, (self.reason, self.hint, self.kind)
+
 
 def warn_called_back(what: str, error: CaptureError) -> None:
     """One CaptureWarning, which points at the user's line, that ``what`` is called back."""
