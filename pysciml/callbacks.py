@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import numpy as np
 from torch import Tensor
 
 from pysciml.errors import InputError
@@ -127,7 +128,7 @@ class DiscreteCallback(Callback):
 
 @dataclass(frozen=True, eq=False)
 class PresetTimeCallback(Callback):
-    """An event at each of ``times``; the solver stops there exactly."""
+    """An event at each of ``times`` (one, or several in any order); the solver stops there."""
 
     times: Any
     affect: Affect = None
@@ -143,6 +144,14 @@ class PresetTimeCallback(Callback):
                 "give a ContinuousCallback(lambda u, p, t: t - time, affect), which has one."
             )
         self._check(self.affect)
+
+    def for_problem(self, prob: Any, t0: float, t1: float) -> tuple[Callback, ...]:
+        given = self.times
+        if isinstance(given, (list, tuple)):
+            count = len(given)
+        else:
+            count = given.numel() if isinstance(given, Tensor) else np.size(given)
+        return (self,) if count else ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pysciml.errors import InputError
+from pysciml.spellings import one_form
 
 __all__ = ["front_door", "refuse_ensemble_options", "refuse_seed", "solved_by", "solves"]
 
@@ -52,6 +53,7 @@ def front_door(solve: Solver) -> Solver:
 
     @functools.wraps(solve)
     def door(prob: Any, alg: Any = None, ensemblealg: Any = None, **options: Any) -> Any:
+        one_form(options)
         own = _SOLVERS.get(type(prob))
         if own is None:
             return solve(prob, alg, ensemblealg, **options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,7 @@ from pysciml.options import is_whole
 from pysciml.partitioned import HamiltonianProblem
 from pysciml.problems import remake, require_finite
 from pysciml.signatures import require_function
-from pysciml.solution import new_axes
+from pysciml.solution import drawn, new_axes
 
 __all__ = [
     "EnsembleAlgorithm",
@@ -317,13 +317,13 @@ class EnsembleSolution:
             f"on {self.engine})"
         )
 
-    def plot(self, ax: Any = None, *, idxs: Sequence[int] | None = None, **line: Any) -> Any:
+    def plot(self, ax: Any = None, *, idxs: Any = None, **line: Any) -> Any:
         """Plot the members' states against time (matplotlib), at most 100 of them.
 
         Parameters
         ----------
         ax : matplotlib axes, optional
-        idxs : flat indices of the entries to draw; all where None (at most 20)
+        idxs : flat indices of the entries to draw, a mask or a slice; all where None (at most 20)
         line : passed to ``Axes.plot``
 
         Returns
@@ -340,8 +340,8 @@ class EnsembleSolution:
                     "The members' outputs are not solutions, which plot draws; leave output_func "
                     "out, or draw them yourself."
                 )
-            chosen = list(range(min(sol.spec.size, 20))) if idxs is None else list(idxs)
             series = sol.spec.flatten_series(sol.u).detach().cpu()
+            chosen = drawn(idxs, series.shape[1])
             for k, j in enumerate(chosen):
                 ax.plot(sol.t.detach().cpu(), series[:, j], color=f"C{k}", **line)
         ax.set_xlabel("t")

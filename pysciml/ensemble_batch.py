@@ -30,7 +30,7 @@ from pysciml.options import (
     check_options,
     saveat_grid,
     state_indices,
-    times_within,
+    stops_within,
 )
 from pysciml.solution import Solution
 from pysciml.solve import cotangents_of_times, once
@@ -73,9 +73,7 @@ def solve_batch(
                 return None
             grid = saveat_grid(o["saveat"], setup.t0_t, setup.t1_t)
             index = state_indices(o["save_idxs"], setup.state)
-            tstops = o["tstops"]
-            if tstops is not None:
-                tstops = times_within(tstops, "tstops", setup.t0, setup.t1)
+            tstops = stops_within(o["tstops"], setup.t0, setup.t1)
             batch = _Batch(ensemble, setup, numbers)
             inputs = (setup.t0_t, setup.t1_t, *batch.leaves)
             want = torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, *grid.inputs))

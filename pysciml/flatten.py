@@ -330,6 +330,13 @@ class ParameterSpec:
         """The same without the static leaves."""
         return (str(self.treedef), self.slots, self.dtype, self.device)
 
+    @property
+    def kind(self) -> str:
+        """What p is, by the name of its type, where it is neither a tensor nor a number."""
+        if not self.treedef.is_leaf():
+            return str(self.treedef.type.__name__)
+        return type(self.static[0]).__name__ if self.static else ""
+
     def unflatten(self, flat: Tensor) -> Any:
         """The vector (n_p,) as the user's p, tensors as views."""
         parts = iter(flat.split(list(self.sizes)) if self.sizes else ())

@@ -246,7 +246,7 @@ class Flattened:
             own |= self._vectors_of_callback(affect, i, "affect")
         times = None
         if isinstance(c, PresetTimeCallback):
-            times = times_within(c.times, "times", self.t0, self.t1)
+            times = times_within(c.times, "times", self.t0, self.t1, any_order=True)
         if isinstance(c, JumpCallback):
             times = c.numbers
         return FlatCallback(

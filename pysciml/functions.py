@@ -238,7 +238,11 @@ def _agrees(found: FlatFunctions, flat: FlatFunction, inputs: dict[str, Tensor])
 
 
 def _make(flat: FlatFunction, inputs: dict[str, Tensor], cuda: bool, walk: Walk) -> FlatFunctions:
-    with mistakes_named(flat.f, flat.name, flat.input_names, flat.state, flat.params.is_none):
+    params = flat.params
+    named = mistakes_named(
+        flat.f, flat.name, flat.input_names, flat.state, params.is_none, params.kind
+    )
+    with named:
         if cuda:
             _require_repeatable(flat, inputs)
             return CallbackFunctions(flat, inputs)
@@ -275,18 +279,19 @@ def _not_repeatable(flat: FlatFunction, reason: str, hint: str) -> str:
 
 @contextlib.contextmanager
 def mistakes_named(
-    f: Any, name: str, takes: tuple[str, ...], state: StateSpec, no_p: bool
+    f: Any, name: str, takes: tuple[str, ...], state: StateSpec, no_p: bool, p_kind: str = ""
 ) -> Iterator[None]:
     """Raise InputError, saying what is wrong, for well-known mistakes in how f is written.
 
-    ``takes``: what f is called with; ``no_p``: whether the problem was given no p.
+    ``takes``: what f is called with; ``no_p``: whether the problem was given no p; ``p_kind``: the
+    name of p's type, where it is something else than a tensor or a number.
     """
     try:
         yield
     except InputError:
         raise
     except Exception as error:
-        said = _what_is_wrong(f, name, takes, state, no_p, error)
+        said = _what_is_wrong(f, name, takes, state, no_p, error) or _unfit_p(name, p_kind, error)
         if said is None:
             raise
         raise InputError(said) from error
@@ -331,6 +336,17 @@ def _what_is_wrong(
             f"must be so too; convert it, e.g. model.to({state.dtype}), or convert u0."
         )
     return None
+
+
+def _unfit_p(name: str, kind: str, error: Exception) -> str | None:
+    """What is wrong where p as a whole is calculated with, and cannot be."""
+    if not kind or not isinstance(error, TypeError) or f"'{kind}'" not in str(error):
+        return None
+    return (
+        f"{name} fails on p, which is of type {kind} ({str(error).splitlines()[0]}); give a tensor "
+        "or a number to calculate with, or a dict, list, tuple or module of them whose entries "
+        f"{name} takes."
+    )
 
 
 def _shapes(state: StateSpec) -> str:

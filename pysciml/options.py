@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from pysciml.errors import InputError, did_you_mean
 from pysciml.flatten import StateSpec, to_numpy
+from pysciml.indices import flat_indices
 from pysciml.problems import DAEProblem, ODEProblem, number
 from pysciml.sensitivity import SensitivityAlgorithm
 
@@ -26,6 +27,7 @@ __all__ = [
     "positive_whole",
     "saveat_grid",
     "state_indices",
+    "stops_within",
     "times_within",
 ]
 
@@ -198,26 +200,17 @@ def _stacked(times: Any) -> Any:
 
 
 def state_indices(save_idxs: Any, spec: StateSpec) -> Tensor | None:
-    """Flat indices as a tensor (k,). Raises InputError for what are none."""
+    """The entries to keep as a tensor (k,). Raises InputError for what are none."""
     if save_idxs is None:
         return None
-    expected = f"give flat indices between 0 and {spec.size - 1}, e.g. [0]."
-    try:
-        index = torch.as_tensor(save_idxs, device=spec.device).reshape(-1)
-    except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"save_idxs is {save_idxs!r}; {expected}") from None
-    if index.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
-        raise InputError(f"save_idxs is {save_idxs!r}, of {index.dtype}; {expected}")
-    index = index.long()
-    if not index.numel() or not bool(((index >= -spec.size) & (index < spec.size)).all()):
-        raise InputError(
-            f"save_idxs is {save_idxs!r}, but the state has {spec.size} entries; {expected}"
-        )
-    return index
+    return flat_indices(save_idxs, "save_idxs", spec.size, "the state has").to(spec.device)
 
 
-def times_within(times: Any, name: str, t0: float, t1: float) -> Array:
-    """Times within tspan, sorted in the direction of integration. Raises InputError."""
+def times_within(times: Any, name: str, t0: float, t1: float, any_order: bool = False) -> Array:
+    """Times within tspan, sorted in the direction of integration. Raises InputError.
+
+    With ``any_order`` they may be given in any, more than once, as one number, or be none.
+    """
     if isinstance(times, Tensor) and times.is_meta:
         raise InputError(f"{name} is on the device meta, where tensors have no values.")
     if isinstance(times, Tensor) and times.dtype is torch.float64 and times.ndim == 1:
@@ -229,9 +222,13 @@ def times_within(times: Any, name: str, t0: float, t1: float) -> Array:
             return found
     try:
         tensor = times if isinstance(times, Tensor) else torch.as_tensor(np.asarray(times, float))
-    except (TypeError, ValueError):
+        if times is None or isinstance(times, bool):
+            raise TypeError
+    except (TypeError, ValueError, RuntimeError):
         raise InputError(f"{name} is {times!r}; give a 1-d tensor or sequence of times.") from None
-    if tensor.ndim != 1 or tensor.numel() == 0:
+    if any_order and tensor.ndim == 0:
+        tensor = tensor.reshape(1)
+    if tensor.ndim != 1 or (tensor.numel() == 0 and not any_order):
         raise InputError(
             f"{name} has shape {tuple(tensor.shape)}; give a 1-d tensor of at least one time."
         )
@@ -243,7 +240,7 @@ def times_within(times: Any, name: str, t0: float, t1: float) -> Array:
         raise InputError(f"{name}[{bad}] is {values[bad]}; give finite times only.")
     sign = 1.0 if t1 > t0 else -1.0
     steps = sign * np.diff(values)
-    if (steps <= 0).any():
+    if (steps <= 0).any() and not any_order:
         i = int(np.nonzero(steps <= 0)[0][0])
         order = "increase" if sign > 0 else "decrease (tspan runs backwards)"
         raise InputError(
@@ -260,14 +257,28 @@ def times_within(times: Any, name: str, t0: float, t1: float) -> Array:
             f"{name}[{i}] = {values[i]:g} lies outside tspan ({t0:g}, {t1:g}); "
             "widen tspan or leave that time out."
         )
-    return np.clip(values, low, high)
+    values = np.clip(values, low, high)
+    return np.unique(values)[:: int(sign)].copy() if any_order else values
+
+
+def stops_within(tstops: Any, t0: float, t1: float) -> Array | None:
+    """Times to step on, in order; None where there are none. Raises InputError."""
+    if tstops is None:
+        return None
+    times = times_within(tstops, "tstops", t0, t1, any_order=True)
+    return times if len(times) else None
 
 
 def absolute_tolerance(abstol: Any, spec: StateSpec) -> float | Array:
     """One number, or one for each entry of the state. Raises InputError."""
     if type(abstol) is float or isinstance(abstol, numbers.Real):
         return float(abstol)
-    leaves = pytree.tree_leaves(spec.in_order(abstol))
+    leaves, structure = pytree.tree_flatten(spec.in_order(abstol))
+    if isinstance(abstol, dict) and structure != spec.treedef:
+        raise InputError(
+            f"abstol is {abstol!r}, which is not built like u0; give one number, one for each "
+            "entry of u0, or a structure like u0."
+        )
     try:
         parts = [torch.as_tensor(x, dtype=torch.float64).cpu().reshape(-1) for x in leaves]
     except (TypeError, ValueError, RuntimeError):

@@ -109,6 +109,9 @@ def keep_plan(prob: Any, plan: Plan, setup: Flattened) -> None:
 
 def _same(now: Any, then: Any) -> bool:
     """Whether two arguments are the same object, or are of a kind that is compared by value."""
-    return now is then or (
-        type(now) is type(then) and isinstance(then, _BY_VALUE) and bool(now == then)
-    )
+    if now is then:
+        return True
+    if type(now) is not type(then) or not isinstance(then, _BY_VALUE) or not bool(now == then):
+        return False
+    # a mask [True, False] equals the indices [1, 0]
+    return not isinstance(then, (list, tuple)) or [*map(type, now)] == [*map(type, then)]

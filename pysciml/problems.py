@@ -151,8 +151,9 @@ class ODEProblem(Problem):
     p : pytree of tensors and numbers, nn.Module, or None
         Passed to ``f`` as it is. Real tensors and numbers take part in gradients.
     mass_matrix : tensor (n, n), optional
-        Constant; singular for a DAE of index 1 in mass-matrix form. ``n`` is the number of
-        entries of the state, in the pytree's order, row-major.
+        Constant (kept dense where it is given sparse); singular for a DAE of index 1 in
+        mass-matrix form. ``n`` is the number of entries of the state, in the pytree's order,
+        row-major.
     callback : optional
         Events that belong to the problem; see :mod:`pysciml.callbacks`.
 
@@ -184,18 +185,7 @@ class ODEProblem(Problem):
         params, _ = ParameterSpec.of(self.p, spec.dtype, spec.device)
         object.__setattr__(self, "params_spec", params)
         if self.mass_matrix is not None:
-            mass = torch.as_tensor(self.mass_matrix)
-            if mass.requires_grad:
-                raise InputError(
-                    "mass_matrix requires grad, but no gradient is taken for it; detach it, or "
-                    "solve for the derivative inside f."
-                )
-            if mass.shape != (spec.size, spec.size):
-                raise InputError(
-                    f"mass_matrix has shape {tuple(mass.shape)}, but the state has {spec.size} "
-                    f"entries; give a matrix of shape ({spec.size}, {spec.size})."
-                )
-            require_finite(mass, "mass_matrix")
+            object.__setattr__(self, "mass_matrix", _mass_matrix(self.mass_matrix, spec.size))
 
     state_spec: StateSpec = dataclasses.field(init=False)
     params_spec: ParameterSpec = dataclasses.field(init=False)
@@ -249,16 +239,57 @@ class DAEProblem(Problem):
         params, _ = ParameterSpec.of(self.p, spec.dtype, spec.device)
         object.__setattr__(self, "params_spec", params)
         if self.differential_vars is not None:
-            flags = [
-                torch.as_tensor(x)
-                for x in pytree.tree_leaves(spec.in_order(self.differential_vars))
-            ]
-            count = sum(x.numel() for x in flags)
-            if count != spec.size or any(x.dtype != torch.bool for x in flags):
-                raise InputError(
-                    f"differential_vars has {count} entries of {flags[0].dtype}, but the state "
-                    f"has {spec.size}; give one boolean for each entry of u0."
-                )
+            _require_flags(self.differential_vars, spec)
+
+
+def _mass_matrix(given: Any, n: int) -> Any:
+    """``given``, dense where it is sparse. Raises InputError for what is no matrix (n, n)."""
+    expected = f"give a real matrix of shape ({n}, {n}), e.g. torch.eye({n})."
+    try:
+        if hasattr(given, "toarray"):  # SciPy's sparse matrices
+            given = torch.as_tensor(given.toarray())
+        mass = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"mass_matrix is a {type(given).__name__}; {expected}") from None
+    if mass.requires_grad:
+        raise InputError(
+            "mass_matrix requires grad, but no gradient is taken for it; detach it, or "
+            "solve for the derivative inside f."
+        )
+    if mass.is_meta:
+        raise InputError(
+            f"mass_matrix is on the device meta, where tensors have no values; {expected}"
+        )
+    if mass.dtype.is_complex:
+        raise InputError(f"mass_matrix is {str(mass.dtype)[6:]}; {expected}")
+    if mass.shape != (n, n):
+        raise InputError(
+            f"mass_matrix has shape {tuple(mass.shape)}, but the state has {n} entries; {expected}"
+        )
+    if mass.layout != torch.strided:
+        given = mass = mass.to_dense()
+    require_finite(mass, "mass_matrix")
+    return given
+
+
+def _require_flags(given: Any, spec: StateSpec) -> None:
+    """Raise InputError for differential_vars that are not one boolean an entry."""
+    expected = f"give one boolean for each entry of u0 ({spec.size})."
+    try:
+        flags = [torch.as_tensor(x) for x in pytree.tree_leaves(spec.in_order(given))]
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"differential_vars is {given!r}; {expected}") from None
+    if any(x.is_meta for x in flags):
+        raise InputError(
+            f"differential_vars is on the device meta, where tensors have no values; {expected}"
+        )
+    others = [str(x.dtype)[6:] for x in flags if x.dtype != torch.bool]
+    count = sum(x.numel() for x in flags)
+    if count != spec.size or others:
+        of = f" of {others[0]}" if others else ""
+        raise InputError(
+            f"differential_vars has {count} entries{of}, but the state has {spec.size}; {expected}"
+        )
 
 
 def in_another_order(names: Sequence[str], takes: tuple[str, ...]) -> bool:

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from pysciml.engines.base import Stats
 from pysciml.errors import InputError, PyscimlError
 from pysciml.flatten import StateSpec, to_numpy
+from pysciml.indices import flat_indices
 
 __all__ = ["Event", "Solution"]
 
@@ -70,6 +71,14 @@ def new_axes() -> Any:
             "Plotting needs matplotlib; install it with: pip install 'pysciml[plot]'."
         ) from None
     return plt.subplots()[1]
+
+
+def drawn(idxs: Any, n: int) -> list[int]:
+    """Which of n curves to draw. Raises InputError for what are none of them."""
+    if idxs is None:
+        return list(range(min(n, 20)))
+    chosen: list[int] = flat_indices(idxs, "idxs", n, "the solution has").tolist()
+    return chosen
 
 
 def detached(tree: Any) -> Any:
@@ -251,7 +260,7 @@ class Solution:
         self,
         ax: Any = None,
         *,
-        idxs: Sequence[int] | None = None,
+        idxs: Any = None,
         labels: Sequence[str] | None = None,
         points: int = 1000,
         **line: Any,
@@ -261,7 +270,7 @@ class Solution:
         Parameters
         ----------
         ax : matplotlib axes, optional
-        idxs : flat indices of the entries to draw; all where None (at most 20)
+        idxs : flat indices of the entries to draw, a mask or a slice; all where None (at most 20)
         labels : their names
         points : points of the curve between the ends, from the interpolant
         line : passed to ``Axes.plot``
@@ -278,8 +287,7 @@ class Solution:
                     values = values[:, self.save_idxs]
         else:
             grid, values = self.t.detach(), self.spec.flatten_series(self.u).detach()
-        n = values.shape[-1]
-        chosen = list(idxs) if idxs is not None else list(range(min(n, 20)))
+        chosen = drawn(idxs, values.shape[-1])
         names = list(labels) if labels is not None else [f"u[{i}]" for i in chosen]
         if len(names) != len(chosen):
             raise InputError(

@@ -33,7 +33,7 @@ from pysciml.options import (
     check_options,
     saveat_grid,
     state_indices,
-    times_within,
+    stops_within,
 )
 from pysciml.plan import Plan, find_plan, keep_plan
 from pysciml.problems import plans_of
@@ -92,10 +92,10 @@ def solve(
     sensealg : sensitivity algorithm, optional
         How gradients are computed; ``GaussAdjoint()`` where None.
     callback : callbacks besides the problem's own
-    save_idxs : sequence of int, optional
-        Flat indices of the state's entries to keep; ``u`` is then a tensor (m, k).
-    tstops : times the solver must step on
-    dt : first step (the step, for fixed-step methods)
+    save_idxs : sequence of int, bool mask (n,) or slice, optional
+        Which of the state's n entries to keep, flat; ``u`` is then a tensor (m, k).
+    tstops : time or times the solver must step on, in any order, within tspan
+    dt : first step (the step, for fixed-step methods); cut to tspan where longer
     dtmax, dtmin : bounds of the step
     maxiters : most steps
     adaptive : False for fixed steps of ``dt``, where the algorithm can
@@ -149,13 +149,11 @@ def solve(
             setup = Flattened(prob, chosen, more, tensors)
             grid = saveat_grid(saveat, setup.t0_t, setup.t1_t)
             index = state_indices(save_idxs, setup.state)
-            if tstops is not None:
-                tstops = times_within(tstops, "tstops", setup.t0, setup.t1)
             options = SolveOptions(
                 abstol=absolute_tolerance(abstol, setup.state),
                 reltol=float(reltol),
                 saveat=grid.values,
-                tstops=tstops,
+                tstops=stops_within(tstops, setup.t0, setup.t1),
                 dt=dt,
                 dtmax=dtmax,
                 dtmin=dtmin,

@@ -184,8 +184,13 @@ OPTIONS = {
     "abstol too long": ({"abstol": [1e-6] * 3}, ["abstol has 3 entries", "has 2"]),
     "abstol a string": ({"abstol": "small"}, ["abstol is 'small'", "number"]),
     "both zero": ({"abstol": 0.0, "reltol": 0.0}, ["both 0", "positive"]),
+    "abstol of another structure": ({"abstol": {"a": 1e-6}}, ["abstol is {'a'", "like u0"]),
+    "reltol a vector": ({"reltol": f64([1e-3])}, ["reltol is tensor", "number"]),
+    "reltol with a gradient": ({"reltol": f64(1e-3, grad=True)}, ["reltol requires grad"]),
     # steps
     "dt zero": ({"dt": 0.0}, ["dt is 0.0", "> 0"]),
+    "dt infinite": ({"dt": INF}, ["dt is inf", "> 0"]),
+    "dtmax minus infinity": ({"dtmax": -INF}, ["dtmax is -inf", "> 0"]),
     "dtmax negative": ({"dtmax": -1.0}, ["dtmax is -1.0", "> 0"]),
     "dtmin a string": ({"dtmin": "0"}, ["dtmin is '0'", "number"]),
     "dtmin above dt": ({"dtmin": 0.1, "dt": 0.01}, ["dt is 0.01", "dtmin = 0.1"]),
@@ -195,8 +200,16 @@ OPTIONS = {
     "maxiters a fraction": ({"maxiters": 10.5}, ["maxiters is 10.5", "whole"]),
     "maxiters NaN": ({"maxiters": NAN}, ["maxiters is nan", "whole"]),
     # the rest
+    **{
+        f"{name} {value!r}": ({name: value}, [f"{name} is {value!r}", "True or False"])
+        for name in ("adaptive", "progress", "raise_on_failure")
+        for value in ("yes", None, 2, 1.0)
+    },
+    "sensealg of another kind": ({"sensealg": ps.Tsit5}, ["Tsit5", "pysciml.GaussAdjoint()"]),
     "save_idxs too large": ({"save_idxs": [2]}, ["save_idxs is [2]", "2 entries", "0 and 1"]),
-    "save_idxs booleans": ({"save_idxs": [True, False]}, ["bool", "flat indices"]),
+    "save_idxs a short mask": ({"save_idxs": [True]}, ["a mask of 1", "a mask of 2"]),
+    "save_idxs a mask of none": ({"save_idxs": [False, False]}, ["2 entries", "flat indices"]),
+    "save_idxs a slice of none": ({"save_idxs": slice(5, 9)}, ["slice(5, 9", "2 entries"]),
     "save_idxs fractions": ({"save_idxs": [0.5]}, ["[0.5]", "flat indices"]),
     "save_idxs a string": ({"save_idxs": "first"}, ["'first'", "flat indices"]),
     "save_idxs empty": ({"save_idxs": []}, ["[]", "flat indices"]),
