@@ -8,10 +8,11 @@ finite where the function is: no overflowing branch of a ``where`` reaches autod
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._decomp import core_aten_decompositions, get_decompositions
 
 from pysciml.kernels import (  # noqa: F401
@@ -42,4 +43,13 @@ def table() -> dict[Any, Callable[..., Any]]:
         name = str(op)
         if not (name.startswith("aten.") and name[5:] in RULES):
             chosen[op] = fn
-    return {**chosen, **OWN}
+    return {**chosen, **OWN, aten._efficientzerotensor.default: _zeros}
+
+
+def _zeros(size: Sequence[int], **options: Any) -> Tensor:
+    """Zeros with storage.
+
+    Forward mode makes some without, and torch 2.13 crashes where a trace differentiates through
+    them backwards under vmap.
+    """
+    return torch.zeros(size, **{k: v for k, v in options.items() if v is not None})

@@ -295,6 +295,31 @@ def test_jacobian_penalty_is_the_frobenius_norm(engine: str) -> None:
     assert_close(model.penalty, want, 1e-8)
 
 
+def test_jacobian_penalty_through_forward_mode(engine: str) -> None:
+    """Equations that take second derivatives themselves, on an oscillator u' = [v, -3 q]."""
+
+    def lagrangian(u: Tensor) -> Tensor:
+        return 0.5 * u[..., 1].square() - 1.5 * u[..., 0].square()
+
+    def newton(u: Tensor) -> Tensor:
+        force = -torch.vmap(torch.func.grad(lambda q: (1.5 * q * q).sum()))(u[:, :1])
+        mass = torch.vmap(torch.func.hessian(lambda v: (0.5 * v * v).sum()))(u[:, 1:])
+        return torch.cat([u[:, 1:], torch.linalg.solve(mass, force)], dim=1)
+
+    weight = pn.JacobianFrobenius(1.0)
+    for model in (
+        pn.LagrangianNN(lagrangian, (0.0, 2.0), regularise=weight, engine=engine, **TIGHT),
+        pn.NeuralODE(newton, (0.0, 2.0), regularise=weight, engine=engine, **TIGHT),
+    ):
+        u0 = torch.randn(7, 2, dtype=F64)
+        torch.manual_seed(0)
+        model(u0)
+        torch.manual_seed(0)
+        noise = torch.randn_like(u0)
+        want = 2.0 * (noise @ f64([[0.0, 1.0], [-3.0, 0.0]])).square().sum(1).mean()
+        assert_close(model.penalty, want, 1e-8)
+
+
 def test_all_regularisers_together_leave_the_solution_alone(engine: str) -> None:
     x = torch.randn(3, 2, dtype=F64)
     both = [pn.Kinetic(), pn.JacobianFrobenius()]
