@@ -157,10 +157,10 @@ class HybridODE(ContinuousModule):
         self._timed = [takes_time(f) for f in fields]
         wrapped = [f if isinstance(f, nn.Module) else _Function(f) for f in fields]
         modules = nn.ModuleList(wrapped)
-        super().__init__(_first(modules), tspan, alg, **options)
+        super().__init__(wrapped[0], tspan, alg, **options)
         self.vector_field = modules
         self.transitions = nn.ModuleList(items)
-        self._field = _Modes(modules, self._timed)
+        self._field = self._integrals.field = _Modes(modules, self._timed)
         several = len(fields) > 1
         self._callbacks = [
             ContinuousCallback(
@@ -204,7 +204,3 @@ class _Function(nn.Module):
 
     def forward(self, *args: Any) -> Any:
         return self.function(*args)
-
-
-def _first(modules: nn.ModuleList) -> Callable[[Tensor], Any]:
-    return lambda u: modules[0](u)

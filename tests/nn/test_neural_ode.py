@@ -178,13 +178,19 @@ def build(name: str) -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
         "LatentODE": (
             lambda: pn.LatentODE(2, 3, **fixed).double(), lambda m: m(times, series)),
         "HybridODE": (
-            lambda: pn.HybridODE(net(), pn.Transition(lambda u: u[0] - 9.0), **fixed),
+            lambda: pn.HybridODE(net(), pn.Transition(Level()), **fixed),
             lambda m: m(batch)),
         "MultipleShooting": (
             lambda: pn.MultipleShooting(pn.NeuralODE(net(), **fixed), times, series[0]),
             lambda m: m()),
         "DeepEquilibrium": (
             lambda: pn.DeepEquilibrium(Contraction()), lambda m: m(batch)),
+        "NeuralSDE": (
+            lambda: pn.NeuralSDE(net(), net(), dt=0.1, **fixed), lambda m: m(batch, seed=1)),
+        "NeuralJumpSDE": (
+            lambda: pn.NeuralJumpSDE(
+                net(), nn.Sequential(net(2, 1), nn.Softplus()), Kick(net(2)), **fixed),
+            lambda m: m(batch[0], [0.2, 0.7])),
     }  # fmt: skip
     make, call = made[name]
     return make(), call
@@ -201,6 +207,24 @@ class Kinetic(nn.Module):
         return 2.0 * u[..., 1:].square() + 0.1 * self.potential(u)
 
 
+class Level(nn.Module):
+    """The condition of a transition that is not met."""
+
+    def forward(self, u: Tensor) -> Tensor:
+        return u[0] - 9.0
+
+
+class Kick(nn.Module):
+    """The jump of a jump process."""
+
+    def __init__(self, change: nn.Module) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, u: Tensor, mark: Tensor) -> Tensor:
+        return self.change(u) * mark.sum()
+
+
 class Contraction(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -213,7 +237,7 @@ class Contraction(nn.Module):
 MODULES = [
     "NeuralODE", "AugmentedNeuralODE", "SecondOrderNeuralODE", "ODEBlock", "HamiltonianNN",
     "LagrangianNN", "StableNeuralFlow", "GraphNeuralODE", "FFJORD", "NeuralCDE", "LatentODE",
-    "HybridODE", "MultipleShooting", "DeepEquilibrium",
+    "HybridODE", "MultipleShooting", "DeepEquilibrium", "NeuralSDE", "NeuralJumpSDE",
 ]  # fmt: skip
 
 
@@ -228,10 +252,9 @@ def test_every_module_is_a_torch_module(name: str) -> None:
 
     twin = copy.deepcopy(model)
     file = io.BytesIO()
-    if name != "HybridODE":  # its condition is a lambda, which pickle refuses
-        torch.save(model, file)
-        file.seek(0)
-        assert_close(call(torch.load(file, weights_only=False)), before, 1e-12)
+    torch.save(model, file)
+    file.seek(0)
+    assert_close(call(torch.load(file, weights_only=False)), before, 1e-12)
 
     torch.optim.SGD(model.parameters(), lr=1e-1).step()
     after = call(model)
@@ -246,6 +269,21 @@ def test_every_module_is_a_torch_module(name: str) -> None:
             for p in model.vector_field.parameters():
                 p.mul_(0.5)
         assert float((call(model) - after).detach().abs().max()) > 1e-8
+
+
+def test_a_delay_equation_is_saved_and_copied() -> None:
+    model = pn.NeuralDDE(net(4, 2), [0.3], history=net(1, 2), learn_lags=True)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    fresh = pn.NeuralDDE(net(4, 2), [0.9], history=net(1, 2), learn_lags=True)
+    fresh.load_state_dict(model.state_dict())
+    for twin in (torch.load(file, weights_only=False), copy.deepcopy(model), fresh):
+        assert_close(twin.lags, model.lags, 1e-12)
+        found = dict(twin.named_parameters())
+        for key, value in model.named_parameters():
+            assert found[key] is not value
+            assert_close(found[key], value, 1e-12)
 
 
 def test_batches_of_a_dataloader(engine: str) -> None:
