@@ -13,8 +13,8 @@ from pysciml.sensitivity import SensitivityAlgorithm
 
 __all__ = ["one_form"]
 
-_NUMBERS = ("abstol", "reltol", "dt", "dtmax", "dtmin", "maxiters")
-_FLAGS = ("adaptive", "progress", "raise_on_failure")
+_NUMBERS = frozenset(("abstol", "reltol", "dt", "dtmax", "dtmin", "maxiters"))
+_FLAGS = frozenset(("adaptive", "progress", "raise_on_failure"))
 
 
 def one_form(options: dict[str, Any]) -> None:
@@ -24,18 +24,18 @@ def one_form(options: dict[str, Any]) -> None:
     algorithm's class one of its kind, and flags bool. Raises InputError for what is no flag, and
     for a number that requires grad.
     """
-    for name in _NUMBERS:
-        value = options.get(name)
-        if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
-            options[name] = _number(name, value)
-    if options.get("dtmax") == math.inf:
-        options["dtmax"] = None
-    for name in _FLAGS:
-        if name in options and type(options[name]) is not bool:
-            options[name] = _flag(name, options[name])
-    sensealg = options.get("sensealg")
-    if isinstance(sensealg, type) and issubclass(sensealg, SensitivityAlgorithm):
-        options["sensealg"] = sensealg()
+    for name, value in options.items():
+        if name in _FLAGS:
+            if type(value) is not bool:
+                options[name] = _flag(name, value)
+        elif name in _NUMBERS:
+            if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
+                value = options[name] = _number(name, value)
+            if name == "dtmax" and value == math.inf:
+                options[name] = None
+        elif name == "sensealg":
+            if isinstance(value, type) and issubclass(value, SensitivityAlgorithm):
+                options[name] = value()
 
 
 def _number(name: str, value: Tensor | np.ndarray) -> Any:

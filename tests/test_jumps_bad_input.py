@@ -205,6 +205,18 @@ def test_a_rate_that_turns_negative_is_named() -> None:
 
 
 @pytest.mark.julia
+def test_a_rate_above_its_bound() -> None:
+    """Thinning would cut it off there."""
+    jump = ps.VariableRateJump(
+        lambda u, p, t: 2 + 2 * torch.sin(3 * t), up, urate=lambda u, p, t: 3 * torch.ones_like(t),
+        rateinterval=lambda u, p, t: 0.5 * torch.ones_like(t),
+    )  # fmt: skip
+    prob = ps.JumpProblem(COUNTS, ps.Coevolve(), jump)
+    with pytest.raises(EngineError, match=r"jump 0 is 3.* at t = .*, above its bound urate, which"):
+        ps.solve(ps.remake(prob, tspan=(0.0, 50.0)), ps.SSAStepper(), seed=1, engine="julia")
+
+
+@pytest.mark.julia
 def test_too_many_jumps_end_the_solve() -> None:
     growth = ps.ConstantRateJump(lambda u, p, t: u[0] ** 2, up)
     prob = ps.JumpProblem(ps.DiscreteProblem(None, torch.tensor([3]), (0.0, 5.0)), growth)

@@ -5,8 +5,8 @@ module PySciMLJumpExt
 
 using JumpProcesses: JumpProcesses, ConstantRateJump, JumpProblem, JumpSet, MassActionJump,
     SSAStepper, VariableRateJump, reset_aggregated_jumps!
-using PySciML: Affect, Cut, Event, EventRecord, Fire, Jumps, Options, PySciML, Rate, all_stops, callback,
-    note!
+using PySciML: Affect, AtMost, BelowBound, Cut, Event, EventRecord, Fire, Jumps, Options, PySciML,
+    Rate, all_stops, callback, note!
 using Random: Xoshiro, randexp
 using SciMLBase: CallbackSet, ContinuousCallback, DiscreteCallback, ReturnCode, SciMLBase, terminate!
 
@@ -41,9 +41,10 @@ function bounded(events::Vector{Event{T}}, i, fire) where {T}
         found[events[k].direction] = Rate(events[k], zero(T), events[i].direction)
         k += 1
     end
+    most = Ref(T(Inf))
     return VariableRateJump(
-        Rate(events[i]), fire(i); urate = found[0], rateinterval = found[1],
-        lrate = get(found, 2, nothing)
+        BelowBound(Rate(events[i]), most), fire(i); urate = AtMost(found[0], most),
+        rateinterval = found[1], lrate = get(found, 2, nothing)
     )
 end
 

@@ -67,6 +67,27 @@ end
         "e.g. by torch.relu"
 )
 
+# Thinning draws by the bound and keeps as many as the rate says: a rate above it is cut off there.
+# `most` is the bound that was last asked for, until when it holds is the aggregator's to know.
+struct AtMost{T} <: Function
+    rate::Rate{T}
+    most::Base.RefValue{T}
+end
+(b::AtMost)(u, p, t) = (b.most[] = b.rate(u, p, t))
+
+struct BelowBound{T} <: Function
+    rate::Rate{T}
+    most::Base.RefValue{T}
+end
+function (b::BelowBound{T})(u, p, t) where {T}
+    value = b.rate(u, p, t)
+    return value <= b.most[] + sqrt(eps(T)) * value ? value : above_bound(b, value, t)
+end
+@noinline above_bound(b, value, t) = error(
+    "the rate of jump $(b.rate.number) is $value at t = $t, above its bound urate, which was " *
+        "$(b.most[]); give a larger urate, or a shorter rateinterval"
+)
+
 struct Fire{T} <: Function
     index::Int
     events::Vector{Event{T}}
