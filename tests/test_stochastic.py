@@ -466,6 +466,30 @@ def test_gradients_of_networks_against_torchs_own_through_the_steps(
 
 
 @julia
+@pytest.mark.parametrize("batch", [4, 16])
+def test_gradients_of_networks_through_implicit_steps(batch: int) -> None:
+    torch.manual_seed(0)
+    net = Net().double()
+    u0 = torch.randn(batch, 3, dtype=F64, requires_grad=True)
+    prob = ps.SDEProblem(lambda u, p, t: p.f(u), lambda u, p, t: p.g(u), u0, (0.0, 0.5), net)
+    options: dict[str, Any] = {"dt": 0.05, "adaptive": False, "abstol": 1e-12, "reltol": 1e-12}
+    sol = ps.solve(prob, ps.ImplicitEM(), seed=9, engine="julia", **options)
+    inputs = [u0, *net.parameters()]
+    got = torch.autograd.grad(sol.u.square().sum(), inputs)
+
+    u, states, w = u0, [u0], sol.W.u.reshape(-1, batch, 3)
+    for i, dt in enumerate(sol.t.diff().tolist()):
+        base = u + net.g(u) * (w[i + 1] - w[i])
+        u = base
+        for _ in range(40):
+            u = base + dt * net.f(u)
+        states.append(u)
+    want = torch.autograd.grad(torch.stack(states).square().sum(), inputs)
+    for a, b in zip(got, want, strict=True):
+        assert_close(a, b, rtol=1e-8)
+
+
+@julia
 def test_functions_that_are_called_back() -> None:
     def called(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
         return p[0] * u if float(u.detach().sum()) > -1e9 else -u
