@@ -372,6 +372,11 @@ class TerminateSteadyState(Callback):
             raise InputError(f"min_t is {self.min_t!r}; give a number, or None.")
 
     def for_problem(self, prob: Any, t0: float, t1: float) -> tuple[Callback, ...]:
+        if prob.kind == "discrete":
+            raise InputError(
+                "TerminateSteadyState was given with a map, which has no rate; end it by a "
+                "DiscreteCallback whose condition compares f(u, p, t) with u."
+            )
         form = getattr(prob, "form", "")
         why = "jumps move the state on" if hasattr(prob, "how_jumps") else _NO_REST.get(form)
         if why is not None:

@@ -15,6 +15,8 @@ from torch.utils import _pytree as pytree
 
 from pysciml.advice import ADVICE
 from pysciml.algorithms import Algorithm, AlgorithmName, algorithm
+from pysciml.callbacks import as_callbacks
+from pysciml.discrete_events import MapEvents, steps_at
 from pysciml.dispatch import solves
 from pysciml.engines.base import FlatGradient, Stats
 from pysciml.engines.choice import engine as choose_engine
@@ -23,7 +25,7 @@ from pysciml.flatten import ParameterSpec, StateSpec, to_numpy
 from pysciml.flattened import Flattened
 from pysciml.options import positive, state_indices, times_within
 from pysciml.problems import ODEProblem, Problem, require_callable, require_onward
-from pysciml.solution import Solution
+from pysciml.solution import Event, Solution
 from pysciml.solve import once
 from pysciml.transforms import leave_compiler, plain_mode, refuse_transforms, resume_compiler
 
@@ -46,6 +48,9 @@ class DiscreteProblem(Problem):
         is only the start of a :class:`JumpProblem`, whose u0 may be of whole numbers (int64).
     u0, tspan, p
         As for :class:`ODEProblem`; tspan runs forward.
+    callback : optional
+        Events after a step (:class:`DiscreteCallback` and those made of it), or at steps
+        (:class:`PresetTimeCallback`, :class:`PeriodicCallback`), and :class:`SavingCallback`.
 
     Solve it with ``solve(prob, FunctionMap(), dt=1.0)``: every state is an output, or those at
     ``saveat``, which must be among the ``t[k]``; ``sol(t)`` is the state of the last step before.
@@ -62,9 +67,9 @@ class DiscreteProblem(Problem):
     u0: Any
     tspan: tuple[Any, Any]
     p: Any = None
+    callback: Any = None
 
     kind = "discrete"
-    callback = ()
     state_spec: StateSpec = field(init=False)
     params_spec: ParameterSpec = field(init=False)
     whole: torch.dtype | None = field(init=False)  # of a state of whole numbers
@@ -86,6 +91,7 @@ class DiscreteProblem(Problem):
                 "tspan requires grad, but the times of a map have no gradient; detach them."
             )
         require_onward(self.tspan, "a map")
+        object.__setattr__(self, "callback", as_callbacks(self.callback))
 
 
 def stays(u: Any, p: Any, t: Any) -> Any:
@@ -114,6 +120,7 @@ def solve_discrete(
     dt: float = 1.0,
     saveat: Any = None,
     save_idxs: Any = None,
+    callback: Any = None,
     raise_on_failure: bool = True,
     **unknown: Any,
 ) -> Solution:
@@ -121,7 +128,7 @@ def solve_discrete(
     if unknown:
         raise InputError(
             f"solve does not take {next(iter(unknown))!r} for a DiscreteProblem; it takes engine, "
-            "dt, saveat, save_idxs, raise_on_failure."
+            "dt, saveat, save_idxs, callback, raise_on_failure."
         )
     if prob.f is None:
         raise InputError(
@@ -140,7 +147,7 @@ def solve_discrete(
         refuse_transforms(prob.u0, prob.p)
         chosen = choose_engine(engine)
         with plain_mode():
-            setup = Flattened(prob, chosen, ())
+            setup = Flattened(prob, chosen, as_callbacks(callback))
             if not hasattr(setup.functions, "bind"):
                 raise InputError(
                     "f is a julia_function, but maps are iterated for functions written in torch; "
@@ -149,7 +156,9 @@ def solve_discrete(
             times = _times(setup, dt)
             index = state_indices(save_idxs, setup.state)
             rows = _rows(saveat, times, setup)
-            run = _Iteration(setup, times, float(dt), bool(alg.options.get("scale_by_time")))
+            events = MapEvents(setup, times) if setup.flat_callbacks else None
+            scaled = bool(alg.options.get("scale_by_time"))
+            run = _Iteration(setup, times, float(dt), scaled, events)
             leaves = setup.leaves
             if torch.is_grad_enabled() and any(x.requires_grad for x in leaves):
                 setup.require_differentiable()
@@ -158,8 +167,8 @@ def solve_discrete(
                 states = setup.from_numpy(run.forward())
     finally:
         resume_compiler(compiler)
-    reached = len(states) - 1
-    sol = _solution(prob, setup, run, states, rows[rows <= reached], index)
+    reached = len(run.states) - 1
+    sol = _solution(prob, setup, run, states, rows, index)
     if not sol.success and raise_on_failure:
         raise SolveError(
             f"The map left the finite numbers at t = {times[reached]:g} of {setup.t1:g}: "
@@ -168,6 +177,8 @@ def solve_discrete(
             t=float(times[reached]),
             solution=sol,
         )
+    for c in setup.callbacks:
+        c.finish(sol)
     return sol
 
 
@@ -183,63 +194,86 @@ def _times(setup: Flattened, dt: Any) -> Array:
     return setup.t0 + float(dt) * steps
 
 
-def _rows(saveat: Any, times: Array, setup: Flattened) -> npt.NDArray[np.int64]:
-    """Which steps are outputs. Raises InputError for times that are no steps."""
+def _rows(saveat: Any, times: Array, setup: Flattened) -> npt.NDArray[np.int64] | None:
+    """Which steps are outputs; None for all. Raises InputError for times that are no steps."""
     if saveat is None:
-        return np.arange(len(times))
+        return None
     if isinstance(saveat, (int, float)):
         positive("saveat", saveat)
         saveat = np.arange(times[0], times[-1] * (1 + 1e-12), float(saveat))
-    asked = times_within(saveat, "saveat", setup.t0, setup.t1)
-    rows = np.abs(times[None] - asked[:, None]).argmin(1)
-    off = np.abs(times[rows] - asked) > 1e-9 * max(abs(setup.t0), abs(setup.t1))
-    if off.any():
-        i = int(np.nonzero(off)[0][0])
-        raise InputError(
-            f"saveat[{i}] = {asked[i]:g} is no step of the map, whose times are {times[0]:g}, "
-            f"{times[0] + (times[1] - times[0] if len(times) > 1 else 0):g}, ...; leave it out."
-        )
-    return rows
+    return steps_at(times_within(saveat, "saveat", setup.t0, setup.t1), times, "saveat")
 
 
 class _Iteration:
-    """The states of a map, and the way back through them."""
+    """The states of a map, and the way back through them.
 
-    def __init__(self, setup: Flattened, times: Array, dt: float, scaled: bool) -> None:
+    ``states``: after each step and its events; ``before``: before these, the same where none are.
+    """
+
+    def __init__(
+        self, setup: Flattened, times: Array, dt: float, scaled: bool, events: MapEvents | None
+    ) -> None:
         self.setup, self.times, self.dt, self.scaled = setup, times, dt, scaled
+        self.events = events
         self.states: Array = np.empty((0, 0))
+        self.before: Array = self.states
 
     def forward(self) -> Array:
-        """Every state (m, n); as far as they are finite."""
-        setup, n = self.setup, self.setup.state.size
+        """Every state (m, n), as far as they are finite; with events (2m, n), before and after."""
+        setup, n, events = self.setup, self.setup.state.size, self.events
         value = setup.functions.bind("value", setup.total_p, setup.c)
         states: Array = np.empty((len(self.times), n))
-        states[0] = to_numpy(setup.u0)
+        before = states if events is None else np.empty_like(states)
+        states[0] = before[0] = to_numpy(setup.u0)
+        count = len(states)
         with np.errstate(all="ignore"):
-            for k in range(1, len(self.times)):
-                value(states[k - 1], self.times[k], states[k])
-                if self.scaled:
-                    states[k] *= self.dt
-                    states[k] += states[k - 1]
-                if not np.isfinite(states[k]).all():
-                    states = states[:k]
+            if events is not None:
+                states[0] = events.act(0, before[0])
+            for k in range(1, len(states)):
+                if events is not None and events.terminated:
+                    count = k
                     break
-        self.states = states
-        return states
+                value(states[k - 1], self.times[k], before[k])
+                if self.scaled:
+                    before[k] *= self.dt
+                    before[k] += states[k - 1]
+                if events is not None and np.isfinite(before[k]).all():
+                    states[k] = events.act(k, before[k])
+                if not (np.isfinite(before[k]).all() and np.isfinite(states[k]).all()):
+                    count = k
+                    break
+        self.states, self.before = states[:count], before[:count]
+        if events is None:
+            return self.states
+        events.records = {k: r for k, r in events.records.items() if k < count}
+        return np.concatenate([self.before, self.states])
 
-    def backward(self, cotangents: Array) -> tuple[Array, Array]:
-        """Cotangents of u0 and p."""
-        setup, n = self.setup, self.setup.state.size
-        p, c = setup.total_p, setup.c
+    @property
+    def retcode(self) -> str:
+        if self.events is not None and self.events.terminated:
+            return "Terminated"
+        return "Success" if len(self.states) == len(self.times) else "Unstable"
+
+    def backward(self, cotangents: Array) -> FlatGradient:
+        """Cotangents of u0, p and the callbacks' parameters."""
+        setup, n, events = self.setup, self.setup.state.size, self.events
+        p, c, m = setup.total_p, setup.c, len(self.states)
         pull = setup.functions.bind("vjp:up", p, c)
-        mu, dp, both = cotangents[-1].copy(), np.zeros(len(p)), np.empty(n + len(p))
+        mu, dp, both = np.zeros(n), np.zeros(len(p)), np.empty(n + len(p))
+        own, affects = ({}, {}) if events is None else events.pulls()
         factor = self.dt if self.scaled else 1.0
         with np.errstate(all="ignore"):
-            for k in range(len(cotangents) - 1, 0, -1):
+            for k in range(m - 1, -1, -1):
+                mu = mu + cotangents[k - m]
+                if events is not None:
+                    mu = events.pull(k, mu, own, affects) + cotangents[k]
+                if k == 0:
+                    break
                 pull(factor * mu, self.states[k - 1], self.times[k], both)
-                mu = both[:n] + cotangents[k - 1] + (mu if self.scaled else 0.0)
+                mu = both[:n] + (mu if self.scaled else 0.0)
                 dp += both[n:]
-        return mu, dp
+        pairs: list[Any] = [(None, own.get(i)) for i in range(len(setup.flat_callbacks))]
+        return FlatGradient(mu, dp, 0.0, np.zeros(0), callbacks_p=pairs)
 
 
 class _Iterate(torch.autograd.Function):
@@ -255,36 +289,41 @@ class _Iterate(torch.autograd.Function):
         run: _Iteration = ctx.run
         run.setup.require_unchanged()
         with plain_mode():
-            mu, dp = run.backward(to_numpy(grad))
-        flat = FlatGradient(mu, dp, 0.0, np.zeros(0))
+            flat = run.backward(to_numpy(grad))
         out = tuple(run.setup.cotangents(flat, ctx.needs_input_grad[1:]))
         return (None, *once(out, *run.setup.leaves, grad))
 
 
 def _solution(
-    prob: Any, setup: Flattened, run: _Iteration, states: Tensor, rows: Any, index: Tensor | None
+    prob: Any, setup: Flattened, run: _Iteration, states: Tensor, steps: Any, index: Tensor | None
 ) -> Solution:
-    finished = len(states) == len(run.times)
+    count = len(run.states)
+    after = states[-count:]
+    if run.events is not None:
+        rows = run.events.outputs((run.before, run.states), steps)
+    else:
+        rows = np.arange(count) if steps is None else steps[steps < count]
 
     def before(at: Tensor, deriv: int) -> Tensor:
         if deriv:
             raise InputError(f"deriv is {deriv}, but a map has no derivatives by time; give 0.")
         slack = 1e-12 * max(abs(setup.t0), abs(setup.t1))
-        k = np.searchsorted(run.times[: len(states)], to_numpy(at) + slack, side="right") - 1
-        return states[torch.as_tensor(k, device=states.device)]
+        k = np.searchsorted(run.times[:count], to_numpy(at) + slack, side="right") - 1
+        return after[torch.as_tensor(k, device=states.device)]
 
     chosen = states[torch.as_tensor(rows, device=states.device)]
-    steps = len(states) - 1
+    happened = [] if run.events is None else sum(run.events.records.values(), [])
     return Solution(
-        t=setup.from_numpy(run.times[rows], time=True),
+        t=setup.from_numpy(run.times[rows % count], time=True),
         u=setup.state.unflatten(chosen) if index is None else chosen[:, index],
-        retcode="Success" if finished else "Unstable",
-        stats=Stats(nf=steps, naccept=steps, algorithm="FunctionMap"),
+        retcode=run.retcode,
+        stats=Stats(nf=count - 1, naccept=count - 1, algorithm="FunctionMap"),
         engine=setup.engine.name,
         algorithm="FunctionMap",
+        events=[Event(float(run.times[r.k]), *setup.origins[r.index]) for r in happened],
         prob=prob,
         spec=setup.state,
         save_idxs=index,
         _interpolate=before,
-        _span=(setup.t0, float(run.times[steps])),
+        _span=(setup.t0, float(run.times[count - 1])),
     )

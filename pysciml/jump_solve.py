@@ -74,7 +74,7 @@ def solve_jumps(
     seed = drawn_seed(seed)
     more = as_callbacks(callback)
     if kind == "pure":
-        for c in more:  # a DiscreteProblem has none of its own
+        for c in (*inner.callback, *more):
             if isinstance(c, (ContinuousCallback, VectorContinuousCallback)):
                 raise InputError(
                     f"a {type(c).__name__} was given with a pure jump process, whose state does "
@@ -132,7 +132,7 @@ def as_problem(prob: JumpProblem, save: tuple[bool, bool] = (False, False)) -> _
         made = _NoisyWithJumps(pair.f, pair.u0, pair.tspan, pair.p, callback=inner.callback)
         object.__setattr__(made, "columns", pair.columns)
     elif kind == "pure":
-        made = _WithJumps(stays, inner.real_u0, inner.tspan, inner.p)
+        made = _WithJumps(stays, inner.real_u0, inner.tspan, inner.p, callback=inner.callback)
     else:
         made = _WithJumps(inner.f, inner.u0, inner.tspan, inner.p, callback=inner.callback)
     how = FlatJumps(

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pysciml.advice import ADVICE as ADVICE
 from pysciml.advice import advice
 from pysciml.algorithms import Algorithm, AlgorithmName, as_algorithm
 from pysciml.callbacks import as_callbacks

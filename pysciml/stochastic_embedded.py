@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pysciml.advice import ADVICE
 from pysciml.algorithms import Algorithm, as_algorithm
 from pysciml.engines.base import Stats
 from pysciml.errors import EngineError, InputError, PyscimlError, SolveError
@@ -18,7 +19,6 @@ from pysciml.options import Grid, absolute_tolerance, check_options, saveat_grid
 from pysciml.progress import progress_bar
 from pysciml.sensitivity import BacksolveAdjoint
 from pysciml.solution import Solution
-from pysciml.solve import ADVICE
 from pysciml.stochastic_torch import Run, Stop
 from pysciml.torchsde import (
     COMMUTATIVE,

@@ -77,9 +77,139 @@ def test_an_ensemble_of_maps(engine) -> None:
     assert_close(got, 1 / rates**2, 1e-10)
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_events_of_a_map_and_their_gradient(scaled: bool) -> None:
+    dose, p, u0 = f64(0.2, grad=True), f64(0.7, 0.5, grad=True), f64(0.3, 1.1, grad=True)
+    dt = 0.5
+
+    def f(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
+        return p[0] * torch.sin(u) + 0.1 * u.flip(0) * t
+
+    def halved(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
+        return p[1] * u**2
+
+    def dosed(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
+        return u + dose * t
+
+    def high(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
+        return u[1] > 0.8
+
+    events = [
+        ps.DiscreteCallback(high, halved),
+        ps.PeriodicCallback(dosed, 1.0, initial_affect=True, save_positions=(False, False)),
+    ]
+    prob = ps.DiscreteProblem(f, u0, (1.0, 5.0), p, callback=events[0])
+    sol = ps.solve(
+        prob, ps.FunctionMap(scale_by_time=scaled), dt=dt, callback=events[1], engine="sundials"
+    )
+    t, u = 1.0, dosed(u0, p, f64(1.0))
+    times, states, happened = [1.0, 1.0], [u0, u], [(1, 1.0)]
+    while t < 5.0:
+        t += dt
+        u = u + dt * f(u, p, f64(t)) if scaled else f(u, p, f64(t))
+        before, hit = u, []
+        if bool(high(u, p, f64(t))):
+            u, hit = halved(u, p, f64(t)), [0]
+        if t in (2.0, 3.0, 4.0):
+            u, hit = dosed(u, p, f64(t)), [*hit, 1]
+        happened += [(i, t) for i in hit]
+        pair = [before, u] if hit and hit[0] == 0 else [u]
+        if hit and hit[0] == 1:
+            pair = [before, u]
+        times, states = times + [t] * len(pair), states + pair
+    assert [(e.callback, e.t) for e in sol.events] == happened and {i for i, _ in happened} == {
+        0,
+        1,
+    }
+    assert sol.t.tolist() == times
+    want = torch.stack(states)
+    assert_close(sol.u, want, 1e-13)
+    assert torch.equal(sol(2.0), sol.u[times.index(2.0) + 1])  # after its event
+    inputs = (u0, p, dose)
+    weights = torch.linspace(0.5, 1.5, want.numel(), dtype=F64).reshape(want.shape)
+    got = torch.autograd.grad((weights * sol.u).sum() + sol(2.5).square().sum(), inputs)
+    last = len(times) - 1 - times[::-1].index(2.5)
+    ref = torch.autograd.grad((weights * want).sum() + want[last].square().sum(), inputs)
+    for a, b in zip(got, ref, strict=True):
+        assert_close(a, b, 1e-12)
+
+
+def test_outputs_at_events_of_a_map() -> None:
+    def plus(u: Tensor, p: Any, t: Tensor) -> Tensor:
+        return u + 10.0
+
+    def solved(saves: tuple[bool, bool], **options: Any) -> list[tuple[float, float]]:
+        event = ps.PresetTimeCallback([2.0], plus, save_positions=saves)
+        prob = ps.DiscreteProblem(lambda u, p, t: u + 1, f64([0.0]), (0.0, 4.0), callback=event)
+        sol = ps.solve(prob, engine="sundials", **options)
+        return list(zip(sol.t.tolist(), sol.u[:, 0].tolist(), strict=True))
+
+    every = [(0.0, 0.0), (1.0, 1.0), (2.0, 2.0), (2.0, 12.0), (3.0, 13.0), (4.0, 14.0)]
+    assert solved((True, True)) == every
+    at = {"saveat": [1.0, 2.0, 4.0]}
+    assert solved((True, True), **at) == [every[1], every[2], every[3], every[5]]
+    assert solved((False, False), **at) == [every[1], every[2], every[5]]
+    assert solved((True, False), saveat=[4.0]) == [every[2], every[5]]
+    assert solved((False, False), saveat=[4.0]) == [every[5]]
+
+
+def test_a_map_that_an_event_ends_and_what_it_saved() -> None:
+    p = f64(1.5, grad=True)
+    saved = ps.SavedValues()
+    callbacks = [
+        ps.DiscreteCallback(lambda u, p, t: u[0] > 3.0, ps.terminate),
+        ps.SavingCallback(lambda u, p, t: p * u[0], saved, saveat=[0.5, 2.0, 9.0]),
+        ps.PositiveDomain(),
+    ]
+    prob = ps.DiscreteProblem(lambda u, p, t: p * u, f64([1.0]), (0.0, 10.0), p, callbacks)
+    sol = ps.solve(prob, engine="sundials")
+    assert sol.retcode == "Terminated" and sol.success and sol.t.tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert [e.callback for e in sol.events] == [0]
+    assert saved.t.tolist() == [0.5, 2.0]
+    assert_close(saved.saveval, torch.stack([p, p**3]), 1e-14)
+    (got,) = torch.autograd.grad(saved.saveval.sum() + sol.u[-1, 0], p)
+    assert_close(got, 1 + 6 * p**2, 1e-13)
+    kept = ps.DiscreteProblem(
+        lambda u, p, t: u - 1.0, f64(1.5, 9.0), (0.0, 4.0), callback=ps.PositiveDomain()
+    )
+    assert_close(ps.solve(kept, engine="sundials").u[-1], f64(0.0, 5.0), 1e-15)
+
+
+@pytest.mark.julia
+def test_a_pure_jump_process_keeps_the_callbacks_of_its_map() -> None:
+    stop = ps.DiscreteCallback(lambda u, p, t: u[0] > 7.5, ps.terminate)
+    counts = ps.DiscreteProblem(None, torch.tensor([0]), (0.0, 100.0), f64(1.0), callback=stop)
+    birth = ps.ConstantRateJump(lambda u, p, t: p, lambda u, p, t: u + 1)
+    sol = ps.solve(ps.JumpProblem(counts, birth), ps.SSAStepper(), seed=1, engine="julia")
+    assert sol.retcode == "Terminated" and int(sol.u[-1]) == 8
+
+
+def with_callback(callback: Any, end: float = 4.0) -> Any:
+    return lambda: ps.solve(
+        ps.DiscreteProblem(logistic, ONE, (0.0, end), ONE, callback=callback), engine="sundials"
+    )
+
+
 ONE = f64([1.0])
 BAD: dict[str, tuple[Any, str]] = {
     "f": (lambda: ps.DiscreteProblem(3, ONE, (0.0, 1.0)), "f is a int; give a function"),
+    "root": (
+        with_callback([None, ps.ContinuousCallback(lambda u, p, t: u[0] - 0.5)]),
+        "callback 0 is of the continuous kind.*give a DiscreteCallback",
+    ),
+    "roots": (
+        with_callback(ps.VectorContinuousCallback(lambda u, p, t: u - 0.5, None, 1)),
+        "callback 0 is of the continuous kind",
+    ),
+    "no step": (
+        with_callback(ps.PresetTimeCallback([1.0, 2.5], lambda u, p, t: u)),
+        r"times of callback 0: times\[1\] = 2.5 is no step of the map",
+    ),
+    "rest": (with_callback(ps.TerminateSteadyState()), "a map, which has no rate"),
+    "whole": (
+        lambda: ps.DiscreteProblem(logistic, torch.tensor([1, 2]), (0.0, 4.0)),
+        r"u0 is int64, but a state is float64 or float32; convert it with .double\(\)",
+    ),
     "back": (lambda: ps.DiscreteProblem(logistic, ONE, (1.0, 0.0)), "runs backwards"),
     "grad": (
         lambda: ps.DiscreteProblem(logistic, ONE, (0.0, f64(1.0, grad=True))),

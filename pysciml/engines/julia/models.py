@@ -181,9 +181,9 @@ class JuliaFunctions:
         return self._models[key]
 
     def use(self, p: Array, c: Array) -> None:
-        """The parameters of the solve that comes; only functions called back in Python need it."""
-        if self.functions.kernels is None:
-            self._p, self._c = p, c
+        """The parameters of the solve that comes, for what is called back in Python."""
+        self._p, self._c = p, c
+        if self._bound:
             self._bound.clear()
 
     def provide(self, role: str, number: int) -> None:
@@ -191,7 +191,9 @@ class JuliaFunctions:
             text = self.functions.text.encode()
             self.bridge.call("provide_native", self.id, number, int(self.single), text, len(text))
             return
-        if self.functions.kernels is None:
+        kernels = self.functions.kernels
+        # what has no kernel is called back; so is a derivative of a function that has one
+        if kernels is None or not (role == "compressed:u" or kernels.available(role)):
             self._provide_callback(role, number)
             return
         self._hand_over(emit(kernel_graph(self._graph(role)), self.dtype), number)
