@@ -36,10 +36,12 @@ REACHED: dict[str, Callable[[dict[str, float]], bool]] = {
     "easiest_throw": lambda r: abs(r["slope"]) < 1e-4 and 2.0 < r["time"] < 3.5,
     "catalyst_pellet": lambda r: abs(r["m"] - 20.0) < 1e-6 and 0.0 <= r["left"] < 1e-9,
     "aftershocks": lambda r: 0.5 * r["true"] < r["learned"] < r["true"] + 0.01,
+    "rod_pendulum": lambda r: abs(r["ratio"] - 3.0) < 1e-3 and abs(r["slope"] - 3.0) < 1e-2,
+    "two_phases": lambda r: all(abs(x - 8**0.5) < 0.02 for x in r.values()),
     "logistic_map": lambda r: r["first"] < 0 and abs(r["last"] - 0.693) < 0.05,
 }  # fmt: skip
 RATES = {"lotka_volterra_fit": 0.05, "stiff_rates": 1e-4}
-IN_JULIA = {"model_in_julia", "double_well", "mackey_glass", "epidemic"}
+IN_JULIA = {"model_in_julia", "double_well", "mackey_glass", "epidemic", "rough_road"}
 
 
 def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
@@ -94,6 +96,22 @@ def test_outbreaks_end_near_the_rate_equation(
     module = load("epidemic", monkeypatch)
     result = module.main(["--quick", "--figure", str(figure)])
     assert abs(result["recovered"] - result["rates"]) < 60, result
+    assert figure.stat().st_size > 10_000
+
+
+@pytest.mark.julia
+def test_a_damper_calms_a_ride(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    figure = tmp_path / "figure.png"
+    module = load("rough_road", monkeypatch)
+    result = module.main(["--quick", "--figure", str(figure)])
+    shaking, slopes, dampers = (result[k] for k in ("shaking", "slopes", "dampers"))
+    assert shaking[0] > shaking[-1]
+    # the slopes along the curve add up to its differences (Simpson's rule)
+    for i in (4, 5):
+        step = dampers[i + 1] - dampers[i]
+        ends = slopes[i - 1 : i + 2]
+        got = (ends[0] + 4 * ends[1] + ends[2]) / 6 * 2 * step
+        assert abs(got - (shaking[i + 1] - shaking[i - 1])) < 0.02 * abs(got), (got, shaking)
     assert figure.stat().st_size > 10_000
 
 
