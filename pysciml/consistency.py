@@ -18,13 +18,16 @@ _NAMED = 3
 
 
 def off_at_start(problem: Any) -> str:
-    """The equations that u0 (and du0) of a FlatProblem leave unsatisfied; empty where none.
+    """The equations that u0 (and du0) of a FlatProblem leave unsatisfied; empty where none,
+    or where they are not finite.
 
     Those without a rate in them come first: others are satisfied by their rates. A mass matrix
     leaves those combinations of f that it has no rate for.
     """
     functions, mass = problem.functions, problem.mass_matrix
-    if not hasattr(functions, "bind") or (problem.kind != "dae" and mass is None):
+    if problem.kind != "dae" and mass is None:
+        return ""
+    if not hasattr(functions, "bind") or not isinstance(problem.u0, np.ndarray):
         return ""
     u = np.array(problem.u0, np.float64)
     off: Array = np.empty(len(u))
@@ -38,7 +41,9 @@ def off_at_start(problem: Any) -> str:
         else:
             value(u, problem.t0, off)
             off = off - mass @ (np.linalg.pinv(mass) @ off)
-    size = np.where(np.isfinite(off), np.abs(off), np.inf)
+    if not np.isfinite(off).all():
+        return ""  # another fault
+    size = np.abs(off)
     largest = np.argsort(-size, kind="stable")[:_NAMED]
     least = _LEAST * (1.0 + float(np.abs(u).max()))
     named = [f"equation {i} is off by {off[i]:.3g}" for i in largest if size[i] > least]

@@ -537,6 +537,16 @@ def test_the_equation_that_initial_values_miss_is_named():
         ps.solve(hidden, ps.IDA(), engine="sundials")
 
 
+def test_what_is_not_finite_is_not_called_inconsistent():
+    for flags in (None, torch.tensor([True, False])):
+        prob = ps.DAEProblem(
+            lambda du, u, p, t: torch.stack([du[0] + u[0], torch.log(u[0] - 2.0) + u[1]]),
+            f64(0.0, 0.0), f64(1.0, 5.0), (0.0, 1.0), differential_vars=flags,
+        )  # fmt: skip
+        error = failed(prob, ps.IDA(), "sundials", ("Unstable",))
+        assert "is off by" not in str(error) and "inf or NaN" in str(error)
+
+
 def test_the_constraint_of_a_mass_matrix_that_cannot_hold_is_named():
     for mass, rows, off in (
         (f64([[1.0, 0.0], [0.0, 0.0]]), (lambda a, b: (a, b)), "equation 1 is off by 3"),
