@@ -10,6 +10,7 @@ from scipy import sparse
 
 from pysciml.algorithms import Algorithm, algorithm
 from pysciml.engines.base import Functions
+from pysciml.kernels.reasons import CaptureError
 from pysciml.kernels.structure import analyse
 
 __all__ = ["Pattern", "keeps_jacobian", "pattern"]
@@ -81,4 +82,9 @@ def _pattern(functions: Functions) -> Pattern | None:
         whole.indices + 1,
         np.where(there, place, 0),
     ]
-    return Pattern(structure.seed(), np.concatenate(numbers).astype(np.int64))
+    seed = structure.seed()
+    try:
+        functions.kernels.compressed_jacobian(seed)
+    except CaptureError:  # an operation whose derivative has no kernel
+        return None
+    return Pattern(seed, np.concatenate(numbers).astype(np.int64))
