@@ -27,9 +27,9 @@ def main(argv=None):
     shaking = torch.stack([sol.u[:, 1].square().mean() for sol in rides])
     (slopes,) = torch.autograd.grad(shaking.sum(), dampers)
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4))
-    left.plot(rides[0].W.t, rides[0].W.u, color="0.6", lw=0.7, label="road")
+    left.plot(rides[0].t.detach(), rides[0].W.u.detach(), color="0.6", lw=0.7, label="road")
     for sol, p in zip(rides[::7], dampers.tolist()[::7], strict=True):
-        left.plot(sol.t, sol.u.detach()[:, 0], label=f"damper {p:.1f}")
+        left.plot(sol.t.detach(), sol.u.detach()[:, 0], label=f"damper {p:.1f}")
     left.set(xlabel="t", ylabel="height")
     left.legend(fontsize="small")
     for p, y, dy in zip(dampers.tolist(), shaking.tolist(), slopes.tolist(), strict=True):

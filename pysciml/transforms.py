@@ -16,6 +16,8 @@ __all__ = ["leave_compiler", "plain_mode", "refuse_transforms", "resume_compiler
 
 _eval_frame = torch._C._dynamo.eval_frame
 _autograd: Any = torch._C._autograd
+#: The innermost hooks on saved tensors, or None. torch 2.6 does not tell: there they stay.
+_top_hooks = getattr(_autograd, "_top_saved_tensors_default_hooks", lambda ignore_tracing: None)
 _PLAIN = contextlib.nullcontext()
 
 
@@ -26,7 +28,7 @@ def plain_mode() -> contextlib.AbstractContextManager[None]:
     derives the kernels, does not work under the hooks that activation checkpointing sets.
     """
     modes = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
-    if not modes and _autograd._top_saved_tensors_default_hooks(True) is None:
+    if not modes and _top_hooks(True) is None:
         return _PLAIN
     return _without_modes()
 
@@ -37,7 +39,7 @@ def _without_modes() -> Iterator[None]:
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
-        while (hooks := _autograd._top_saved_tensors_default_hooks(True)) is not None:
+        while (hooks := _top_hooks(True)) is not None:
             _autograd._pop_saved_tensors_default_hooks()
             stack.callback(_autograd._push_saved_tensors_default_hooks, *hooks)
         yield
