@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pysciml.engines.base import Stats
+from pysciml.ensemble import EnsembleProblem, EnsembleSolution
 from pysciml.errors import InputError, did_you_mean
 from pysciml.flatten import state_spec
 from pysciml.nn.field import Field, Integrals, check_field, takes_time
@@ -25,11 +25,12 @@ from pysciml.nn.regularise import (
     as_regularisers,
 )
 from pysciml.nn.step_estimates import step_estimates
+from pysciml.nn.times import as_saveat, end_of, moved_times, output_times
 from pysciml.problems import ODEProblem, check_tspan, hand_on, plans_of
 from pysciml.solution import Solution
 from pysciml.solve import solve
 
-__all__ = ["ContinuousModule", "check_times", "last_of"]
+__all__ = ["ContinuousModule", "last_of", "require_known"]
 
 _OPTIONS = (
     "abstol reltol sensealg tstops dt dtmax dtmin maxiters adaptive progress raise_on_failure"
@@ -58,20 +59,6 @@ class Last:
 _last: weakref.WeakKeyDictionary[nn.Module, Last] = weakref.WeakKeyDictionary()
 
 
-def check_times(times: Any, name: str = "saveat") -> Tensor:
-    """A 1-d tensor of strictly increasing or decreasing times, or InputError."""
-    try:
-        t = times if isinstance(times, Tensor) else torch.as_tensor(times, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"{name} is {times!r}; give a 1-d tensor of float times.") from None
-    if t.ndim != 1 or not t.numel() or not t.is_floating_point():
-        raise InputError(f"{name} has shape {tuple(t.shape)}; give a 1-d tensor of float times.")
-    steps = t.detach().diff()
-    if not bool((steps > 0).all() | (steps < 0).all()):
-        raise InputError(f"{name} is not sorted, or repeats a time; sort it and take each once.")
-    return t
-
-
 def last_of(module: nn.Module) -> Last:
     """The record of a module's last call, to be read and written."""
     return _last.setdefault(module, Last())
@@ -88,7 +75,7 @@ class ContinuousModule(nn.Module):
         Where the equation is solved.
     alg : Algorithm, optional
         As in :func:`pysciml.solve`.
-    saveat : times, optional
+    saveat : times, or a positive step, optional
         Where the solution is given; at ``t1`` only where None.
     engine : "auto", "julia" or "sundials"
     regularise : Kinetic, JacobianFrobenius, ErrorEstimate, StiffnessEstimate, RandomEndTime, or
@@ -96,7 +83,8 @@ class ContinuousModule(nn.Module):
         Act in training mode only; see :attr:`penalty`. The state is then one tensor.
     per_sample : bool
         False: a batch is one solve of a batched state, its step chosen for all samples together.
-        True: each sample (first axis) is solved by itself, with its own steps.
+        True: each sample (first axis) is solved by itself, with its own steps, as a member of an
+        :class:`pysciml.EnsembleProblem`; ``stats`` then counts all of them.
     options
         ``abstol``, ``reltol`` (1e-6 where not given), ``sensealg``, ``dt``, ``maxiters``, ...
 
@@ -125,7 +113,7 @@ class ContinuousModule(nn.Module):
         self._field = self._make_field(takes_time(vector_field))
         self._integrals = Integrals(self._field, (), ())
         self.tspan = check_tspan(tspan)
-        self.saveat = None if saveat is None else check_times(saveat)
+        self.saveat = as_saveat(saveat)
         self.alg, self.engine, self.per_sample = alg, engine, per_sample
         self.regularise = as_regularisers(regularise)
         self.options = {"abstol": 1e-6, "reltol": 1e-6, **options}
@@ -174,70 +162,83 @@ class ContinuousModule(nn.Module):
         last.stats, last.plans = sol.stats, plans_of(prob)
         return sol
 
-    def _states(self, u0: Any, saveat: Any = None, tspan: Any = None) -> Any:
-        """States at ``saveat``, times in front; at the end of ``tspan`` where it is None."""
-        if self.per_sample:
-            return self._one_by_one(u0, saveat, tspan)
-        span = self.tspan if tspan is None else tspan
-        if self.training and self.regularise:
-            return self._regularised(u0, saveat, span)
-        last_of(self).penalty = None
-        grid = end_of(span[1]) if saveat is None else saveat
-        u = self._solve(self._field, u0, span, saveat=grid).u
-        return pytree.tree_map(lambda x: x[0], u) if saveat is None else u
+    def _outputs(self, saveat: Any) -> Tensor | None:
+        """The output times of a call: those it names, else the module's own."""
+        return output_times(self.saveat if saveat is None else as_saveat(saveat), self.tspan)
 
-    def _one_by_one(self, u0: Any, saveat: Any, tspan: Any) -> Any:
-        leaves, spec = pytree.tree_flatten(u0)
-        count = len(leaves[0]) if leaves and leaves[0].ndim else 0
-        if not count or any(not x.ndim or len(x) != count for x in leaves):
-            raise InputError(
-                "per_sample=True takes states whose first axis is the batch, of one length for all."
-            )
-        self.per_sample = False
-        outs, penalties, stats = [], [], []
-        try:
-            for i in range(count):
-                one = pytree.tree_unflatten([x[i : i + 1] for x in leaves], spec)
-                outs.append(self._states(one, saveat, tspan))
-                penalties.append(self.penalty)
-                stats.append(self.stats)
-        finally:
-            self.per_sample = True
-        axis = 0 if saveat is None else 1
+    def _solved(
+        self, f: Any, u0: Any, span: Any, saveat: Tensor, p: Any = None, rows: Any = True,
+        **more: Any,
+    ) -> Any:  # fmt: skip
+        """States at ``saveat``, times in front: of the batch, or of each sample by itself.
+
+        ``rows``: which leaves of ``p`` have the batch on their first axis.
+        """
+        if not self.per_sample:
+            return self._solve(f, u0, span, p, saveat, **more).u
+        u = self._each(f, u0, span, p, rows, saveat=saveat, **more).u
+        return pytree.tree_map(lambda x: x.transpose(0, 1).flatten(1, 2), u)
+
+    def _each(self, f: Any, u0: Any, span: Any, p: Any, rows: Any, **more: Any) -> EnsembleSolution:
+        """Samples as members of an ensemble, each a batch of one."""
+        check_field(self.vector_field)
+        self._field.vector_field = self.vector_field
+        first = pytree.tree_map(lambda x: x[:1], u0)
+        u0 = pytree.tree_map(lambda x: x.unsqueeze(1), u0)
+        if rows is True and p is not None:
+            rows = pytree.tree_map(lambda x: True, p)
+        one = None if p is None else pytree.tree_map(lambda x, r: x[:1] if r else x, p, rows)
+        if p is not None:
+            p = pytree.tree_map(lambda x, r: x.unsqueeze(1) if r else x, p, rows)
+        members = EnsembleProblem(ODEProblem(f, first, span, one), u0=u0, p=p)
+        sim: EnsembleSolution = solve(members, self.alg, engine=self.engine, **self.options, **more)
+        last_of(self).stats = sim.stats
+        return sim
+
+    def _states(
+        self, u0: Any, saveat: Any = None, tspan: Any = None, p: Any = None, rows: Any = True,
+        **more: Any,
+    ) -> Any:  # fmt: skip
+        """States at ``saveat``, times in front; at the end of ``tspan`` where it is None.
+
+        ``p``: what the field is called with; ``rows``: as in :meth:`_solved`.
+        """
+        span = self.tspan if tspan is None else tspan
+        if self.per_sample:
+            _require_batch(u0)
         last = last_of(self)
-        last.penalty = torch.stack(penalties).mean() if self.training and self.regularise else None
-        last.stats = max((s for s in stats if s is not None), key=lambda s: s.nf or 0)
-        return pytree.tree_map(lambda *xs: torch.cat(xs, dim=axis), *outs)
+        last.penalty = None
+        if self.training and self.regularise:
+            u, last.penalty = self._regularised(u0, saveat, span, p, rows, **more)
+            return u
+        grid = end_of(span[1]) if saveat is None else saveat
+        u = self._solved(self._field, u0, span, grid, p, rows, **more)
+        return pytree.tree_map(lambda x: x[0], u) if saveat is None else u
 
     # ---- regularisers
 
-    def _regularised(self, u0: Any, saveat: Any, span: Any) -> Any:
+    def _regularised(
+        self, u0: Any, saveat: Any, span: Any, p: Any, rows: Any, **more: Any
+    ) -> tuple[Any, Tensor | None]:
+        """States as :meth:`_states`, and the penalty."""
         if not isinstance(u0, Tensor):
             raise InputError("regularise takes a state that is one tensor.")
         state_spec(u0)
-        t0, t1 = span
         for r in self.regularise:
             if isinstance(r, RandomEndTime):
-                if saveat is not None:
-                    raise InputError(
-                        "RandomEndTime moves the end of the solve, so the solution is given there "
-                        "only; leave saveat out."
-                    )
-                if not (isinstance(t1, Tensor) and t1.requires_grad):
-                    t1 = float(t1)
-                t1 = t1 + r.width * (2.0 * float(torch.rand(())) - 1.0)
-        named = {Kinetic: "kinetic", JacobianFrobenius: "jacobian"}
+                saveat, span = moved_times(saveat, span, r.width)
         weighted = [r for r in self.regularise if isinstance(r, (Kinetic, JacobianFrobenius))]
-        kinds = tuple(named[type(r)] for r in weighted)
-        penalty, u = self._penalty_of_steps(u0, (t0, t1), saveat)
+        kinds = tuple("kinetic" if isinstance(r, Kinetic) else "jacobian" for r in weighted)
+        penalty, u = self._penalty_of_steps(u0, span, saveat, p, rows, **more)
         if kinds or penalty is None:
-            u, integrals = self._with_integrals(u0, kinds, (t0, t1), saveat)
+            u, integrals = self._with_integrals(u0, kinds, span, saveat, None, p, rows, **more)
             if kinds:
                 penalty = self._added(penalty, integrals, weighted)
-        last_of(self).penalty = penalty
-        return u
+        return u, penalty
 
-    def _penalty_of_steps(self, u0: Tensor, span: Any, saveat: Any) -> tuple[Any, Any]:
+    def _penalty_of_steps(
+        self, u0: Tensor, span: Any, saveat: Any, p: Any = None, rows: Any = True, **more: Any
+    ) -> tuple[Any, Any]:
         """The penalty of what the solver's steps tell, and states as :meth:`_states`.
 
         Both are None where no regulariser asks for it.
@@ -245,16 +246,26 @@ class ContinuousModule(nn.Module):
         of_steps = [r for r in self.regularise if isinstance(r, (ErrorEstimate, StiffnessEstimate))]
         if not of_steps:
             return None, None
-        sol = self._solve(self._field, u0, span)
-        t = sol.t.detach()
-        abstol = torch.as_tensor(self.options["abstol"], dtype=u0.dtype, device=u0.device)
-        abstol = abstol.reshape(u0.shape) if abstol.numel() > 1 else abstol
+        if self.per_sample:
+            sim = self._each(self._field, u0, span, p, rows, **more)
+            solutions = [sim[i] for i in range(len(sim))]
+        else:
+            solutions = [self._solve(self._field, u0, span, p, **more)]
+        penalties = [self._estimated(sol, of_steps) for sol in solutions]
+        ends = [sol.u[-1] if saveat is None else sol(saveat) for sol in solutions]
+        u = torch.cat(ends, dim=0 if saveat is None else 1) if self.per_sample else ends[0]
+        return torch.stack(penalties).mean(), u
+
+    def _estimated(self, sol: Solution, of_steps: Any) -> Tensor:
+        """The penalty of one solve's steps, 0-d."""
+        t, u, p = sol.t.detach(), sol.u, sol.prob.p
+        abstol = torch.as_tensor(self.options["abstol"], dtype=u.dtype, device=u.device)
+        abstol = abstol.reshape(u.shape[1:]) if abstol.numel() > 1 else abstol
         reltol = float(self.options["reltol"])
-        error, stiffness = step_estimates(self._field, t, sol.u, abstol, reltol)
+        error, stiffness = step_estimates(self._field, p, t, u, abstol, reltol)
         step = t.diff().abs().to(error.dtype)[:, None]
         sums = {ErrorEstimate: error * step, StiffnessEstimate: stiffness}
-        parts = [r.weight * sums[type(r)].sum(0).mean() for r in of_steps]
-        return torch.stack(parts).sum(), sol.u[-1] if saveat is None else sol(saveat)
+        return torch.stack([r.weight * sums[type(r)].sum(0).mean() for r in of_steps]).sum()
 
     def _added(self, penalty: Tensor | None, integrals: Tensor, of: Any) -> Tensor:
         """The penalty with the weighted means of the regularisers' integrals (batch, k)."""
@@ -263,37 +274,42 @@ class ContinuousModule(nn.Module):
         return own if penalty is None else penalty + own
 
     def _with_integrals(
-        self, u0: Tensor, kinds: tuple[str, ...], span: Any, saveat: Any, noise: Any = None
-    ) -> tuple[Any, Tensor]:
+        self, u0: Tensor, kinds: tuple[str, ...], span: Any, saveat: Any, noise: Any = None,
+        p: Any = None, rows: Any = True, **more: Any,
+    ) -> tuple[Any, Tensor]:  # fmt: skip
         """States as :meth:`_states`, and the integrals over the whole span, (batch, k)."""
         t0, t1 = (float(torch.as_tensor(t).detach()) for t in span)
         grid = end_of(span[1]) if saveat is None else saveat
-        batch, k = (len(u0) if u0.ndim > 1 else 1), len(kinds)
+        alone, k = self.per_sample, len(kinds)
+        batch = len(u0) if alone or u0.ndim > 1 else 1
         if not kinds:
-            u = self._solve(self._field, u0, span, saveat=grid).u
+            u = self._solved(self._field, u0, span, grid, p, rows, **more)
             return (u[0] if saveat is None else u), u0.new_zeros(batch, 0)
         if noise is None and "jacobian" in kinds:
             noise = torch.randn_like(u0)
-        self._integrals.kinds, self._integrals.shape = kinds, tuple(u0.shape)
+        self._integrals.kinds = kinds
+        self._integrals.shape = (1, *u0.shape[1:]) if alone else tuple(u0.shape)
         zeros = u0.new_zeros(batch, k)
         full = torch.cat([u0.reshape(batch, -1), zeros], dim=1)
-        full = full.reshape(-1) if u0.ndim <= 1 else full
-        out = self._solve(self._integrals, full, span, p=noise, saveat=grid).u
-        rows = out.reshape(len(out), batch, -1)
-        u = rows[..., :-k].reshape(len(out), *u0.shape)
-        return (u[0] if saveat is None else u), (1.0 if t1 > t0 else -1.0) * rows[-1, :, -k:]
+        full = full if alone or u0.ndim > 1 else full.reshape(-1)
+        out = self._solved(
+            self._integrals, full, span, grid,
+            (() if p is None else p, () if noise is None else noise),
+            (() if p is None else rows, () if noise is None else True), **more,
+        )  # fmt: skip
+        columns = out.reshape(len(out), batch, -1)
+        u = columns[..., :-k].reshape(len(out), *u0.shape)
+        return (u[0] if saveat is None else u), (1.0 if t1 > t0 else -1.0) * columns[-1, :, -k:]
 
     def extra_repr(self) -> str:
         alg = "default" if self.alg is None else self.alg
         return f"tspan={self.tspan}, alg={alg}, engine={self.engine!r}"
 
 
-def end_of(t1: Any) -> Tensor:
-    """The end of a time span as the only output time."""
-    return torch.as_tensor(t1, dtype=torch.float64)[None] if isinstance(t1, Tensor) else _only(t1)
-
-
-@lru_cache(maxsize=64)
-def _only(t: float) -> Tensor:
-    # the same tensor each time, by which a plan is found again
-    return torch.tensor([t], dtype=torch.float64)
+def _require_batch(u0: Any) -> None:
+    leaves = pytree.tree_leaves(u0)
+    tensors = all(isinstance(x, Tensor) and x.ndim for x in leaves)
+    if not tensors or len({len(x) for x in leaves}) != 1 or not len(leaves[0]):
+        raise InputError(
+            "per_sample=True takes states whose first axis is the batch, of one length for all."
+        )

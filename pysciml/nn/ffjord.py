@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
 from pysciml.errors import InputError
-from pysciml.nn.base import ContinuousModule, end_of, last_of
+from pysciml.nn.base import ContinuousModule, last_of
 from pysciml.nn.regularise import JacobianFrobenius, Kinetic, RandomEndTime
+from pysciml.nn.times import end_of, moved_times
 
 __all__ = ["FFJORD"]
 
@@ -49,9 +50,10 @@ class FFJORD(ContinuousModule):
         base: Distribution | None = None,
         **options: Any,
     ) -> None:
-        for key in ("saveat", "per_sample"):
-            if options.get(key):
-                raise InputError(f"FFJORD does not take {key!r}.")
+        if options.get("saveat") is not None:
+            raise InputError(
+                "FFJORD does not take 'saveat': densities are at the ends of tspan; leave it out."
+            )
         super().__init__(vector_field, tspan, alg, **options)
         shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
         if trace not in ("exact", "hutchinson"):
@@ -93,18 +95,18 @@ class FFJORD(ContinuousModule):
             raise InputError(f"count is {count!r}; give a positive integer.")
         with torch.no_grad():
             z = self.base.sample((count,))
-            return self._solve(self._field, z, self.tspan, saveat=end_of(self.tspan[1])).u[0]
+            return self._solved(self._field, z, self.tspan, end_of(self.tspan[1]))[0]
 
     def _like(self) -> Tensor:
         where: Any = self._where
         return next(self.parameters(), where)
 
     def _times(self) -> tuple[Any, Any]:
-        t0, t1 = self.tspan
+        span = self.tspan
         for r in self.regularise:
             if isinstance(r, RandomEndTime) and self.training:
-                t1 = float(t1) + r.width * (2.0 * float(torch.rand(())) - 1.0)
-        return t0, t1
+                _, span = moved_times(None, span, r.width)
+        return span
 
     def _flow(self, x: Tensor, span: Any) -> tuple[Tensor, Tensor]:
         if tuple(x.shape[1:]) != self.event_shape or x.ndim < 2:

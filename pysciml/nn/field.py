@@ -82,15 +82,16 @@ class Integrals:
     def __init__(self, field: Field, kinds: tuple[str, ...], shape: tuple[int, ...]) -> None:
         self.field, self.kinds, self.shape = field, kinds, shape
 
-    def __call__(self, full: Tensor, noise: Tensor | None, t: Tensor) -> Tensor:
-        """``noise``: the vectors e, like the state, where a kind needs them."""
+    def __call__(self, full: Tensor, p: tuple[Any, Any], t: Tensor) -> Tensor:
+        """``p``: the field's own, and the vectors e like the state; ``()`` where there is none."""
+        own, noise = p
         batch = self.shape[0] if len(self.shape) > 1 else 1
         rows = full.reshape(batch, -1)
         u = rows[:, : rows.shape[1] - len(self.kinds)].reshape(self.shape)
         if self.kinds == ("kinetic",):
-            value, pull = self.field(u, None, t), _no_pull
+            value, pull = self.field(u, own, t), _no_pull
         else:
-            value, pull = torch.func.vjp(lambda x: self.field(x, None, t), u)[:2]
+            value, pull = torch.func.vjp(lambda x: self.field(x, own, t), u)[:2]
         if not isinstance(value, Tensor) or value.shape != u.shape:
             given = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r}"
             raise InputError(
@@ -104,7 +105,7 @@ class Integrals:
             elif kind == "trace":
                 column = _trace(pull, u, batch)
             else:
-                assert noise is not None
+                assert isinstance(noise, Tensor)
                 row = pull(noise)[0].reshape(batch, -1)
                 other = row if kind == "jacobian" else noise.reshape(batch, -1)
                 column = (row * other).sum(1)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from pysciml.callbacks import ContinuousCallback
 from pysciml.errors import InputError
-from pysciml.nn.base import ContinuousModule, check_times, end_of, last_of
+from pysciml.nn.base import ContinuousModule, last_of
 from pysciml.nn.field import Field, takes_time
+from pysciml.nn.times import end_of
 
 __all__ = ["HybridODE", "Transition"]
 
@@ -141,7 +142,10 @@ class HybridODE(ContinuousModule):
         **options: Any,
     ) -> None:
         if options.get("regularise") or options.get("per_sample"):
-            raise InputError("HybridODE takes neither regularise nor per_sample.")
+            raise InputError(
+                "HybridODE takes neither regularise nor per_sample: each sample is solved by "
+                "itself as it is, through its own events; leave them out."
+            )
         if isinstance(vector_fields, nn.Module) and not isinstance(vector_fields, nn.ModuleList):
             vector_fields = [vector_fields]
         fields = [vector_fields] if callable(vector_fields) else list(vector_fields)
@@ -182,7 +186,7 @@ class HybridODE(ContinuousModule):
             raise InputError(f"u0 has shape {tuple(u0.shape)}; give (d,) or (batch, d).")
         if not 0 <= mode < len(self._timed):
             raise InputError(f"mode is {mode}; there are {len(self._timed)} modes, counted from 0.")
-        given = self.saveat if saveat is None else check_times(saveat)
+        given = self._outputs(saveat)
         grid = end_of(self.tspan[1]) if given is None else given
         rows = u0[None] if u0.ndim == 1 else u0
         several = len(self._timed) > 1

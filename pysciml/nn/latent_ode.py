@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
+from pysciml.engines.base import Stats
 from pysciml.errors import InputError
-from pysciml.nn.base import check_times
+from pysciml.nn.base import last_of
 from pysciml.nn.neural_ode import NeuralODE
+from pysciml.nn.times import check_times
+from pysciml.options import positive, require_count
 
 __all__ = ["LatentODE"]
 
@@ -31,6 +34,7 @@ class LatentODE(nn.Module):
     noise : float
         Standard deviation of the observations' noise.
     alg, options : as :class:`pysciml.nn.NeuralODE`
+        ``regularise`` acts on the hidden state, ``saveat`` and ``tspan`` are not taken.
 
     The encoder is a GRU that reads the observations backwards in time, each with its mask and the
     gap to the one after it. Source: Chen et al., "Neural ordinary differential equations", NeurIPS
@@ -53,8 +57,15 @@ class LatentODE(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        if not noise > 0:
-            raise InputError(f"noise is {noise!r}; give a positive standard deviation.")
+        for name, size in (("channels", channels), ("latent", latent), ("hidden", hidden)):
+            require_count(name, size)
+        positive("noise", noise)
+        for name in ("saveat", "tspan"):
+            if options.get(name) is not None:
+                raise InputError(
+                    f"LatentODE does not take {name!r}: it is solved over the times of each call "
+                    "(t, t_out); leave it out."
+                )
         self.channels, self.latent, self.noise = channels, latent, float(noise)
         self.encoder = nn.GRU(2 * channels + 1, hidden, batch_first=True)
         self.to_latent = nn.Linear(hidden, 2 * latent)
@@ -62,6 +73,19 @@ class LatentODE(nn.Module):
             vector_field = _layers(latent, hidden, latent)
         self.ode = NeuralODE(vector_field, alg=alg, **options)
         self.decoder = _layers(latent, hidden, channels) if decoder is None else decoder
+
+    @property
+    def stats(self) -> Stats | None:
+        """Counts of the last solve (evaluations, steps), None before the first."""
+        return self.ode.stats
+
+    @property
+    def penalty(self) -> Tensor:
+        """The regularisers' weighted sum for the last call in training, 0-d; not in ``elbo``.
+
+        Add it to the loss: ``loss = -model.elbo(t, x)``, ``(loss + model.penalty).backward()``.
+        """
+        return self.ode.penalty
 
     def encode(self, t: Tensor, x: Tensor, mask: Tensor | None = None) -> Normal:
         """The distribution of ``z(t[0])``, (batch, latent), from observations (batch, m, c)."""
@@ -107,6 +131,7 @@ class LatentODE(nn.Module):
                 f"{float(t[0]):g}."
             )
         if float(t[-1]) == t0:
+            last_of(self.ode).penalty = None
             return z0[None]
         return self.ode._states(z0, t, (t0, float(t[-1])))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pysciml.errors import InputError
-from pysciml.nn.base import ContinuousModule, check_times
+from pysciml.nn.base import ContinuousModule
 from pysciml.nn.field import Field, takes_time
 
 __all__ = ["HamiltonianNN", "LagrangianNN", "StableNeuralFlow"]
@@ -41,7 +41,7 @@ class _OfEnergy(ContinuousModule):
     def forward(self, u0: Tensor, saveat: Any = None) -> Tensor:
         """From the state (..., d) at ``t0`` to that at ``t1``, or at ``saveat``, (m, ..., d)."""
         self._check_state(u0)
-        given = self.saveat if saveat is None else check_times(saveat)
+        given = self._outputs(saveat)
         return self._states(u0, given)
 
     def field(self, u: Tensor) -> Tensor:

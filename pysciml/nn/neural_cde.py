@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pysciml.errors import InputError
 from pysciml.flatten import state_spec
 from pysciml.functions import mistakes_named
-from pysciml.nn.base import ContinuousModule, check_times
+from pysciml.nn.base import ContinuousModule
 from pysciml.nn.field import Field
 from pysciml.nn.paths import CubicPath, LinearPath, Path, cubic_derivative, linear_derivative
+from pysciml.nn.regularise import RandomEndTime
+from pysciml.nn.times import as_saveat, output_times
 from pysciml.problems import require_finite
 
 __all__ = ["NeuralCDE"]
@@ -69,7 +70,8 @@ class NeuralCDE(ContinuousModule):
     readout : nn.Module, optional
         Applied to the hidden states that are returned.
 
-    Other parameters as :class:`ContinuousModule`, without ``tspan``: the path's own times.
+    Other parameters as :class:`ContinuousModule`, without ``tspan``: the path's own times. Its
+    regularisers, RandomEndTime excepted, take ``dz/dt = f(z, t) dX/dt`` for the vector field.
 
     Source: Kidger, Morrill, Foster, Lyons, "Neural controlled differential equations for irregular
     time series", NeurIPS 2020.
@@ -99,10 +101,13 @@ class NeuralCDE(ContinuousModule):
             raise InputError(
                 "NeuralCDE does not take 'tspan': the path's own times are the span; leave it out."
             )
-        if options.get("regularise") or options.get("per_sample"):
-            raise InputError("NeuralCDE takes neither regularise nor per_sample.")
         self.path, self.channels, self.hidden = path, channels, hidden
         super().__init__(vector_field, (0.0, 1.0), alg, **options)
+        if any(isinstance(r, RandomEndTime) for r in self.regularise):
+            raise InputError(
+                "NeuralCDE does not take RandomEndTime: its path ends with the data, and there is "
+                "none beyond; give another regulariser."
+            )
         self.initial = nn.Linear(channels, hidden) if initial is None else initial
         self.readout = readout
 
@@ -149,10 +154,9 @@ class NeuralCDE(ContinuousModule):
                 f"initial gave shape {tuple(z0.shape)}; it must give "
                 f"{(len(path.coeffs), self.hidden)}."
             )
-        given = self.saveat if saveat is None else check_times(saveat)
         span = (float(path.times[0]), float(path.times[-1]))
-        grid = torch.tensor([span[1]], dtype=torch.float64) if given is None else given
+        given = output_times(self.saveat if saveat is None else as_saveat(saveat), span)
         more = {"tstops": path.times[1:-1]} if path.kinks and len(path.times) > 2 else {}
-        z = self._solve(self._field, z0, span, p=(path.coeffs, path.times), saveat=grid, **more).u
-        out = z[0] if given is None else z
+        p = (path.coeffs, path.times)
+        out = self._states(z0, given, span, p, (True, False), **more)
         return out if self.readout is None else self.readout(out)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pysciml.delay import DDEProblem
 from pysciml.errors import InputError
-from pysciml.nn.base import ContinuousModule, check_times, last_of
+from pysciml.nn.base import ContinuousModule, last_of
 from pysciml.nn.field import Field, check_field
 from pysciml.solution import Solution
 from pysciml.solve import solve
@@ -107,7 +107,7 @@ class NeuralDDE(ContinuousModule):
 
     def forward(self, u0: Tensor, saveat: Any = None) -> Tensor:
         """From the state at ``t0``, (..., d), to that at ``t1``; ``saveat``: as NeuralODE."""
-        given = self.saveat if saveat is None else check_times(saveat)
+        given = self._outputs(saveat)
         return self._states(u0, given)
 
     def _make_field(self, timed: bool) -> Field:

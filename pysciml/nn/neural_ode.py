@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pysciml.errors import InputError
-from pysciml.nn.base import ContinuousModule, check_times
+from pysciml.nn.base import ContinuousModule
 from pysciml.nn.field import Field
 
 __all__ = ["AugmentedNeuralODE", "NeuralODE", "ODEBlock", "SecondOrderNeuralODE"]
@@ -28,7 +28,7 @@ class NeuralODE(ContinuousModule):
         Returns the state at ``t1`` in the shape of ``u0``; with ``saveat``, here or at
         construction, the states there, (m, *u0.shape).
         """
-        given = self.saveat if saveat is None else check_times(saveat)
+        given = self._outputs(saveat)
         return self._states(u0, given)
 
 
@@ -66,7 +66,7 @@ class AugmentedNeuralODE(ContinuousModule):
 
     def forward(self, u0: Tensor, saveat: Any = None) -> Tensor:
         """From (..., d) to (..., d), (..., d + augment) with ``keep``; ``saveat``: as NeuralODE."""
-        given = self.saveat if saveat is None else check_times(saveat)
+        given = self._outputs(saveat)
         if self.lift is None:
             added = u0.new_zeros(*u0.shape[:-1], self.augment)
         else:
@@ -122,7 +122,7 @@ class SecondOrderNeuralODE(ContinuousModule):
             raise InputError(
                 f"u0 has shape {tuple(u0.shape)}; its last axis is [x, v], of even length."
             )
-        given = self.saveat if saveat is None else check_times(saveat)
+        given = self._outputs(saveat)
         return self._states(u0, given)
 
 

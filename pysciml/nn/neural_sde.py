@@ -16,8 +16,9 @@ from pysciml.engines.choice import engine as choose_engine
 from pysciml.errors import InputError, did_you_mean
 from pysciml.flatten import state_spec
 from pysciml.functions import mistakes_named
-from pysciml.nn.base import check_times, end_of, last_of, require_known
+from pysciml.nn.base import last_of, require_known
 from pysciml.nn.field import Field, check_field, takes_time
+from pysciml.nn.times import as_saveat, end_of, output_times
 from pysciml.problems import check_tspan
 from pysciml.solution import Solution
 from pysciml.solve import solve
@@ -57,7 +58,7 @@ class NeuralSDE(nn.Module):
         gives, which must not depend on ``u``.
     interpretation : "Ito" or "Stratonovich"
         Whose equation it is; an algorithm for the other one is refused.
-    saveat : times, optional
+    saveat : times, or a positive step, optional
         Where the solution is given; at ``t1`` only where None.
     engine : "auto", "julia" or "sundials"
         On the latter torchsde solves (:mod:`pysciml.torchsde`).
@@ -106,7 +107,7 @@ class NeuralSDE(nn.Module):
         self._plain, self._columns = Field(diffusion, timed), _Columns(diffusion, timed)
         self.tspan = check_tspan(tspan)
         require_forward(self.tspan, "a stochastic equation")
-        self.saveat = None if saveat is None else check_times(saveat)
+        self.saveat = as_saveat(saveat)
         self.noise, self.interpretation, self.engine = noise, interpretation, engine
         self.alg = as_algorithm(alg, "EM")
         if self.alg is not None and _interpretation(self.alg) != interpretation:
@@ -130,7 +131,7 @@ class NeuralSDE(nn.Module):
         construction, the states there, (m, *u0.shape). ``seed``: of the noise; new noise where
         None.
         """
-        given = self.saveat if saveat is None else check_times(saveat)
+        given = output_times(self.saveat if saveat is None else as_saveat(saveat), self.tspan)
         end = end_of(self.tspan[1])
         u = self.solve(u0, end if given is None else given, seed).u
         return pytree.tree_map(lambda x: x[0], u) if given is None else u

@@ -84,6 +84,9 @@ class StiffnessEstimate(Regulariser):
 class RandomEndTime(Regulariser):
     """In training, the end time is drawn uniformly within ``width`` of its value.
 
+    With ``saveat``, each of its times is drawn so, by itself, but for one at ``t0``; ``width`` is
+    then below half of the shortest interval between them, which keeps their order.
+
     Source: Ghosh, Behl, Dupont, Torr, Namboodiri, "STEER: simple temporal regularization for
     neural ODEs", NeurIPS 2020.
     """

@@ -23,7 +23,8 @@ class MultipleShooting(nn.Module):
     Parameters
     ----------
     model : ContinuousModule
-        Its vector field, algorithm, engine and options are used; its ``tspan`` is not.
+        Its vector field, algorithm, engine and options are used; its ``tspan`` is not. One
+        without ``regularise`` and ``per_sample``.
     t : tensor (m,); data : tensor (m, ...)
     options
         ``intervals``, ``continuity``, ``observe``, ``starts``, ``loss``: see
@@ -38,6 +39,11 @@ class MultipleShooting(nn.Module):
                 "a problem use pysciml.fit.MultipleShooting."
             )
         check_field(model.vector_field)
+        if model.regularise or model.per_sample:
+            raise InputError(
+                "MultipleShooting solves all segments together and has no penalty, but the model "
+                "was made with regularise or per_sample; leave these out there."
+            )
         self.model = model
         starts = options.get("starts")
         like = data[0] if starts is None else starts[0]

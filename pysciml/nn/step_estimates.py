@@ -26,14 +26,14 @@ _LOWER = (5179 / 57600, 0.0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 210
 
 
 def step_estimates(
-    field: Any, t: Tensor, u: Tensor, abstol: Any, reltol: float
+    field: Any, p: Any, t: Tensor, u: Tensor, abstol: Any, reltol: float
 ) -> tuple[Tensor, Tensor]:
     """Local error and stiffness on each step, by Dormand and Prince's pair from its begin.
 
     Parameters
     ----------
     field : callable
-        ``field(u, None, t)``, t a 0-d tensor.
+        ``field(u, p, t)``, t a 0-d tensor.
     t : tensor (m + 1,), u : tensor (m + 1, batch, ...) or (m + 1, d)
         The solver's steps.
     abstol, reltol : tolerances
@@ -53,7 +53,7 @@ def step_estimates(
     start, step = u[:-1], t.diff().to(u.dtype)
     h = step.reshape(-1, *(1,) * (u.ndim - 1))
     at = t[:-1].to(u.dtype)
-    value = torch.func.vmap(lambda u, t: field(u, None, t))
+    value = torch.func.vmap(lambda u, t: field(u, p, t))
     slopes: list[Tensor] = []
     states: list[Tensor] = []
     for c, row in zip(_C, _A, strict=True):

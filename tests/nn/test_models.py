@@ -441,7 +441,7 @@ def test_an_equilibrium_that_is_none() -> None:
         (lambda: pn.GraphNeuralODE(torch.eye(3), features=1)(torch.ones(4, 1)), "3 nodes"),
         (lambda: pn.LatentODE(2, 3)(f64(0.0, 1.0), torch.ones(1, 3, 2)), "with 2 times"),
         (lambda: pn.LatentODE(2, 3)(f64(1.0, 0.0, 2.0), torch.ones(1, 3, 2)), "not sorted"),
-        (lambda: pn.LatentODE(2, 3, noise=0.0), "positive standard deviation"),
+        (lambda: pn.LatentODE(2, 3, noise=0.0), "noise is 0.0; give a number > 0"),
         (lambda: pn.LatentODE(1, 2)(torch.tensor([1.0, 2.0]), torch.ones(1, 2, 1),
                                     t_out=torch.tensor([0.0, 1.0])), "Times must increase from"),
         (lambda: pn.LatentODE(1, 2)(torch.tensor([1.0, 2.0]), torch.ones(1, 2, 1),

@@ -216,7 +216,6 @@ def test_batches_of_a_size_share_a_kernel() -> None:
             torch.ones(2, 4, 12, dtype=F64)), "it must give"),
         (lambda: pn.NeuralCDE(field(3), 3, 4, initial=nn.Linear(3, 5))(torch.ones(2, 4, 12)),
          "initial gave"),
-        (lambda: pn.NeuralCDE(field(3), 3, 4, regularise=pn.Kinetic()), "neither regularise"),
         (lambda: pn.NeuralCDE(field(3), 3, 4)(pn.LinearPath(torch.ones(2, 4, 3))), "LinearPath"),
     ],
 )  # fmt: skip
