@@ -12,8 +12,10 @@ from pysciml.callbacks import DiscreteCallback, terminate
 from pysciml.engines.base import Stats
 from pysciml.errors import InputError, SolveError
 from pysciml.nn.base import last_of
-from pysciml.nn.field import check_field
+from pysciml.nn.field import check_field, require_tensor
+from pysciml.options import positive, require_count
 from pysciml.problems import ODEProblem
+from pysciml.signatures import require_function
 from pysciml.solve import solve
 
 __all__ = ["DeepEquilibrium"]
@@ -66,12 +68,14 @@ class DeepEquilibrium(nn.Module):
         super().__init__()
         if solver not in ("anderson", "ode"):
             raise InputError(f"solver is {solver!r}; give 'anderson' or 'ode'.")
-        if not 0 < tol < 1:
+        positive("tol", tol)
+        if tol >= 1:
             raise InputError(f"tol is {tol!r}; give a number between 0 and 1.")
-        if max_iters < 1 or memory < 1:
-            raise InputError("max_iters and memory must be positive.")
-        if not callable(f):
-            raise InputError(f"f is a {type(f).__name__}; give a module or function f(z, x).")
+        require_count("max_iters", max_iters)
+        require_count("memory", memory)
+        if size is not None:
+            require_count("size", size)
+        require_function(f, "f", ("z", "x"))
         self.f, self.size, self.solver, self.tol = f, size, solver, tol
         self.max_iters, self.memory, self.alg, self.engine = max_iters, memory, alg, engine
         self._flow, self._settled = _Relaxation(f), _Settled(f, tol)
@@ -84,10 +88,13 @@ class DeepEquilibrium(nn.Module):
     def forward(self, x: Tensor, z0: Tensor | None = None) -> Tensor:
         """The fixed point for inputs ``x`` (..., features), from ``z0`` where given."""
         check_field(self.f)
+        require_tensor(x, "x", "(..., features)", 0 if self.size is None else 1)
         if z0 is None:
             z0 = x.new_zeros(x.shape if self.size is None else (*x.shape[:-1], self.size))
+        else:
+            require_tensor(z0, "z0", "the fixed point's", 0)
         with torch.no_grad():
-            value = self.f(z0, x)
+            value = self._first(z0, x)
             if not isinstance(value, Tensor) or value.shape != z0.shape:
                 given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise InputError(
@@ -98,9 +105,7 @@ class DeepEquilibrium(nn.Module):
                 raise InputError(
                     "f gave inf or NaN at the start of the iteration; check x, z0 and the weights."
                 )
-            z = self._steady(z0, x) if self.solver == "ode" else self._iterate(
-                lambda z: self.f(z, x), z0, "The forward iteration"
-            )  # fmt: skip
+            z = self._steady(z0, x) if self.solver == "ode" else self._forward(z0, x)
         out = self.f(z, x)
         if not (torch.is_grad_enabled() and out.requires_grad):
             return out
@@ -119,6 +124,30 @@ class DeepEquilibrium(nn.Module):
 
         out.register_hook(backward)
         return out
+
+    def _first(self, z0: Tensor, x: Tensor) -> Any:
+        """``f`` once; InputError where it cannot be called with these."""
+        try:
+            return self.f(z0, x)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, IndexError) as error:
+            raise InputError(
+                f"f fails on z of shape {tuple(z0.shape)} and x of shape {tuple(x.shape)} "
+                f"({str(error).splitlines()[0]}); give a z0 or size that fits x."
+            ) from error
+
+    def _forward(self, z0: Tensor, x: Tensor) -> Tensor:
+        try:
+            return self._iterate(lambda z: self.f(z, x), z0, "The forward iteration")
+        except SolveError:
+            one, other = self.f(z0, x), self.f(z0, x)
+            if float((one - other).norm()) <= self.tol * float(one.norm()):
+                raise
+        raise InputError(
+            "f gives another value each time at the same z and x, as dropout in training mode "
+            "does, so it has no fixed point: draw what is random before the call, or leave it out."
+        )
 
     def _iterate(self, step: Callable[[Tensor], Tensor], z: Tensor, name: str) -> Tensor:
         """Anderson's iteration with the last ``memory`` residuals."""

@@ -11,8 +11,10 @@ from torch.distributions import Distribution, Independent, Normal
 
 from pysciml.errors import InputError
 from pysciml.nn.base import ContinuousModule, last_of
+from pysciml.nn.field import require_tensor
 from pysciml.nn.regularise import JacobianFrobenius, Kinetic, RandomEndTime
 from pysciml.nn.times import end_of, moved_times
+from pysciml.options import is_whole, require_count
 
 __all__ = ["FFJORD"]
 
@@ -55,7 +57,7 @@ class FFJORD(ContinuousModule):
                 "FFJORD does not take 'saveat': densities are at the ends of tspan; leave it out."
             )
         super().__init__(vector_field, tspan, alg, **options)
-        shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
+        shape = _shape(event_shape)
         if trace not in ("exact", "hutchinson"):
             raise InputError(f"trace is {trace!r}; give 'exact' or 'hutchinson'.")
         if base is not None and tuple(base.event_shape) != shape:
@@ -91,8 +93,7 @@ class FFJORD(ContinuousModule):
 
     def sample(self, count: int) -> Tensor:
         """Samples (count, *event_shape); no gradient is kept."""
-        if not isinstance(count, int) or count < 1:
-            raise InputError(f"count is {count!r}; give a positive integer.")
+        require_count("count", count)
         with torch.no_grad():
             z = self.base.sample((count,))
             return self._solved(self._field, z, self.tspan, end_of(self.tspan[1]))[0]
@@ -109,6 +110,7 @@ class FFJORD(ContinuousModule):
         return span
 
     def _flow(self, x: Tensor, span: Any) -> tuple[Tensor, Tensor]:
+        require_tensor(x, "x", f"(batch, {', '.join(map(str, self.event_shape))})", 0)
         if tuple(x.shape[1:]) != self.event_shape or x.ndim < 2:
             raise InputError(
                 f"The data have shape {tuple(x.shape)}; give (batch, "
@@ -128,3 +130,14 @@ class FFJORD(ContinuousModule):
         sign = 1.0 if float(span[1]) > float(span[0]) else -1.0
         # d log p(x(t)) / dt = - trace, and log |dz/dx| is what log p gains on the way
         return z, sign * integrals[:, 0]
+
+
+def _shape(given: Any) -> tuple[int, ...]:
+    sizes = given if isinstance(given, Iterable) else (given,)
+    shape = tuple(sizes)
+    if not shape or not all(is_whole(x) and x > 0 for x in shape):
+        raise InputError(
+            f"event_shape is {given!r}; give the shape of one sample, a positive whole number or "
+            "a tuple of them."
+        )
+    return tuple(int(x) for x in shape)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pysciml.errors import InputError
 
-__all__ = ["Field", "Integrals", "check_field", "takes_time"]
+__all__ = ["Field", "Integrals", "check_field", "require_tensor", "takes_time"]
 
 _RANDOM = (nn.modules.dropout._DropoutNd,)
 _RUNNING = (nn.modules.batchnorm._BatchNorm,)
@@ -45,6 +45,14 @@ def takes_time(field: Callable[..., Any], name: str = "vector_field") -> bool:
     raise InputError(
         f"{name} takes {signature}; write it as f(u), or as f(u, t) where it depends on time."
     )
+
+
+def require_tensor(x: Any, name: str, shape: str, axes: int = 1) -> None:
+    """Raise InputError for what is no tensor of ``axes`` axes or more; ``shape`` says which."""
+    if not isinstance(x, Tensor):
+        raise InputError(f"{name} is a {type(x).__name__}; give a tensor of shape {shape}.")
+    if x.ndim < axes:
+        raise InputError(f"{name} has shape {tuple(x.shape)}; give {shape}.")
 
 
 class Field:

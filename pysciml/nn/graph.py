@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from pysciml.errors import InputError
+from pysciml.nn.field import require_tensor
 from pysciml.nn.neural_ode import NeuralODE
+from pysciml.options import require_count
 
 __all__ = ["GraphConv", "GraphNeuralODE", "normalised_adjacency"]
 
@@ -35,6 +37,7 @@ def normalised_adjacency(edge_index: Tensor, nodes: int, self_loops: bool = True
     if not isinstance(edge_index, Tensor) or edge_index.ndim != 2 or len(edge_index) != 2:
         given = tuple(edge_index.shape) if isinstance(edge_index, Tensor) else type(edge_index)
         raise InputError(f"edge_index is {given}; give an integer tensor (2, edges).")
+    require_count("nodes", nodes)
     if (
         edge_index.is_floating_point()
         or edge_index.numel()
@@ -49,6 +52,12 @@ def normalised_adjacency(edge_index: Tensor, nodes: int, self_loops: bool = True
     degree = adjacency.sum(1)
     scale = torch.where(degree > 0, degree.clamp(min=1.0).rsqrt(), 0.0)
     return scale[:, None] * adjacency * scale[None, :]
+
+
+def _require_adjacency(adjacency: Any) -> None:
+    require_tensor(adjacency, "adjacency", "(nodes, nodes), e.g. of normalised_adjacency", 0)
+    if adjacency.ndim != 2 or adjacency.shape[0] != adjacency.shape[1]:
+        raise InputError(f"adjacency has shape {tuple(adjacency.shape)}; give (nodes, nodes).")
 
 
 class GraphConv(nn.Module):
@@ -67,12 +76,14 @@ class GraphConv(nn.Module):
         self, in_features: int, out_features: int, adjacency: Tensor, bias: bool = True
     ) -> None:
         super().__init__()
-        if adjacency.ndim != 2 or adjacency.shape[0] != adjacency.shape[1]:
-            raise InputError(f"adjacency has shape {tuple(adjacency.shape)}; give (nodes, nodes).")
+        for name, size in (("in_features", in_features), ("out_features", out_features)):
+            require_count(name, size)
+        _require_adjacency(adjacency)
         self.linear = nn.Linear(in_features, out_features, bias=bias)
         self.register_buffer("adjacency", adjacency.to(self.linear.weight.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
+        require_tensor(x, "x", f"(..., {len(self.adjacency)}, features)", 0)
         if x.ndim < 2 or x.shape[-2] != len(self.adjacency):
             raise InputError(
                 f"The features have shape {tuple(x.shape)}, but the graph has "
@@ -109,9 +120,11 @@ class GraphNeuralODE(NeuralODE):
         hidden: int = 32,
         **options: Any,
     ) -> None:
+        _require_adjacency(adjacency)
         if vector_field is None:
             if features is None:
                 raise InputError("Give vector_field, or features for one to be made.")
+            require_count("hidden", hidden)
             vector_field = nn.Sequential(
                 GraphConv(features, hidden, adjacency),
                 nn.Tanh(),
@@ -122,6 +135,7 @@ class GraphNeuralODE(NeuralODE):
 
     def forward(self, u0: Tensor, saveat: Any = None) -> Tensor:
         """From features (..., nodes, features) to those at ``t1``, or at ``saveat`` in front."""
+        require_tensor(u0, "u0", f"(..., {self.nodes}, features)", 0)
         if u0.ndim < 2 or u0.shape[-2] != self.nodes:
             raise InputError(
                 f"The features have shape {tuple(u0.shape)}, but the graph has {self.nodes} nodes; "

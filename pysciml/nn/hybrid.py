@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from pysciml.callbacks import ContinuousCallback
 from pysciml.errors import InputError
 from pysciml.nn.base import ContinuousModule, last_of
-from pysciml.nn.field import Field, takes_time
+from pysciml.nn.field import Field, require_tensor, takes_time
 from pysciml.nn.times import end_of
+from pysciml.options import is_whole
 
 __all__ = ["HybridODE", "Transition"]
 
@@ -44,8 +45,11 @@ class Transition(nn.Module):
         super().__init__()
         if direction not in (-1, 0, 1):
             raise InputError(f"direction is {direction!r}; give -1, 0 or 1.")
-        self.condition_timed = takes_time(condition)
-        self.reset_timed = reset is not None and takes_time(reset)
+        for name, mode in (("source", source), ("target", target)):
+            if not (is_whole(mode) or (name == "target" and mode is None)):
+                raise InputError(f"{name} is {mode!r}; give the number of a mode, from 0.")
+        self.condition_timed = takes_time(condition, "condition")
+        self.reset_timed = reset is not None and takes_time(reset, "reset")
         self.condition, self.reset = condition, reset
         self.source = source
         self.target = source if target is None else target
@@ -72,6 +76,7 @@ class _Modes(Field):
     def _one(self, i: int, u: Tensor, t: Tensor) -> Tensor:
         field = self.vector_field[i]
         value = field(u, t) if self.times[i] else field(u)
+        require_tensor(value, f"What the vector field of mode {i} gave", f"{tuple(u.shape)}", 0)
         if value.shape != u.shape:
             raise InputError(
                 f"The vector field of mode {i} gave shape {tuple(value.shape)} for a state of "
@@ -148,10 +153,18 @@ class HybridODE(ContinuousModule):
             )
         if isinstance(vector_fields, nn.Module) and not isinstance(vector_fields, nn.ModuleList):
             vector_fields = [vector_fields]
-        fields = [vector_fields] if callable(vector_fields) else list(vector_fields)
-        items = [transitions] if isinstance(transitions, Transition) else list(transitions)
-        if not fields or not all(isinstance(x, Transition) for x in items):
-            raise InputError("HybridODE takes one vector field or more, and Transitions.")
+        fields = _several(vector_fields, callable(vector_fields))
+        items = _several(transitions, isinstance(transitions, Transition))
+        if not fields or not all(map(callable, fields)):
+            raise InputError(
+                f"vector_fields is {vector_fields!r}; give an nn.Module or a function, or a list "
+                "of them, one a mode."
+            )
+        if items is None or not all(isinstance(x, Transition) for x in items):
+            raise InputError(
+                f"transitions is {transitions!r}; give pysciml.nn.Transition(condition, reset), "
+                "or a list of them, [] for none."
+            )
         for x in items:
             if not (0 <= x.source < len(fields) and 0 <= x.target < len(fields)):
                 raise InputError(
@@ -182,10 +195,13 @@ class HybridODE(ContinuousModule):
 
         With ``saveat``, here or at construction, the times stand in front.
         """
+        require_tensor(u0, "u0", "(d,) or (batch, d)")
         if u0.ndim not in (1, 2):
             raise InputError(f"u0 has shape {tuple(u0.shape)}; give (d,) or (batch, d).")
-        if not 0 <= mode < len(self._timed):
-            raise InputError(f"mode is {mode}; there are {len(self._timed)} modes, counted from 0.")
+        if not is_whole(mode) or not 0 <= mode < len(self._timed):
+            raise InputError(
+                f"mode is {mode!r}; there are {len(self._timed)} modes, counted from 0."
+            )
         given = self._outputs(saveat)
         grid = end_of(self.tspan[1]) if given is None else given
         rows = u0[None] if u0.ndim == 1 else u0
@@ -199,6 +215,13 @@ class HybridODE(ContinuousModule):
         last_of(self).events = events
         u = outs[0] if u0.ndim == 1 else torch.stack(outs, dim=1)
         return u[0] if given is None else u
+
+
+def _several(given: Any, one: bool) -> list[Any] | None:
+    """A list of what was given, None where that is neither one nor several."""
+    if one:
+        return [given]
+    return list(given) if isinstance(given, Iterable) else None
 
 
 class _Function(nn.Module):

@@ -11,6 +11,7 @@ from torch.distributions import Normal, kl_divergence
 from pysciml.engines.base import Stats
 from pysciml.errors import InputError
 from pysciml.nn.base import last_of
+from pysciml.nn.field import require_tensor
 from pysciml.nn.neural_ode import NeuralODE
 from pysciml.nn.times import check_times
 from pysciml.options import positive, require_count
@@ -137,6 +138,7 @@ class LatentODE(nn.Module):
 
     def _check(self, t: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
         check_times(t, "t")
+        require_tensor(x, "x", f"(batch, {len(t)}, {self.channels})", 0)
         if x.ndim != 3 or x.shape[1:] != (len(t), self.channels):
             raise InputError(
                 f"x has shape {tuple(x.shape)}; with {len(t)} times give (batch, {len(t)}, "
@@ -144,6 +146,7 @@ class LatentODE(nn.Module):
             )
         if mask is None:
             mask = ~torch.isnan(x)
+        require_tensor(mask, "mask", f"{tuple(x.shape)}", 0)
         if mask.shape != x.shape or mask.dtype != torch.bool:
             raise InputError(
                 f"mask has shape {tuple(mask.shape)} and {mask.dtype}; give a boolean tensor like "

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pysciml.errors import InputError
 from pysciml.nn.base import ContinuousModule
-from pysciml.nn.field import Field, takes_time
+from pysciml.nn.field import Field, require_tensor, takes_time
+from pysciml.options import positive, require_count
 
 __all__ = ["HamiltonianNN", "LagrangianNN", "StableNeuralFlow"]
 
@@ -18,6 +19,7 @@ __all__ = ["HamiltonianNN", "LagrangianNN", "StableNeuralFlow"]
 def _energies(function: Callable[..., Any], u: Tensor, name: str) -> Tensor:
     """The energies of samples ``u`` (..., d), as (...)."""
     value = function(u)
+    require_tensor(value, f"What {name} gave", f"{tuple(u.shape[:-1])}", 0)
     if value.shape == (*u.shape[:-1], 1):
         value = value.squeeze(-1)
     if value.shape != u.shape[:-1]:
@@ -51,6 +53,7 @@ class _OfEnergy(ContinuousModule):
         return self._field(u, None, u.new_zeros(()))
 
     def _check_state(self, u: Tensor) -> None:
+        require_tensor(u, "u0", "(..., 2 n)")
         if u.shape[-1] % 2:
             raise InputError(
                 f"u0 has shape {tuple(u.shape)}; its last axis is [q, p], of even length."
@@ -197,8 +200,9 @@ class StableNeuralFlow(_OfEnergy):
         friction: float = 1.0,
         **options: Any,
     ) -> None:
-        if not friction >= 0:
-            raise InputError(f"friction is {friction!r}; give a number >= 0.")
+        positive("friction", friction, zero=True)
+        if size is not None:
+            require_count("size", size)
         super().__init__(energy, tspan, alg, "energy", **options)
         self.friction = float(friction)
         self.skew = None if size is None else torch.nn.Parameter(0.1 * torch.randn(size, size))
@@ -206,6 +210,7 @@ class StableNeuralFlow(_OfEnergy):
         self._integrals.field = self._field
 
     def _check_state(self, u: Tensor) -> None:
+        require_tensor(u, "u0", "(..., d)")
         if self.skew is not None and u.shape[-1] != len(self.skew):
             raise InputError(
                 f"u0 has shape {tuple(u.shape)}, but size is {len(self.skew)}; its last axis must "

@@ -135,6 +135,12 @@ class NeuralCDE(ContinuousModule):
         path = coeffs if isinstance(coeffs, Path) else kind(coeffs, t)
         if not isinstance(path, kind):
             raise InputError(f"The path is a {type(path).__name__}, but path={self.path!r}.")
+        if isinstance(path, LinearPath) and path.channels == 4 * self.channels:
+            raise InputError(
+                f"The coefficients have {path.channels} columns, as those of a cubic path of "
+                f"{self.channels} channels have, but path={self.path!r}; make them by "
+                "linear_coefficients, or give path='hermite' or 'natural' to the module."
+            )
         if path.coeffs.ndim != 3 or path.channels != self.channels:
             raise InputError(
                 f"The coefficients have shape {tuple(path.coeffs.shape)}, of {path.channels} "

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from pysciml.errors import InputError
 from pysciml.nn.base import ContinuousModule
-from pysciml.nn.field import Field
+from pysciml.nn.field import Field, require_tensor
+from pysciml.options import require_count
 
 __all__ = ["AugmentedNeuralODE", "NeuralODE", "ODEBlock", "SecondOrderNeuralODE"]
 
@@ -60,17 +61,20 @@ class AugmentedNeuralODE(ContinuousModule):
         **options: Any,
     ) -> None:
         super().__init__(vector_field, tspan, alg, **options)
-        if not isinstance(augment, int) or augment < 1:
-            raise InputError(f"augment is {augment!r}; give a positive integer.")
+        require_count("augment", augment)
+        if lift is not None and not callable(lift):
+            raise InputError(f"lift is a {type(lift).__name__}; give an nn.Module, or None.")
         self.augment, self.keep, self.lift = augment, keep, lift
 
     def forward(self, u0: Tensor, saveat: Any = None) -> Tensor:
         """From (..., d) to (..., d), (..., d + augment) with ``keep``; ``saveat``: as NeuralODE."""
+        require_tensor(u0, "u0", "(..., d)")
         given = self._outputs(saveat)
         if self.lift is None:
             added = u0.new_zeros(*u0.shape[:-1], self.augment)
         else:
             added = self.lift(u0)
+            require_tensor(added, "What lift gave", f"{(*u0.shape[:-1], self.augment)}", u0.ndim)
             if added.shape != (*u0.shape[:-1], self.augment):
                 raise InputError(
                     f"lift gave shape {tuple(added.shape)}; it must give "
@@ -84,6 +88,7 @@ class _SecondOrder(Field):
     def __call__(self, u: Tensor, p: Any, t: Tensor) -> Tensor:
         _, v = u.chunk(2, dim=-1)
         a = self.value(u, t)
+        require_tensor(a, "What acceleration gave", f"{tuple(v.shape)}", v.ndim)
         if a.shape != v.shape:
             raise InputError(
                 f"acceleration gave shape {tuple(a.shape)} for a state [x, v] of shape "
@@ -118,6 +123,7 @@ class SecondOrderNeuralODE(ContinuousModule):
 
     def forward(self, u0: Tensor, saveat: Any = None) -> Tensor:
         """From ``[x0, v0]``, (..., 2 d), to that at ``t1``, or at ``saveat``, times in front."""
+        require_tensor(u0, "u0", "(..., 2 d)")
         if u0.shape[-1] % 2:
             raise InputError(
                 f"u0 has shape {tuple(u0.shape)}; its last axis is [x, v], of even length."
@@ -164,4 +170,6 @@ class ODEBlock(ContinuousModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """From (batch, ...) to the same shape."""
+        if self.append_time:
+            require_tensor(x, "x", "(batch, features, ...), as append_time=True takes it", 2)
         return self._states(x)

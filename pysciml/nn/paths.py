@@ -341,7 +341,8 @@ class CubicPath(Path):
         if coeffs.ndim < 2 or coeffs.shape[-1] % 4:
             raise InputError(
                 f"The coefficients have shape {tuple(coeffs.shape)}; those of a cubic path are "
-                "(..., length - 1, 4 * channels)."
+                "(..., length - 1, 4 * channels), made by hermite_coefficients or "
+                "natural_cubic_coefficients."
             )
         return coeffs.shape[-2] + 1
 

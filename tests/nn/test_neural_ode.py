@@ -479,7 +479,22 @@ def test_training_on_the_steps_estimates_needs_fewer_evaluations() -> None:
         (lambda: pn.NeuralODE(net(), regularise=[pn.Kinetic(), pn.Kinetic()]), "twice"),
         (lambda: pn.NeuralODE(net(), regularise=pn.RandomEndTime(1.5)), "smaller width"),
         (lambda: pn.Kinetic(-1.0), "number >= 0"),
-        (lambda: pn.AugmentedNeuralODE(net(), augment=0), "positive integer"),
+        (lambda: pn.AugmentedNeuralODE(net(), augment=0), "augment is 0; give a positive whole"),
+        (lambda: pn.AugmentedNeuralODE(net(), augment=True), "augment is True; give a positive"),
+        (lambda: pn.AugmentedNeuralODE(net(), augment=1, lift=3), "lift is a int"),
+        (
+            lambda: pn.AugmentedNeuralODE(net(3), augment=1)(torch.tensor(1.0)),
+            r"u0 has shape \(\); give \(..., d\)",
+        ),
+        (lambda: pn.SecondOrderNeuralODE(net(2, 1))([1.0, 2.0]), "u0 is a list; give a tensor"),
+        (
+            lambda: pn.SecondOrderNeuralODE(lambda u: None, engine="sundials")(torch.ones(2)),
+            "What acceleration gave is a NoneType",
+        ),
+        (
+            lambda: pn.ODEBlock(net(3, 2), append_time=True)(torch.zeros(2)),
+            r"x has shape \(2,\); give \(batch, features, ...\)",
+        ),
         (lambda: pn.ODEBlock(net(), saveat=[0.5, 1.0]), "use NeuralODE"),
     ],
 )

@@ -217,6 +217,9 @@ def test_batches_of_a_size_share_a_kernel() -> None:
         (lambda: pn.NeuralCDE(field(3), 3, 4, initial=nn.Linear(3, 5))(torch.ones(2, 4, 12)),
          "initial gave"),
         (lambda: pn.NeuralCDE(field(3), 3, 4)(pn.LinearPath(torch.ones(2, 4, 3))), "LinearPath"),
+        (lambda: pn.NeuralCDE(field(3), 3, 4, path="linear")(torch.ones(2, 4, 12)),
+         "as those of a cubic path of 3 channels have"),
+        (lambda: pn.NeuralCDE(field(3), 3, 4)(torch.ones(2, 4, 3)), "made by hermite_coefficients"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused(make: Any, message: str) -> None:
