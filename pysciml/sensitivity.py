@@ -1,4 +1,13 @@
-"""How a gradient is computed: SciML's sensitivity algorithms, by name, as data."""
+"""How a gradient is computed: SciML's sensitivity algorithms, by name, as data.
+
+An adjoint has two parts: the cotangent of the state, an equation solved backwards, and the
+parameters' gradient, an integral along it. That integral feeds back into nothing, so its own error
+need not shorten the steps of a solve (Kidger, Chen, Lyons, "Hey, that's not an ODE: faster ODE
+adjoints via seminorms", ICML 2021). Only the cotangent is under the error control of the steps with
+``GaussAdjoint``, ``CollocationAdjoint`` and ``QuadratureAdjoint``: these are the paper's seminorm,
+and what a backward pass costs in steps does not depend on the parameters. ``InterpolatingAdjoint``
+and ``BacksolveAdjoint`` step the integral beside the cotangent and control the error of both.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +46,8 @@ class SensitivityAlgorithm:
 class GaussAdjoint(SensitivityAlgorithm):
     """Continuous adjoint with the parameter gradient by Gauss quadrature. The default.
 
+    The gradient takes no part in the error control of the steps.
+
     On the ``julia`` engine this is SciMLSensitivity's method of the same name. On the
     ``sundials`` engine the adjoint equation is collocated (3-stage Radau IIA; Hairer and Wanner,
     "Solving Ordinary Differential Equations II", section IV.8) on the forward solution's own mesh.
@@ -50,23 +61,30 @@ class GaussAdjoint(SensitivityAlgorithm):
 
 @dataclass(frozen=True)
 class InterpolatingAdjoint(SensitivityAlgorithm):
-    """Continuous adjoint stepped backwards, the forward state from its interpolant."""
+    """Continuous adjoint stepped backwards, the forward state from its interpolant.
+
+    The parameter gradient is stepped with it, under the same error control.
+    """
 
     checkpointing: bool = False
 
 
 @dataclass(frozen=True)
 class QuadratureAdjoint(SensitivityAlgorithm):
-    """Continuous adjoint stepped backwards, then the parameter gradient by adaptive quadrature."""
+    """Continuous adjoint stepped backwards, then the parameter gradient by adaptive quadrature.
+
+    The gradient takes no part in the error control of the steps; its quadrature has its own.
+    """
 
 
 @dataclass(frozen=True)
 class BacksolveAdjoint(SensitivityAlgorithm):
     """Continuous adjoint with the state solved backwards beside it.
 
-    Needs no memory, and is unstable wherever the forward equation contracts: the state that it
-    reconstructs drifts away from the one that was solved, and so do the gradients. Never a
-    default; compare it with GaussAdjoint before trusting it.
+    The parameter gradient is stepped with both, under the same error control. Needs no memory, and
+    is unstable wherever the forward equation contracts: the state that it reconstructs drifts away
+    from the one that was solved, and so do the gradients. Never a default; compare it with
+    GaussAdjoint before trusting it.
     """
 
     checkpointing: bool = True

@@ -15,7 +15,12 @@ names ``tsit5`` and the implicit fixed-grid methods). What differs:
   ``odeint`` can.
 * An event's time and state carry their whole gradient, in ``odeint`` as in ``odeint_event``.
 * ``norm``, ``safety``, ``ifactor``, ``dfactor``, ``min_step`` have no effect on an engine's own
-  step control. ``norm="seminorm"`` of the adjoint is how GaussAdjoint works anyway.
+  step control, in ``options`` as in ``adjoint_options``, and a function given as ``norm`` is never
+  called: NoEffectWarning says so. ``norm="seminorm"`` of the adjoint is how GaussAdjoint works
+  anyway.
+* ``callback_step`` and ``callback_accept_step`` of an adaptive solve are called once it is over,
+  for each accepted step in turn; ``callback_reject_step``, and the ``..._adjoint`` of all three
+  where the adjoint is adaptive, never (NoEffectWarning).
 
 ``options`` takes three more keys: ``engine``, ``sensealg`` and ``progress``, as in
 :func:`pysciml.solve`. Fixed-grid methods keep their meaning, step by step.

@@ -87,6 +87,9 @@ class ContinuousModule(nn.Module):
         :class:`pysciml.EnsembleProblem`; ``stats`` then counts all of them.
     options
         ``abstol``, ``reltol`` (1e-6 where not given), ``sensealg``, ``dt``, ``maxiters``, ...
+        ``sensealg`` says how gradients are made: by default, and with ``QuadratureAdjoint()``,
+        the parameters' gradient is outside of the adjoint's error control ("Hey, that's not an
+        ODE"); ``InterpolatingAdjoint()`` has it inside. See :mod:`pysciml.sensitivity`.
 
     Raises
     ------
