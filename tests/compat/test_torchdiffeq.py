@@ -421,6 +421,30 @@ def test_options_without_effect_are_said() -> None:
         ours.odeint(lambda t, y: -y, y0, t, method="rk4", options={"max_order": 4})
 
 
+def test_what_an_adaptive_solve_never_calls_is_said() -> None:
+    """A norm of one's own, and the callbacks of the adjoint's steps, as the module says."""
+    y0, t, called = f64(1.0, 1.0), f64(0.0, 1.0), []
+
+    def norm(y: Tensor) -> Tensor:
+        called.append(y)
+        return y.abs().max()
+
+    options = {"engine": "sundials", "norm": norm}
+    with pytest.warns(ours.NoEffectWarning, match="norm"):
+        ours.odeint(lambda t, y: -y, y0, t, options=options)
+    field = Field()
+    field.callback_step_adjoint = lambda *given: called.append(given)
+    with pytest.warns(ours.NoEffectWarning) as said:
+        out = ours.odeint_adjoint(
+            field, y0, t, options={"engine": "sundials"}, adjoint_options={"norm": norm}
+        )
+    out.sum().backward()
+    texts = [str(w.message) for w in said]
+    assert any("adjoint_options['norm']" in x for x in texts)
+    assert any("callback_step_adjoint is never called" in x for x in texts)
+    assert not called
+
+
 def test_an_event_that_never_comes_is_an_error() -> None:
     with pytest.raises(ps.SolveError, match="No event"):
         ours.odeint(
