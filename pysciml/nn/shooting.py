@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from pysciml import fit
 from pysciml.errors import InputError
 from pysciml.nn.base import ContinuousModule
-from pysciml.nn.field import check_field
+from pysciml.nn.field import check_field, require_tensor
+from pysciml.nn.times import check_times
 from pysciml.problems import ODEProblem
 
 __all__ = ["MultipleShooting"]
@@ -45,6 +46,8 @@ class MultipleShooting(nn.Module):
                 "was made with regularise or per_sample; leave these out there."
             )
         self.model = model
+        check_times(t, "t")
+        require_tensor(data, "data", f"({len(t)}, ...)")
         starts = options.get("starts")
         like = data[0] if starts is None else starts[0]
         prob = ODEProblem(model._field, like.detach(), (float(t[0]), float(t[-1])))

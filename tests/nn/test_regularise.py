@@ -226,6 +226,10 @@ def test_outputs_at_a_step(engine: str) -> None:
     values, t = path()
     controlled = pn.NeuralCDE(Steered(True), 3, 2, path="linear", engine=engine).double()
     assert_close(controlled(values, t, 1.0), controlled(values, t, f64(0.0, 1.0, 2.0)), 1e-12)
+    ball = pn.HybridODE(net(), pn.Transition(lambda u: u[0] - 9.0), engine=engine, saveat=0.5)
+    assert_close(ball(x), ball(x, f64(0.0, 0.5, 1.0)), 1e-12)
+    noisy = pn.NeuralSDE(net(), net(), engine=engine, dt=0.1, saveat=0.5)
+    assert_close(noisy(x, seed=1), noisy(x, f64(0.0, 0.5, 1.0), seed=1), 1e-12)
     end = f64(1.0, grad=True)
     moving = pn.NeuralODE(torch.ones_like, (0.0, end), engine=engine, saveat=0.4)
     (grad,) = torch.autograd.grad(moving(f64([0.0])).sum(), end)
@@ -247,6 +251,9 @@ def test_outputs_at_a_step(engine: str) -> None:
         (lambda: pn.LatentODE(2, 3, noise="a"), "noise is 'a'"),
         (lambda: pn.MultipleShooting(pn.NeuralODE(net(), regularise=pn.Kinetic()), f64(0.0, 1.0),
                                      torch.ones(2, 2, dtype=F64)), "leave these out there"),
+        (lambda: pn.MultipleShooting(pn.NeuralODE(net()), f64(0.0, 1.0), [[1.0, 2.0]] * 2),
+         "data is a list; give a tensor of shape"),
+        (lambda: pn.MultipleShooting(pn.NeuralODE(net()), "t", torch.ones(2, 2)), "t is 't'; give"),
         (lambda: pn.HybridODE(net(), pn.Transition(lambda u: u[0]), per_sample=True),
          "each sample is solved by itself as it is"),
     ],
