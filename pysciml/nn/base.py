@@ -32,6 +32,8 @@ from pysciml.solve import solve
 
 __all__ = ["ContinuousModule", "last_of", "require_known"]
 
+#: How many shapes of states a module keeps its field with integrals for.
+_SHAPES = 16
 _OPTIONS = (
     "abstol reltol sensealg tstops dt dtmax dtmin maxiters adaptive progress raise_on_failure"
 ).split()
@@ -114,7 +116,7 @@ class ContinuousModule(nn.Module):
         require_known(self, options)
         self.vector_field = vector_field
         self._field = self._make_field(takes_time(vector_field))
-        self._integrals = Integrals(self._field, (), ())
+        self._integrals: dict[Any, Integrals] = {}
         self.tspan = check_tspan(tspan)
         self.saveat = as_saveat(saveat)
         self.alg, self.engine, self.per_sample = alg, engine, per_sample
@@ -290,19 +292,28 @@ class ContinuousModule(nn.Module):
             return (u[0] if saveat is None else u), u0.new_zeros(batch, 0)
         if noise is None and "jacobian" in kinds:
             noise = torch.randn_like(u0)
-        self._integrals.kinds = kinds
-        self._integrals.shape = (1, *u0.shape[1:]) if alone else tuple(u0.shape)
+        beside = self._beside(kinds, (1, *u0.shape[1:]) if alone else tuple(u0.shape))
         zeros = u0.new_zeros(batch, k)
         full = torch.cat([u0.reshape(batch, -1), zeros], dim=1)
         full = full if alone or u0.ndim > 1 else full.reshape(-1)
         out = self._solved(
-            self._integrals, full, span, grid,
+            beside, full, span, grid,
             (() if p is None else p, () if noise is None else noise),
             (() if p is None else rows, () if noise is None else True), **more,
         )  # fmt: skip
         columns = out.reshape(len(out), batch, -1)
         u = columns[..., :-k].reshape(len(out), *u0.shape)
         return (u[0] if saveat is None else u), (1.0 if t1 > t0 else -1.0) * columns[-1, :, -k:]
+
+    def _beside(self, kinds: tuple[str, ...], shape: tuple[int, ...]) -> Integrals:
+        """The field with these integrals, the same each time: kernels are found again by it."""
+        held = self._integrals
+        found = held.get((kinds, shape))
+        if found is None or found.field is not self._field:
+            found = held[kinds, shape] = Integrals(self._field, kinds, shape)
+            for key in list(held)[:-_SHAPES]:
+                held.pop(key, None)
+        return found
 
     def extra_repr(self) -> str:
         alg = "default" if self.alg is None else self.alg

@@ -177,7 +177,7 @@ class HybridODE(ContinuousModule):
         super().__init__(wrapped[0], tspan, alg, **options)
         self.vector_field = modules
         self.transitions = nn.ModuleList(items)
-        self._field = self._integrals.field = _Modes(modules, self._timed)
+        self._field = _Modes(modules, self._timed)
         several = len(fields) > 1
         self._callbacks = [
             ContinuousCallback(

@@ -207,7 +207,6 @@ class StableNeuralFlow(_OfEnergy):
         self.friction = float(friction)
         self.skew = None if size is None else torch.nn.Parameter(0.1 * torch.randn(size, size))
         self._field = _EnergyFlow(self.vector_field, self.skew, self.friction)
-        self._integrals.field = self._field
 
     def _check_state(self, u: Tensor) -> None:
         require_tensor(u, "u0", "(..., d)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -212,6 +213,20 @@ def test_flows_and_controlled_equations_by_samples(engine: str) -> None:
         assert_close(one.penalty, all_.penalty, 1e-8)
         got = torch.autograd.grad(a.sum(), one.vector_field.a)[0]
         assert_close(got, torch.autograd.grad(b.sum(), one.vector_field.a)[0], 1e-6)
+
+
+def test_one_module_in_several_threads() -> None:
+    """Batches of different sizes at once, with and without per-sample solves."""
+    sizes = [3, 5, 2, 4] * 4
+    batches = [torch.randn(n, 2, dtype=F64) for n in sizes]
+    for per_sample in (False, True):
+        model = pn.NeuralODE(net(), engine="sundials", regularise=pn.Kinetic(),
+                             per_sample=per_sample)  # fmt: skip
+        want = [model(x) for x in batches]
+        with ThreadPoolExecutor(4) as pool:
+            got = list(pool.map(model, batches))
+        for a, b in zip(got, want, strict=True):
+            assert_close(a, b, 1e-12)
 
 
 # ---- output times by a step
