@@ -163,7 +163,9 @@ def _bound_slices(module: GraphModule) -> None:
         if at is None or len(node.args) <= at + 2:
             continue
         args = list(node.args)
-        shape = args[0].meta["val"].shape
+        # a constant that the trace holds has no value beside it before torch 2.7
+        held = getattr(module, args[0].target) if args[0].op == "get_attr" else None
+        shape = (args[0].meta["val"] if held is None else held).shape
         args[at + 2] = min(args[at + 2], shape[args[at]])
         node.args = tuple(args)
 
