@@ -101,7 +101,7 @@ def explain(error: Exception) -> CaptureError:
             "use torch.where instead of if, torch.stack instead of torch.tensor, "
             "and torch.* instead of math.*",
         )
-    if "HigherOrderOperator" in text:
+    if "HigherOrderOperator" in text or "for HOP " in text:  # the latter in torch 2.6
         return CaptureError(
             f"the function uses torch's control flow operators{line}",
             "use torch.where instead of torch.cond, and a Python loop of fixed length",
