@@ -9,7 +9,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import pysciml as ps
 from pysciml import functions
@@ -57,6 +57,14 @@ LV_U0 = (1.0, 1.0)
 LV_P = (1.5, 1.0, 3.0, 1.0)
 ROBER_U0 = (1.0, 0.0, 0.0)
 ROBER_P = (0.04, 3e7, 1e4)
+
+
+def net(inputs: int = 2, outputs: int | None = None, hidden: int = 8) -> nn.Sequential:
+    torch.manual_seed(0)
+    outputs = inputs if outputs is None else outputs
+    return nn.Sequential(
+        nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, outputs)
+    ).double()  # fmt: skip
 
 
 def wave(u: Any, p: Any, t: Any) -> Any:

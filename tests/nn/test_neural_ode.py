@@ -14,17 +14,9 @@ from torch import Tensor, nn
 
 import pysciml as ps
 from pysciml import nn as pn
-from support import F64, assert_close, counted_captures, f64
+from support import F64, assert_close, counted_captures, f64, net
 
 TIGHT = {"abstol": 1e-11, "reltol": 1e-10}
-
-
-def net(inputs: int = 2, outputs: int | None = None, hidden: int = 8) -> nn.Sequential:
-    torch.manual_seed(0)
-    outputs = inputs if outputs is None else outputs
-    return nn.Sequential(
-        nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, outputs)
-    ).double()  # fmt: skip
 
 
 def test_value_and_gradient_against_torchdiffeq(engine: str) -> None:

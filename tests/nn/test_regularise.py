@@ -11,17 +11,9 @@ from torch import Tensor, nn
 
 import pysciml as ps
 from pysciml import nn as pn
-from support import F64, assert_close, f64
+from support import F64, assert_close, f64, net
 
 TIGHT = {"abstol": 1e-11, "reltol": 1e-10}
-
-
-def net(inputs: int = 2, outputs: int | None = None, hidden: int = 8) -> nn.Sequential:
-    torch.manual_seed(0)
-    outputs = inputs if outputs is None else outputs
-    return nn.Sequential(
-        nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, outputs)
-    ).double()  # fmt: skip
 
 
 # ---- random ends
