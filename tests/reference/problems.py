@@ -1,4 +1,4 @@
-"""Problems with published solutions, from the Test Set for IVP Solvers.
+"""Problems with published solutions, from the Test Set for IVP Solvers but for one.
 
 Equations, constants and reference values are those of F. Mazzia and C. Magherini, *Test Set for
 Initial Value Problem Solvers*, release 2.4, Department of Mathematics, University of Bari (2008).
@@ -167,6 +167,14 @@ def vdpol(u: Tensor, p: Parameters, t: Tensor) -> Tensor:
     """Van der Pol's oscillator, scaled, with epsilon = 1e-6."""
     y1, y2 = u.unbind()
     return torch.stack([y2, ((1 - y1 * y1) * y2 - y1) / 1e-6])
+
+
+def bruss(u: Tensor, p: Parameters, t: Tensor) -> Tensor:
+    """The Brusselator on its limit cycle: E. Hairer, S. P. Norsett, G. Wanner, *Solving Ordinary
+    Differential Equations I*, section II.4. Its reference is that of Mathematica's NDSolve with 32
+    digits, as the documentation of the library russell_ode gives it; DOP853 at 1e-14 agrees."""
+    feed, pull = 1.0, u[0] ** 2 * u[1]
+    return torch.stack([feed + pull - 4 * u[0], 3 * u[0] - pull])
 
 
 def e5(u: Tensor, p: Parameters, t: Tensor) -> Tensor:
@@ -381,6 +389,13 @@ ODES = [
         (0.0, 2.0),
         tensor(0.1706167732170483e1, -0.8928097010247975),
         abstol=1e-8,
+    ),
+    Problem(
+        "BRUSS",
+        bruss,
+        tensor(1.5, 3),
+        (0.0, 20.0),
+        tensor(0.4986370712683478291402659846476, 4.596780349452011024598321237263),
     ),
     Problem(
         "E5",
