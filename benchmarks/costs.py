@@ -264,12 +264,7 @@ def main() -> None:
         0.05 if quick else 2.0,
         3 if quick else 60,
     )
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "costs.md").write_text(
-        "# What a solve costs beside solving\n\n" + text, "utf-8"
-    )
-    print(text)
-    print(f"Written to {arguments.out / 'costs.md'}")
+    report.Page(arguments.out / "costs.md", "What a solve costs beside solving").say(text)
 
 
 if __name__ == "__main__":

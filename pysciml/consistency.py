@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["off_at_start", "rows_without_rate"]
+__all__ = ["off_at_start", "without_rate"]
 
 Array = npt.NDArray[np.float64]
 
@@ -35,7 +35,7 @@ def off_at_start(problem: Any) -> str:
     with np.errstate(all="ignore"):
         if problem.kind == "dae":
             value(np.array(problem.du0, np.float64), u, problem.t0, off)
-            fixed = rows_without_rate(problem)
+            fixed = without_rate(problem, 1)
             if (np.abs(off[fixed]) > _LEAST).any():
                 off[~fixed] = 0.0
         else:
@@ -53,16 +53,16 @@ def off_at_start(problem: Any) -> str:
     return f"with {of} {', '.join(named)} (equations counted from 0)"
 
 
-def rows_without_rate(problem: Any) -> npt.NDArray[np.bool_]:
-    """Which equations of a residual no rate stands in."""
+def without_rate(problem: Any, axis: int) -> npt.NDArray[np.bool_]:
+    """Which equations (axis 1) or entries of the state (axis 0) of a residual have no rate."""
     functions, n = problem.functions, len(problem.u0)
     pattern = functions.sparsity("du")
     if pattern is not None:
-        return np.asarray(pattern.tocsr().getnnz(axis=1) == 0)
+        return np.asarray(pattern.getnnz(axis=axis) == 0)
     if not getattr(functions, "differentiable", True):
         return np.zeros(n, bool)
     by_rate = np.empty((n, n))
     functions.bind("jac:du", problem.p, problem.c)(
         np.array(problem.du0, np.float64), np.array(problem.u0, np.float64), problem.t0, by_rate
     )
-    return np.asarray((by_rate == 0.0).all(axis=1))
+    return np.asarray((by_rate == 0.0).all(axis=axis))

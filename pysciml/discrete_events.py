@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ Array = npt.NDArray[np.float64]
 
 def steps_at(asked: Array, times: Array, name: str) -> npt.NDArray[np.int64]:
     """The steps at which these times are. Raises InputError for times that are no steps."""
-    rows: npt.NDArray[np.int64] = np.abs(times[None] - asked[:, None]).argmin(1)
+    rows: npt.NDArray[np.int64] = np.searchsorted((times[1:] + times[:-1]) / 2, asked)
     off = np.abs(times[rows] - asked) > 1e-9 * max(abs(times[0]), abs(times[-1]))
     if off.any():
         i = int(np.nonzero(off)[0][0])
@@ -59,9 +60,9 @@ class MapEvents:
                     "whose condition is true at the step."
                 )
             if c.condition is not None:
-                self._conditions[i] = _bound(c.condition, "value", c.condition_p, c.condition_c)
+                self._conditions[i] = c.condition.bind("value", c.condition_p, c.condition_c)
             if c.affect is not None:
-                self._affects[i] = _bound(c.affect, "value", c.affect_p, c.affect_c)
+                self._affects[i] = c.affect.bind("value", c.affect_p, c.affect_c)
             if c.kind == "preset":
                 name = f"times of callback {given}: times"
                 self._presets[i] = set(steps_at(np.asarray(c.times), times, name).tolist())
@@ -90,10 +91,11 @@ class MapEvents:
         before, after = states
         m = len(before)
         asked = np.arange(m) if wanted is None else wanted[wanted < m]
+        times_asked = Counter(asked.tolist())
         rows: list[int] = []
-        for k in sorted({*asked.tolist(), *self.records}):
+        for k in sorted({*times_asked, *self.records}):
             events = self.records.get(k, [])
-            rows += [k] * int((asked == k).sum())
+            rows += [k] * times_asked[k]
             if not events:
                 continue
             first, last = self.callbacks[events[0].index].save_positions
@@ -123,12 +125,8 @@ class MapEvents:
         for i in self._affects:
             c = self.callbacks[i]
             own[i] = np.zeros(len(c.affect_p))
-            affects[i] = _bound(c.affect, "vjp:up", c.affect_p, c.affect_c)
+            affects[i] = c.affect.bind("vjp:up", c.affect_p, c.affect_c)
         return own, affects
-
-
-def _bound(functions: Any, role: str, p: Any, c: Any) -> Any:
-    return functions.bind(role, p, c)
 
 
 def _true(condition: Any, u: Array, t: float) -> bool:

@@ -199,7 +199,7 @@ def solved(plan: Plan, setup: Flattened) -> Solution:
         assert run.flat is not None
         # the very tensor given as saveat, where there is one
         t = setup.from_numpy(run.flat.t, time=True) if grid.tensor is None else grid.tensor
-    sol = _solution(run, t, u, plan.index)
+    sol = _solution(run, t, u)
     for c in setup.callbacks:
         c.finish(sol)
     return sol
@@ -236,7 +236,7 @@ class _Run:
 def _fail(run: _Run, flat: FlatSolution) -> None:
     setup = run.setup
     t, u = setup.from_numpy(flat.t, time=True), setup.from_numpy(flat.u)
-    partial = _solution(run, t, u, run.index)
+    partial = _solution(run, t, u)
     said = f" ({flat.message})" if flat.message else ""
     what = _about_start(run, flat) or advice(flat, setup, run.options)
     raise SolveError(
@@ -384,8 +384,8 @@ def once(gradients: tuple[Any, ...], *inputs: Tensor | None) -> tuple[Any, ...]:
     return out
 
 
-def _solution(run: _Run, t: Tensor, u: Tensor, index: Tensor | None) -> Solution:
-    setup, flat = run.setup, run.flat
+def _solution(run: _Run, t: Tensor, u: Tensor) -> Solution:
+    setup, flat, index = run.setup, run.flat, run.index
     assert flat is not None
     state = setup.state.unflatten(u) if index is None else u[:, index]
 

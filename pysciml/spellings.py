@@ -31,7 +31,7 @@ def one_form(options: dict[str, Any]) -> None:
         elif name in _NUMBERS:
             if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0:
                 value = options[name] = _number(name, value)
-            if name == "dtmax" and value == math.inf:
+            if name == "dtmax" and isinstance(value, float) and value == math.inf:
                 options[name] = None
         elif name == "sensealg":
             if isinstance(value, type) and issubclass(value, SensitivityAlgorithm):

@@ -222,17 +222,22 @@ class _State:
         Or, where products with the Jacobian do not give it, whether as much time again as it took
         to get there would not move the state.
         """
-        r, product = self.value(self.u), self._bind("jvp:u")
-
-        def push(v: Array) -> Array:
-            out = np.empty(self.n)
-            product(np.ascontiguousarray(v).reshape(-1), self.u, self.t, out)
-            return out
-
-        step, _ = gmres(LinearOperator((self.n, self.n), push), r, rtol=1e-3, maxiter=20)
-        if np.abs(push(step) - r).max() <= 1e-2 * np.abs(r).max():
+        r, J = self.value(self.u), self._products("jvp:u")
+        step, _ = gmres(J, r, rtol=1e-3, maxiter=20)
+        if np.abs(J @ step - r).max() <= 1e-2 * np.abs(r).max():
             return bool(np.abs(step).max() <= near)
         return bool(np.abs(r).max() * t <= near)
+
+    def _products(self, role: str) -> LinearOperator:
+        """The Jacobian at the state (jvp:u), or its transpose (vjp:u), by its products."""
+        bound = self._bind(role)
+
+        def product(x: Array) -> Array:
+            out = np.empty(self.n)
+            bound(np.ascontiguousarray(x).reshape(-1), self.u, self.t, out)
+            return out
+
+        return LinearOperator((self.n, self.n), product, dtype=np.float64)
 
     def pulled(self, cotangent: Array) -> Array:
         """The cotangent of the parameters: ``-f_p' J'^-1 cotangent``."""
@@ -248,15 +253,9 @@ class _State:
                 w: Array = np.linalg.lstsq(J.T, cotangent, rcond=1e-13)[0].astype(float)
             off = np.abs(J.T @ w - cotangent).max()
         else:
-            product = self._bind("vjp:u")
-
-            def pull(x: Array) -> Array:
-                out = np.empty(self.n)
-                product(np.ascontiguousarray(x).reshape(-1), self.u, self.t, out)
-                return out
-
-            w, _ = gmres(LinearOperator((self.n, self.n), pull), cotangent, rtol=1e-10, maxiter=50)
-            off = np.abs(pull(w) - cotangent).max()
+            Jt = self._products("vjp:u")
+            w, _ = gmres(Jt, cotangent, rtol=1e-10, maxiter=50)
+            off = np.abs(Jt @ w - cotangent).max()
         if not off <= 1e-6 * np.abs(cotangent).max():
             raise PyscimlError(
                 "The Jacobian at the steady state is singular in a direction that the loss looks "

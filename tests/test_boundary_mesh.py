@@ -6,6 +6,7 @@ import math
 import os
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -342,3 +343,10 @@ def test_mirk_is_for_boundary_value_problems() -> None:
     ode = ps.ODEProblem(wave, f64(0.0, 1.0), (0.0, 1.0), {"k": 1.0})
     with pytest.raises(EngineError, match="MIRK4 is for boundary value problems"):
         ps.solve(ode, ps.MIRK4(), engine="julia")
+
+
+def test_the_users_random_numbers_are_not_drawn_from() -> None:
+    before = np.random.get_state()[2]
+    prob = ps.TwoPointBVProblem(bratu, AT_REST, f64(0.0, 0.0), (0.0, 1.0), 1.0)
+    ps.solve(prob, ps.SolveBVP(), engine="sundials")
+    assert np.random.get_state()[2] == before

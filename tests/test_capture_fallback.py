@@ -325,6 +325,29 @@ def test_gradients_by_a_derivative_without_a_kernel(how):
     assert_close(got[1], torch.from_numpy(by_u0), 1e-6)
 
 
+@pytest.mark.julia
+@pytest.mark.filterwarnings("ignore::pysciml.CaptureWarning")
+def test_a_derivative_that_julia_calls_back_follows_the_parameters():
+    fresh = lambda u, p, t: falls(u, p, t)
+    prob = ps.ODEProblem(fresh, f64(1.0, 3.0), (0.0, 1.0), f64([0.5], grad=True))
+    options = {"engine": "julia", "abstol": 1e-10, "reltol": 1e-10}
+    h = 1e-5
+    for value in (0.5, 0.8, 1.7):
+        p = f64([value], grad=True)
+        sol = ps.solve(ps.remake(prob, p=p), ps.Rodas5P(), **options)
+        assert_close(sol.u[-1], torch.from_numpy(reference([1.0, 3.0], value)), 1e-7)
+        want = (reference([1.0, 3.0], value + h) - reference([1.0, 3.0], value - h)).sum() / (2 * h)
+        assert_close(torch.autograd.grad(sol.u[-1].sum(), p)[0], f64([want]), 1e-6)
+    # members share no parameters that one solve holds
+    p = f64([0.5], [0.8], [1.7], grad=True)
+    for alg in (ps.Tsit5(), ps.Rodas5P()):
+        sim = ps.solve(ps.EnsembleProblem(prob, p=p), alg, saveat=[1.0], **options)
+        got = torch.autograd.grad(sim.u.sum(), p)[0]
+        for k, value in enumerate((0.5, 0.8, 1.7)):
+            want = reference([1.0, 3.0], value + h) - reference([1.0, 3.0], value - h)
+            assert_close(got[k], f64([want.sum() / (2 * h)]), 1e-6)
+
+
 @pytest.mark.filterwarnings("ignore::pysciml.CaptureWarning")
 def test_an_event_by_a_derivative_without_a_kernel():
     """The condition's derivative is called back: u' = -p u, stopped where digamma(u) = 0."""

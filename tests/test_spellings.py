@@ -198,3 +198,9 @@ def test_entries_of_a_plot_in_any_spelling():
     for chosen in (1, [-1], slice(1, 2), [False, True]):
         (line,) = sol.plot(idxs=chosen).lines
         assert line.get_ydata()[0] == 2.0
+
+
+@pytest.mark.parametrize("value", [torch.tensor([1.0, 2.0]), np.array([1.0, 2.0])], ids=type)
+def test_numbers_that_are_several(value):
+    with pytest.raises(ps.InputError, match="dtmax is "):
+        ps.solve(problem(), dtmax=value, engine="sundials")

@@ -167,12 +167,13 @@ class ContinuousModule(nn.Module):
         last.stats, last.plans = sol.stats, plans_of(prob)
         return sol
 
-    def _outputs(self, saveat: Any) -> Tensor | None:
+    def _outputs(self, saveat: Any, tspan: Any = None) -> Tensor | None:
         """The output times of a call: those it names, else the module's own."""
-        return output_times(self.saveat if saveat is None else as_saveat(saveat), self.tspan)
+        given = self.saveat if saveat is None else as_saveat(saveat)
+        return output_times(given, self.tspan if tspan is None else tspan)
 
     def _solved(
-        self, f: Any, u0: Any, span: Any, saveat: Tensor, p: Any = None, rows: Any = True,
+        self, f: Any, u0: Any, span: Any, saveat: Tensor, p: Any = None, rows: Any = (),
         **more: Any,
     ) -> Any:  # fmt: skip
         """States at ``saveat``, times in front: of the batch, or of each sample by itself.
@@ -190,10 +191,9 @@ class ContinuousModule(nn.Module):
         self._field.vector_field = self.vector_field
         first = pytree.tree_map(lambda x: x[:1], u0)
         u0 = pytree.tree_map(lambda x: x.unsqueeze(1), u0)
-        if rows is True and p is not None:
-            rows = pytree.tree_map(lambda x: True, p)
-        one = None if p is None else pytree.tree_map(lambda x, r: x[:1] if r else x, p, rows)
+        one = None
         if p is not None:
+            one = pytree.tree_map(lambda x, r: x[:1] if r else x, p, rows)
             p = pytree.tree_map(lambda x, r: x.unsqueeze(1) if r else x, p, rows)
         members = EnsembleProblem(ODEProblem(f, first, span, one), u0=u0, p=p)
         sim: EnsembleSolution = solve(members, self.alg, engine=self.engine, **self.options, **more)
@@ -201,7 +201,7 @@ class ContinuousModule(nn.Module):
         return sim
 
     def _states(
-        self, u0: Any, saveat: Any = None, tspan: Any = None, p: Any = None, rows: Any = True,
+        self, u0: Any, saveat: Any = None, tspan: Any = None, p: Any = None, rows: Any = (),
         **more: Any,
     ) -> Any:  # fmt: skip
         """States at ``saveat``, times in front; at the end of ``tspan`` where it is None.
@@ -242,7 +242,7 @@ class ContinuousModule(nn.Module):
         return u, penalty
 
     def _penalty_of_steps(
-        self, u0: Tensor, span: Any, saveat: Any, p: Any = None, rows: Any = True, **more: Any
+        self, u0: Tensor, span: Any, saveat: Any, p: Any = None, rows: Any = (), **more: Any
     ) -> tuple[Any, Any]:
         """The penalty of what the solver's steps tell, and states as :meth:`_states`.
 
@@ -280,7 +280,7 @@ class ContinuousModule(nn.Module):
 
     def _with_integrals(
         self, u0: Tensor, kinds: tuple[str, ...], span: Any, saveat: Any, noise: Any = None,
-        p: Any = None, rows: Any = True, **more: Any,
+        p: Any = None, rows: Any = (), **more: Any,
     ) -> tuple[Any, Tensor]:  # fmt: skip
         """States as :meth:`_states`, and the integrals over the whole span, (batch, k)."""
         t0, t1 = (float(torch.as_tensor(t).detach()) for t in span)
@@ -299,7 +299,7 @@ class ContinuousModule(nn.Module):
         out = self._solved(
             beside, full, span, grid,
             (() if p is None else p, () if noise is None else noise),
-            (() if p is None else rows, () if noise is None else True), **more,
+            (rows, () if noise is None else True), **more,
         )  # fmt: skip
         columns = out.reshape(len(out), batch, -1)
         u = columns[..., :-k].reshape(len(out), *u0.shape)

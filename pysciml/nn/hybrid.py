@@ -151,9 +151,8 @@ class HybridODE(ContinuousModule):
                 "HybridODE takes neither regularise nor per_sample: each sample is solved by "
                 "itself as it is, through its own events; leave them out."
             )
-        if isinstance(vector_fields, nn.Module) and not isinstance(vector_fields, nn.ModuleList):
-            vector_fields = [vector_fields]
-        fields = _several(vector_fields, callable(vector_fields))
+        one = callable(vector_fields) and not isinstance(vector_fields, nn.ModuleList)
+        fields = _several(vector_fields, one)
         items = _several(transitions, isinstance(transitions, Transition))
         if not fields or not all(map(callable, fields)):
             raise InputError(

@@ -14,7 +14,6 @@ from pysciml.nn.base import ContinuousModule
 from pysciml.nn.field import Field
 from pysciml.nn.paths import CubicPath, LinearPath, Path, cubic_derivative, linear_derivative
 from pysciml.nn.regularise import RandomEndTime
-from pysciml.nn.times import as_saveat, output_times
 from pysciml.problems import require_finite
 
 __all__ = ["NeuralCDE"]
@@ -161,7 +160,7 @@ class NeuralCDE(ContinuousModule):
                 f"{(len(path.coeffs), self.hidden)}."
             )
         span = (float(path.times[0]), float(path.times[-1]))
-        given = output_times(self.saveat if saveat is None else as_saveat(saveat), span)
+        given = self._outputs(saveat, span)
         more = {"tstops": path.times[1:-1]} if path.kinks and len(path.times) > 2 else {}
         p = (path.coeffs, path.times)
         out = self._states(z0, given, span, p, (True, False), **more)

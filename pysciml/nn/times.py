@@ -83,7 +83,7 @@ def moved_times(
     if saveat is None:
         end = t1 if isinstance(t1, Tensor) and t1.requires_grad else float(t1)
         return None, (t0, end + width * (2.0 * float(torch.rand(())) - 1.0))
-    start = float(torch.as_tensor(t0).detach())
+    start = float(torch.as_tensor(t0, dtype=saveat.dtype).detach())
     values = saveat.detach().to("cpu", torch.float64)
     gaps = torch.cat([(values[:1] - start).abs(), values.diff().abs()])
     gaps = gaps[gaps > 0]
@@ -95,6 +95,6 @@ def moved_times(
     moves = width * (2.0 * torch.rand(len(values), dtype=torch.float64) - 1.0)
     moves = torch.where(values == start, 0.0, moves).to(saveat.device, saveat.dtype)
     moved = saveat + moves
-    last, end = float(moved[-1].detach()), float(torch.as_tensor(t1).detach())
+    last, end = float(moved[-1].detach()), float(torch.as_tensor(t1, dtype=torch.float64).detach())
     beyond = last > end if end > start else last < end
     return moved, (t0, last if beyond else t1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -10,17 +11,14 @@ import torch
 from torch import Tensor, nn
 
 import pysciml as ps
+import support
 from pysciml import nn as pn
 from support import F64, assert_close, central_difference, f64
 
 TIGHT = {"abstol": 1e-11, "reltol": 1e-10}
 
 
-def net(inputs: int, outputs: int, hidden: int = 16) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, outputs)
-    ).double()  # fmt: skip
+net = functools.partial(support.net, hidden=16)
 
 
 # ---- FFJORD
@@ -340,8 +338,13 @@ def test_bouncing_ball_in_closed_form(engine: str) -> None:
 
 def test_thermostat_switches_modes(engine: str) -> None:
     """Cooling u' = -u / 2 down to 1, heating u' = 3 - u / 2 up to 2, and again."""
+    heater = nn.Linear(1, 1).double()
+    nn.init.constant_(heater.weight, -0.5)
+    nn.init.constant_(heater.bias, 3.0)
+    cooler = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(cooler.weight, -0.5)
     model = pn.HybridODE(
-        [lambda u: -0.5 * u, lambda u: 3.0 - 0.5 * u],
+        nn.ModuleList([cooler, heater]),
         [
             pn.Transition(lambda u: u[0] - 1.0, source=0, target=1, direction=-1),
             pn.Transition(lambda u: u[0] - 2.0, source=1, target=0, direction=1),

@@ -7,22 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import pysciml as ps
 from pysciml import nn as pn
 from pysciml.errors import EngineError, InputError
-from support import F64, assert_close, counted_captures, f64
+from support import F64, assert_close, counted_captures, f64, net
 
 julia = pytest.mark.julia
 TIGHT = {"abstol": 1e-11, "reltol": 1e-11, "engine": "julia"}
 TSIT5 = ps.MethodOfSteps(ps.Tsit5())
-
-
-def net(inputs: int, outputs: int, hidden: int = 8) -> nn.Sequential:
-    torch.manual_seed(0)
-    layers = nn.Sequential(nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, outputs))
-    return layers.double()
 
 
 def by_rk4(f: Any, u0: Tensor, n: int, lags: int, history: Any = None) -> Tensor:

@@ -356,6 +356,7 @@ class JuliaEngine(Engine):
 
     def _solve_again(self, again: Again, problem: FlatProblem) -> FlatSolution:
         """Solve what was solved before, from other values."""
+        again.functions.use(problem.p, problem.c)  # derivatives without a kernel are called back
         return self.solution(
             self.bridge.solve(again.request(problem)),
             problem,
@@ -473,8 +474,12 @@ class JuliaEngine(Engine):
     # -- ensembles -----------------------------------------------------------------------------
 
     def solves_members(self, problem: FlatProblem) -> bool:
-        # functions called back in Python hold the parameters of one solve
+        # what is called back in Python, a derivative or all, holds the parameters of one solve
         called_back = isinstance(problem.functions, CallbackFunctions)
+        kernels = getattr(problem.functions, "kernels", None)
+        if kernels is not None:
+            roles = ("jac:u", "vjp:up" if len(problem.p) else "vjp:u")
+            called_back = not all(map(kernels.available, roles))
         return not (problem.kind != "ode" or problem.form or problem.callbacks or called_back)
 
     def solve_members(

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from pysciml.consistency import off_at_start, rows_without_rate
+from pysciml.consistency import off_at_start, without_rate
 from pysciml.engines.base import FlatProblem, SolveOptions
 from pysciml.errors import InputError
 
@@ -81,13 +81,13 @@ def require_satisfied(problem: FlatProblem, options: SolveOptions, limit: int) -
     functions.bind("value", problem.p, problem.c)(*given, off)
     if not off.any():
         return
-    rows = rows_without_rate(problem)
+    rows = without_rate(problem, 1)
     if not off[rows].any():
         return
     functions.bind("jac:u", problem.p, problem.c)(*given, by_u)
     allowed = np.abs(by_u) @ (options.reltol * np.abs(problem.u0) + options.abstol)
-    said = off_at_start(problem)
-    if said and (np.abs(off) > 10.0 * allowed + 1e-12)[rows].any():
+    beyond = (np.abs(off) > 10.0 * allowed + 1e-12)[rows].any()
+    if beyond and (said := off_at_start(problem)):
         raise InputError(
             f"The initial values do not satisfy the equation: {said}; mend them, or give "
             "differential_vars=, with which the entries of u0 that have no rate, and du0, are "

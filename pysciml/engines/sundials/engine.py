@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pysciml.algorithms import Algorithm
+from pysciml.consistency import without_rate
 from pysciml.engines.base import (
     FIRST_EVENT,
     FIXED,
@@ -383,7 +384,8 @@ def _ida(
             require_satisfied(problem, options, jacobian.DENSE_LIMIT)
         if flags is None and events is not None:
             # The user vouches for u0 and du0, but not for what is consistent after an affect.
-            algebraic, initial = _without_rate(problem), ["yp0", None]
+            algebraic = np.flatnonzero(without_rate(problem, 0)).tolist()
+            initial = ["yp0", None]
     else:
         mass = problem.mass_matrix
         assert mass is not None
@@ -401,19 +403,6 @@ def _ida(
         )  # fmt: skip
 
     return make, lambda: _WIDTH["BDF"]
-
-
-def _without_rate(problem: FlatProblem) -> list[int]:
-    """Entries of the state whose rate a residual does not depend on."""
-    functions, n = problem.functions, len(problem.u0)
-    pattern = functions.sparsity("du")
-    if pattern is None:
-        if not getattr(functions, "differentiable", True):
-            return []
-        by_rate = np.empty((n, n))
-        functions.bind("jac:du", problem.p, problem.c)(problem.du0, problem.u0, problem.t0, by_rate)
-        return np.flatnonzero((by_rate == 0.0).all(axis=0)).tolist()
-    return np.flatnonzero(pattern.getnnz(axis=0) == 0).tolist()
 
 
 def _residual(problem: FlatProblem) -> tuple[Callable[..., None], Callable[..., None]]:
