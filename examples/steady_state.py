@@ -11,7 +11,7 @@ import pysciml as ps
 
 
 def reactor(u, p, t):
-    """A -> B -> C in a stirred tank: temperature ``p`` speeds the second reaction up more."""
+    # A -> B -> C in a stirred tank: temperature p speeds the second reaction up more
     a, b = u.unbind()
     first, second = torch.exp(0.5 * p), torch.exp(2.0 * p - 1.5)
     return torch.stack([1.0 - a - first * a, first * a - b - second * b])
@@ -21,13 +21,11 @@ def main(argv=None):
     args, f64 = arguments(__doc__, argv), torch.float64
     u0, p = torch.tensor([1.0, 0.0], dtype=f64), torch.tensor(-1.5, dtype=f64, requires_grad=True)
     prob, path = ps.SteadyStateProblem(reactor, u0, p), []
-    optimiser = torch.optim.Adam([p], lr=0.1)
     for _ in range(60 if args.quick else 200):
-        optimiser.zero_grad()
-        b = ps.solve(prob, ps.SSRootfind(), engine=args.engine).u[1]
-        (-b).backward()
-        path.append((float(p.detach()), float(b.detach())))
-        optimiser.step()
+        b = ps.solve(ps.remake(prob, p=p), ps.SSRootfind(), engine=args.engine).u[1]
+        (slope,) = torch.autograd.grad(b, p)
+        path.append((p.item(), b.item()))
+        p = (p + slope).detach().requires_grad_()
     grid = torch.linspace(-2, 2, 80, dtype=f64)
     all_b = [ps.solve(ps.remake(prob, p=x), engine=args.engine).u[1] for x in grid]
     figure, ax = plt.subplots(figsize=(7, 3.8))
