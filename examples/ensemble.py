@@ -23,16 +23,14 @@ def main(argv=None):
     rates = p * torch.exp(0.15 * torch.randn(200 if args.quick else 10_000, 2, dtype=f64))
     ensemble = ps.EnsembleProblem(prob, p=rates.requires_grad_())
     sim = ps.solve(ensemble, engine=args.engine, saveat=1.0, reltol=1e-6)
-    peak = sim.u[:, :, 1].amax(1)
+    infected = sim.u[:, :, 1]
+    peak = infected.amax(1)
     (slope,) = torch.autograd.grad(peak.mean(), rates)  # through every member
     print(f"peak {peak.mean():.3f} +- {peak.std():.3f}; by the rates {slope.sum(0).tolist()}")
-    low, middle, high = (
-        sim.u[:, :, 1].detach().quantile(torch.tensor([0.05, 0.5, 0.95], dtype=f64), 0)
-    )
+    low, middle, high = infected.detach().quantile(torch.tensor([0.05, 0.5, 0.95], dtype=f64), 0)
     figure, ax = plt.subplots(figsize=(7, 3.8))
-    t = sim.t.detach()
-    ax.fill_between(t, low, high, alpha=0.3, label="90 % of the members")
-    ax.plot(t, middle, label="median")
+    ax.fill_between(sim.t, low, high, alpha=0.3, label="90 % of the members")
+    ax.plot(sim.t, middle, label="median")
     ax.set(xlabel="days", ylabel="infected", title=f"{len(sim)} epidemics")
     ax.legend()
     save(figure, args, "ensemble.png")

@@ -12,7 +12,7 @@ from pysciml.engines.choice import engine as chosen_engine
 
 
 def residual(du, u, g, t):
-    """Position, speed, and the pull that keeps the rod's length (its constraint, derived twice)."""
+    # position, speed, and the pull that keeps the rod's length (its constraint, derived twice)
     x, y, vx, vy, pull = u
     rates = torch.stack([vx, vy, -pull * x, -pull * y - g])
     length = vx**2 + vy**2 - pull * (x**2 + y**2) - g * y

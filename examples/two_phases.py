@@ -20,7 +20,7 @@ def diffusion(u, width, t):
 
 
 def energy(u, width):
-    """Of states (..., n): that of the fronts, and of what is not in either phase."""
+    # of states (..., n): that of the fronts, and of what is not in either phase
     n = u.shape[-1]
     return ((width * n * u.diff()) ** 2).sum(-1) / (2 * n) + ((1 - u**2) ** 2).mean(-1) / 4
 
