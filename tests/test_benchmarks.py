@@ -120,29 +120,31 @@ def test_a_fast_wrong_answer_does_not_count() -> None:
 
 
 @pytest.mark.timeout(600)
-def test_ensembles_reach_their_error() -> None:
+def test_ensembles_reach_their_error(tmp_path: Path) -> None:
     pytest.importorskip("torchdiffeq")
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.ensemble", "--quick", "--cases", "sir", "--members",
-         "30", "--peers", "torchdiffeq", "--error", "1e-4"],
+         "30", "--peers", "torchdiffeq", "--error", "1e-4", "--out", str(tmp_path)],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     cells = done.stdout.strip().splitlines()[-1].split("|")
     assert cells[1].strip() == "SIR" and "torchdiffeq" in cells[2]
     assert all(float(cell.strip().lstrip("<")) > 0.0 for cell in cells[3:5])
+    assert (tmp_path / "ensemble.md").read_text("utf-8") == f"# Ensembles\n\n{done.stdout}"
 
 
 @pytest.mark.julia
 @pytest.mark.timeout(600)
-def test_the_latent_sde_is_torchsdes() -> None:
+def test_the_latent_sde_is_torchsdes(tmp_path: Path) -> None:
     pytest.importorskip("torchsde")
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.latent_sde", "--batches", "4", "--width", "8",
-         "--runs", "1"],
+         "--runs", "1", "--out", str(tmp_path)],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     gaps = re.search(r"states differ by (\S+), gradients by (\S+)", done.stdout)
     assert gaps is not None and all(float(gap) < 1e-4 for gap in gaps.groups()), done.stdout
-    assert "forward + gradient: pysciml" in done.stdout
+    page = (tmp_path / "latent_sde.md").read_text(encoding="utf-8")
+    assert "| 4 | forward + gradient |" in page
