@@ -100,6 +100,9 @@ class StateSpec:
         sizes = tuple(int(torch.Size(s).numel()) for s in self.shapes)
         object.__setattr__(self, "sizes", sizes)
 
+    def __hash__(self) -> int:
+        return hash(self.key)  # torch's own tree structures have no hash before torch 2.7
+
     def __deepcopy__(self, memo: Any) -> StateSpec:
         return self  # it never changes
 

@@ -100,7 +100,8 @@ class FlatFunction:
     def _one_number(self, out: Any) -> Tensor:
         if isinstance(out, (bool, int, float, np.bool_)):
             kept = self.state.dtype if isinstance(out, float) else None
-            out = torch.tensor(out, dtype=kept, device=self.state.device)
+            plain = bool(out) if isinstance(out, np.bool_) else out  # torch 2.6 knows no np.bool_
+            out = torch.tensor(plain, dtype=kept, device=self.state.device)
         if not isinstance(out, Tensor) or out.numel() != 1:
             given = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise InputError(f"{self.name} returned {given}; return one number (a 0-d tensor).")

@@ -10,7 +10,7 @@ using OrdinaryDiffEqRosenbrock: Rodas5P
 using PySciML: DEFAULT, PySciML, QUIET, WithoutPrototype, lacks_room, readable, rebuilt, watching,
     with_room, without_prototype
 using SciMLBase: CallbackSet, ODEProblem, SciMLBase
-using SciMLSensitivity: BacksolveAdjoint, InterpolatingAdjoint, adjoint_sensitivities
+using SciMLSensitivity: BacksolveAdjoint, GaussAdjoint, InterpolatingAdjoint, adjoint_sensitivities
 using SparseArrays: SparseMatrixCSC
 
 # The jumps of the cotangent at the outputs: SciMLSensitivity asks for them by number.
@@ -26,10 +26,16 @@ function PySciML.segment_adjoint(
     du0, dp = adjoint_sensitivities(
         with_prototype(readable(sol, alg), sensealg, back), Checked(back); t = ts,
         dgdu_discrete = Jumps(cotangents), sensealg, abstol, reltol,
-        verbose = QUIET, dt = first_step(sol, ts)
+        verbose = QUIET, dt = first_step(sol, ts), quadrature_stops(sensealg, sol)...
     )
     return Vector{T}(vec(du0)), dp === nothing ? zeros(T, length(sol.prob.p)) : Vector{T}(vec(dp))
 end
+
+# Gauss quadrature is over the adjoint's steps, which follow the cotangent alone: where f's derivative
+# by the parameters changes faster (a drive that they scale), only the forward steps resolve it.
+quadrature_stops(sensealg, sol) = (;)
+quadrature_stops(::GaussAdjoint, sol) =
+    length(sol.t) > 2 ? (; tstops = unique(sol.t[2:(end - 1)])) : (;)
 
 # The first step backwards: as long as the last one forwards, and not beyond the first jump, where
 # it would be interpolated wrongly (see `cap_first_step!`).

@@ -5,7 +5,7 @@
 
 The continuous adjoint on a device: the cotangent is stepped backwards between outputs by the
 algorithm of the solve (Rodas5P after other implicit ones than Rosenbrock's), the state read from
-the dense solution, and the parameters' gradient is Gauss quadrature over the adjoint's steps.
+the dense solution, and the parameters' gradient is Gauss quadrature over the steps of both ways.
 """
 struct DeviceAdjoint end
 
@@ -150,8 +150,11 @@ function stretch!(
         )
     end
     part, u, w = similar(dp), similar(lambda), similar(lambda)
-    isempty(dp) || for i in 1:(length(sol.t) - 1)
-        t, length_ = sol.t[i], sol.t[i + 1] - sol.t[i]
+    # the forward steps too: f's derivative by the parameters may change faster than the cotangent
+    low, high = minmax(span...)
+    mesh = sort!(unique!([sol.t; filter(t -> low < t < high, h.sol.t)]); rev = span[1] > span[2])
+    isempty(dp) || for i in 1:(length(mesh) - 1)
+        t, length_ = mesh[i], mesh[i + 1] - mesh[i]
         for (node, weight) in zip(nodes, weights)
             time = t + node * length_
             h.sol(u, time)

@@ -164,6 +164,10 @@ function of_diffusion!(b::Backwards, lambda, dW, factor)     # w = factor * lamb
 end
 increment(dW, columns, k, i) = columns == 0 ? dW[i] : columns < 0 ? dW[1] : dW[k]
 
+# The weight of the difference of g in a derivative-free Milstein method.
+milstein_weight(stratonovich, dW, columns, i, dt::T) where {T} =
+    (increment(dW, columns, 1, i)^2 - (stratonovich ? zero(T) : dt)) / (2 * sqrt(dt))
+
 function of_drift!(b::Backwards, lambda, factor)
     for i in 1:b.n
         b.w[i] = factor * lambda[i]
@@ -220,7 +224,7 @@ function back!(s::Milstein, b::Backwards{T}, lambda, u, t, dt, dW) where {T}
         b.x.drift.value(b.f, u, b.p, t)
         b.y .= u .+ dt .* b.f .+ root .* b.g
     end
-    double(i) = (d = increment(dW, columns, 1, i); (d^2 - (s.stratonovich ? zero(T) : dt)) / (2root))
+    double(i) = milstein_weight(s.stratonovich, dW, columns, i, dt)
     for i in 1:n
         b.w[n + i] = lambda[i] * double(i)
     end

@@ -95,10 +95,6 @@ workspace(::ThetaStep, ::Type{T}, n, columns) where {T} = ThetaWork{T}(
     Implicit{T}(n), zeros(T, n), zeros(T, n * max(columns, 1)), (zeros(T, n) for _ in 1:5)...
 )
 
-# (dW^2 - dt) / 2 or dW^2 / 2, over sqrt(dt): the weight of g's difference.
-milstein_weight(s::ThetaStep, dW, columns, i, dt::T) where {T} =
-    (increment(dW, columns, 1, i)^2 - (s.noise === :ito ? dt : zero(T))) / (2 * sqrt(dt))
-
 function back!(s::ThetaStep, b::Backwards{T}, lambda, u, t, dt, dW) where {T}
     k, h = b.work, T(s.theta) * dt
     b.x.drift.value(k.f, u, b.p, t)
@@ -170,7 +166,8 @@ function add_noise!(out, s, b::Backwards{T}, t, dt, dW, factor) where {T}
     end
     apply!(out, b, k.g, dW, factor)
     for i in 1:b.n
-        out[i] += factor * milstein_weight(s, dW, b.x.columns, i, dt) * (b.g[i] - k.g[i])
+        weight = milstein_weight(s.noise === :stratonovich, dW, b.x.columns, i, dt)
+        out[i] += factor * weight * (b.g[i] - k.g[i])
     end
     return out
 end
@@ -189,7 +186,7 @@ function pull_noise!(s, b::Backwards{T}, u, t, dt, dW) where {T}
     elseif s.noise === :euler
         of_diffusion!(b, k.of_noise, dW, one(T))
     else
-        weight(i) = milstein_weight(s, dW, columns, i, dt)
+        weight(i) = milstein_weight(s.noise === :stratonovich, dW, columns, i, dt)
         for i in 1:n
             b.w[n + i] = k.of_noise[i] * weight(i)
         end
