@@ -25,24 +25,25 @@ ADVICE = {
 _INDEX = "its index may be above 1: differentiate its constraints until it is"
 
 
-def advice(flat: FlatSolution, setup: Flattened, options: SolveOptions) -> str:
-    """What to try after ``flat``, which failed."""
-    if flat.retcode == "DtLessThanMin":
-        if _below_rounding(flat, setup, options):
-            return (
-                f"abstol and reltol ask for more than {_precision(setup)} holds; raise one of "
-                "them, e.g. reltol=1e-10"
-            )
-        if _algebraic(setup):
-            unflagged = setup.prob.kind == "dae" and setup.prob.differential_vars is None
-            start = (
-                "u0 and du0 may not satisfy the equation together: give ones that do, or "
-                "differential_vars, with which they are computed; or "
-            )
-            return (
-                f"{start if unflagged else ''}{_INDEX}; or the solution may blow up or jump "
-                "there: check the model, or loosen the tolerances"
-            )
+def advice(flat: FlatSolution, setup: Flattened, options: SolveOptions, start: str = "") -> str:
+    """What to try after ``flat``, which failed; ``start``: what is wrong with initial values."""
+    if flat.retcode == "DtLessThanMin" and _below_rounding(flat, setup, options):
+        return (
+            f"abstol and reltol ask for more than {_precision(setup)} holds; raise one of them, "
+            "e.g. reltol=1e-10"
+        )
+    if start:
+        return start
+    if flat.retcode == "DtLessThanMin" and _algebraic(setup):
+        unflagged = setup.prob.kind == "dae" and setup.prob.differential_vars is None
+        perhaps = (
+            "u0 and du0 may not satisfy the equation together: give ones that do, or "
+            "differential_vars, with which they are computed; or "
+        )
+        return (
+            f"{perhaps if unflagged else ''}{_INDEX}; or the solution may blow up or jump there: "
+            "check the model, or loosen the tolerances"
+        )
     if flat.retcode == "MaxIters" and _algebraic(setup):
         return f"raise maxiters or loosen the tolerances; or {_INDEX}"
     return ADVICE.get(flat.retcode, "check the model near that time")

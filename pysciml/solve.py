@@ -238,7 +238,7 @@ def _fail(run: _Run, flat: FlatSolution) -> None:
     t, u = setup.from_numpy(flat.t, time=True), setup.from_numpy(flat.u)
     partial = _solution(run, t, u)
     said = f" ({flat.message})" if flat.message else ""
-    what = _about_start(run, flat) or advice(flat, setup, run.options)
+    what = advice(flat, setup, run.options, _about_start(run, flat))
     raise SolveError(
         f"The solve stopped at t = {flat.t_reached:g} of {setup.t1:g} with retcode "
         f"{flat.retcode}{said}: {what}. What was computed is in this error's .solution.",
