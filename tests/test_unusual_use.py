@@ -150,6 +150,10 @@ def test_autocast_does_not_reach_the_model(engine):
     assert net.weight.grad is not None and net.weight.grad.dtype == torch.float32
 
 
+@pytest.mark.skipif(
+    not hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"),
+    reason="torch 2.6 does not tell of hooks on saved tensors, so they cannot be left",
+)
 def test_activation_checkpointing(engine):
     p = f64(1.3, grad=True)
 
