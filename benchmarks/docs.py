@@ -18,9 +18,10 @@ PARTS = {
     "table.md": "python -m benchmarks",
     "work_precision.png": "python -m benchmarks",
     "costs.md": "python -m benchmarks.costs",
-    "ensemble.md": "python -m benchmarks.ensemble",
-    "latent_sde.md": "python -m benchmarks.latent_sde",
 }
+
+#: Results that stand there too where they were measured, with their titles.
+MORE = {"ensemble.md": "Ensembles", "latent_sde.md": "A latent SDE"}
 
 
 def main() -> None:
@@ -40,12 +41,7 @@ def main() -> None:
         "![Time against error, all problems and methods](work_precision.png)",
         "",
         _body(arguments.results / "table.md"),
-        "# Ensembles",
-        "",
-        _body(arguments.results / "ensemble.md"),
-        "# A latent SDE",
-        "",
-        _body(arguments.results / "latent_sde.md"),
+        *_more(arguments.results),
         "# What a solve costs beside solving",
         "",
         _body(arguments.results / "costs.md"),
@@ -54,6 +50,11 @@ def main() -> None:
     (arguments.docs / "benchmarks.md").write_text("\n".join(page).rstrip() + "\n", "utf-8")
     shutil.copyfile(arguments.results / "work_precision.png", arguments.docs / "work_precision.png")
     print(f"Written to {arguments.docs}: benchmarks.md, work_precision.png")
+
+
+def _more(results: Path) -> list[str]:
+    found = [(title, results / name) for name, title in MORE.items() if (results / name).exists()]
+    return [line for title, path in found for line in (f"# {title}", "", _body(path))]
 
 
 def _body(path: Path) -> str:
