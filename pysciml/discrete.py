@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pysciml.advice import ADVICE
 from pysciml.algorithms import Algorithm, AlgorithmName, algorithm
 from pysciml.callbacks import as_callbacks
 from pysciml.discrete_events import MapEvents, steps_at
@@ -172,7 +171,8 @@ def solve_discrete(
     if not sol.success and raise_on_failure:
         raise SolveError(
             f"The map left the finite numbers at t = {times[reached]:g} of {setup.t1:g}: "
-            f"{ADVICE['Unstable']}. What was computed is in this error's .solution.",
+            "f or an affect gives inf or NaN from there (a log or root of a negative number, an "
+            "overflow); check the model. What was computed is in this error's .solution.",
             retcode="Unstable",
             t=float(times[reached]),
             solution=sol,
@@ -237,9 +237,11 @@ class _Iteration:
                 if self.scaled:
                     before[k] *= self.dt
                     before[k] += states[k - 1]
-                if events is not None and np.isfinite(before[k]).all():
+                finite = np.isfinite(before[k]).all()
+                if events is not None and finite:
                     states[k] = events.act(k, before[k])
-                if not (np.isfinite(before[k]).all() and np.isfinite(states[k]).all()):
+                    finite = np.isfinite(states[k]).all()
+                if not finite:
                     count = k
                     break
         self.states, self.before = states[:count], before[:count]

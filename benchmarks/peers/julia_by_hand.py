@@ -19,10 +19,11 @@ from benchmarks.problems import BALANCE, REACTIONS
 
 __all__ = ["offer"]
 
+_MODELS = Path(__file__).with_name("by_hand.jl")
+
 
 def offer(problem: Problem) -> list[Method]:
-    written = Path(__file__).with_name("by_hand.jl").read_text(encoding="utf-8")
-    if not julia_is_set_up() or f"{problem.name}(p, u0" not in written:
+    if not julia_is_set_up() or f"{problem.name}(p, u0" not in _MODELS.read_text("utf-8"):
         return []
     names = ("Rodas5P", "FBDF") if problem.stiff else ("Tsit5", "Vern7")
     return [Method("Julia by hand", name, _forward(problem, name)) for name in names]
@@ -33,7 +34,7 @@ def _module() -> Any:
 
     main = julia().main
     if not main.seval("isdefined(Main, :ByHand)"):
-        main.include(str(Path(__file__).with_name("by_hand.jl")))
+        main.include(str(_MODELS))
     return main
 
 

@@ -20,10 +20,10 @@ struct ThetaStep
 end
 
 """
-    KenCarp(gamma, c, A, B)
+    KenCarp(c, A, B)
 
 A step of `SKenCarp` (additive noise): `z_i = dt f(x_i, t + c_i dt)` where `x_i = u + sum_j A_ij z_j +
-B_i chi2 g(t)`, implicit in stage i by `A_ii = gamma` from the second stage on, and
+B_i chi2 g(t)`, implicit from the second stage on, where `A_ii` is not zero, and
 
     u' = u + sum_j A_4j z_j + chi2 (g(t) - g(t + dt)) + dW g(t + dt)
 """
