@@ -6,7 +6,7 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,9 +80,16 @@ def warm(run: Callable[[], np.ndarray], first: float, budget: Budget) -> list[fl
 
 
 def sweep(
-    method: Method, reference: Reference, reltols: Sequence[float], budget: Budget
+    method: Method,
+    reference: Reference,
+    reltols: Sequence[float],
+    budget: Budget,
+    enough: Mapping[str, float] | None = None,
 ) -> list[Point]:
-    """Every point of a method, forward and gradient, from the loosest tolerance on."""
+    """Every point of a method, forward and gradient, from the loosest tolerance on.
+
+    With ``enough``, the errors asked for of "forward" and "gradient", no further than to these.
+    """
     points: list[Point] = []
     for what, make, error in (
         ("forward", method.forward, reference.error),
@@ -112,7 +119,7 @@ def sweep(
                     error=error(result),
                 )
             )
-            if seconds > budget.longest:
+            if seconds > budget.longest or points[-1].error < (enough or {}).get(what, 0.0):
                 break
     return points
 

@@ -5,8 +5,8 @@ arrays live in the flat workspace ``ws`` that the caller owns (``ws.f``, ``ws.i`
 are addressed by views (:mod:`pysciml.kernels.strided`), so that a permuted, sliced or reshaped
 array costs nothing and weights are read in place from ``p``. An output of several axes is a Julia
 array with the dimensions reversed: the same memory. Elementwise operations with one user are
-fused into that user's loop. Nothing is allocated, and nothing depends on the element type, so
-the same source serves dual numbers.
+fused into that user's loop, and so are products whose sums have a few terms. Nothing is allocated,
+and nothing depends on the element type, so the same source serves dual numbers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ from pysciml.kernels.strided import View, contiguous, merge_axes
 
 #: Operations that only look at their argument's memory differently.
 _MOVES = frozenset({"reshape", "permute", "expand", "flip", "slice"})
+#: Products (m, k) (k, n) that a loop over m and n computes as it goes: k at most, m and n at least.
+#: BLAS would write and read again what takes less time to compute.
+_FEW_TERMS, _ROWS, _COLUMNS = 4, 4, 16
 _NEUTRAL = {"sum": "0", "prod": "1", "any": "false", "all": "true"}
+
+
+#: An array that a loop reads: a value, or one column or row of a product's factors.
+Leaf = int | tuple[int, str, int]
 
 
 @dataclass(frozen=True)
@@ -122,8 +129,7 @@ class Emitter:
                 continue
             for a in user.args:
                 if (
-                    a.op in ELEMENTWISE
-                    and a.shape != ()
+                    (a.op in ELEMENTWISE and a.shape != () or _is_small_product(a))
                     and self.users[id(a)] == 1
                     and id(a) not in outputs
                 ):
@@ -368,19 +374,22 @@ class Emitter:
         if not to.size:
             return
         leaves = self._leaves(root)
-        _, cells = self.nest(root.shape, [to, *(self.views[id(x)] for x in leaves)])
-        inside = {id(x): cell for x, cell in zip(leaves, cells[1:], strict=True)}
-        value = self.body(root, inside)
+        _, cells = self.nest(root.shape, [to, *leaves.values()])
+        value = self.body(root, dict(zip(leaves, cells[1:], strict=True)))
         self.lines.append(f"    {cells[0]} = {value}")
         self.close()
 
-    def body(self, root: Node, inside: dict[int, str]) -> str:
+    def body(self, root: Node, inside: dict[Leaf, str]) -> str:
         """Lines computing one element of ``root``; the variable or cell that holds it."""
         if id(root) in inside:
             return inside[id(root)]
         stack = [root]
         while stack:
             node = stack[-1]
+            if node.op == "matmul":
+                stack.pop()
+                inside[id(node)] = self._terms(node, inside)
+                continue
             waiting = [a for a in node.args if a.shape != () and id(a) not in inside]
             if waiting:
                 stack += waiting
@@ -394,20 +403,44 @@ class Emitter:
             inside[id(node)] = name
         return inside[id(root)]
 
-    def _leaves(self, root: Node) -> list[Node]:
-        """The arrays that a fused computation reads from memory."""
-        leaves: dict[int, Node] = {}
+    def _terms(self, product: Node, inside: dict[Leaf, str]) -> str:
+        """The element of a product with few terms."""
+        name = self.name("e")
+        total = ""
+        for term in range(product.args[0].shape[1]):
+            a, b = (inside[id(product), side, term] for side in "ab")
+            total = f"muladd({a}, {b}, {total})" if total else f"{a} * {b}"
+        self.lines.append(f"    {name} = {total}")
+        return name
+
+    def _leaves(self, root: Node) -> dict[Leaf, View]:
+        """The arrays that a fused computation reads from memory, all of the root's shape."""
+        leaves: dict[Leaf, View] = {}
         stack = [root]
         while stack:
             node = stack.pop()
-            for a in node.args:
-                if a.shape == ():
-                    continue
-                if id(a) in self.fused:
-                    stack.append(a)
-                else:
-                    leaves[id(a)] = a
-        return list(leaves.values())
+            if node is not root and id(node) not in self.fused:
+                leaves[id(node)] = self.views[id(node)]
+            elif node.op == "matmul":
+                leaves |= self._factors(node)
+            else:
+                stack += [a for a in node.args if a.shape != ()]
+        return leaves
+
+    def _factors(self, product: Node) -> dict[Leaf, View]:
+        """What the terms of a product with few of them are made of: columns of A, rows of B."""
+        a, b = (self.views[id(x)] for x in product.args)
+        if b.strides[1] != 1:  # read once a row of A
+            packed = self.scratch(b.shape)
+            self.copy(b, packed)
+            b = packed
+        factors: dict[Leaf, View] = {}
+        for term in range(a.shape[1]):
+            column = a.slice((0, term), (a.shape[0], term + 1), (1, 1))
+            row = b.slice((term, 0), (term + 1, b.shape[1]), (1, 1))
+            factors[id(product), "a", term] = column.expand(product.shape)
+            factors[id(product), "b", term] = row.expand(product.shape)
+        return factors
 
     # -- reductions ------------------------------------------------------------------------------
 
@@ -427,15 +460,15 @@ class Emitter:
         if arg.shape == ():
             self.scalars[id(node)] = self.scalars[id(arg)]
             return
-        leaves = self._leaves(arg) if id(arg) in self.fused else [arg]
-        views = [self.views[id(x)] for x in leaves]
+        leaves = self._leaves(arg) if id(arg) in self.fused else {id(arg): self.views[id(arg)]}
+        views = list(leaves.values())
         dims = set(node.attr("dims"))
         if len(dims) == arg.ndim:
             total = self.name("s")
             self.lines.append(f"{total} = {self._neutral(node)}")
             if arg.size:
                 _, cells = self.nest(arg.shape, views)
-                value = self.body(arg, {id(x): c for x, c in zip(leaves, cells, strict=True)})
+                value = self.body(arg, dict(zip(leaves, cells, strict=True)))
                 self.lines.append(f"    {total} = {join[node.op].format(total, value)}")
                 self.close()
             self.scalars[id(node)] = total
@@ -455,9 +488,16 @@ class Emitter:
         wide = [axis for axis, d in enumerate(arg.shape) if d != 1]
         independent = not wide or wide[-1] not in dims
         _, cells = self.nest(arg.shape, [spread, *views], simd=independent)
-        value = self.body(arg, {id(x): c for x, c in zip(leaves, cells[1:], strict=True)})
+        value = self.body(arg, dict(zip(leaves, cells[1:], strict=True)))
         self.lines.append(f"    {cells[0]} = {join[node.op].format(cells[0], value)}")
         self.close()
+
+
+def _is_small_product(node: Node) -> bool:
+    if node.op != "matmul" or node.ndim != 2:
+        return False
+    (m, n), k = node.shape, node.args[0].shape[1]
+    return m >= _ROWS and n >= _COLUMNS and 1 <= k <= _FEW_TERMS
 
 
 def regions(node: Node, where: View) -> list[View]:

@@ -38,6 +38,17 @@ def test_weights_are_read_in_place_and_products_are_unrolled() -> None:
     assert source.sizes == (0, 0, 0)
 
 
+def test_products_of_few_terms_join_their_users_loop() -> None:
+    u, p, t, c = _inputs(8, 32)
+    weight = make("permute", make("reshape", p, shape=(16, 2)), perm=(1, 0))
+    product = make("matmul", make("reshape", u, shape=(4, 2)), weight)
+    out = make("reshape", make("tanh", product), shape=(64,))
+    text = emit(Graph((u, p, t, c), (out,))).text
+    assert "product!" not in text and "matmul!" not in text
+    assert text.count("muladd") == 1
+    assert text.count("@simd") == 2  # the weights are laid out by rows, once
+
+
 def test_parts_of_a_cat_are_computed_in_their_place() -> None:
     u, p, t, c = _inputs(4, 4)
     out = make("cat", make("mul", u, p), make("neg", u), dim=0)

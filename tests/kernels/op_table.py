@@ -406,6 +406,25 @@ _add(
     lambda u, p, t: (u.reshape(2, 1, 2, 2) @ p.reshape(2, 2)).reshape(-1) * t,
     n_u=8,
 )
+# a few terms to a sum, in whatever order the factors lie: see _is_small_product in emit_julia
+_add(
+    "matmul_few_terms",
+    lambda u, p, t: torch.tanh(u.reshape(4, 3) @ p.reshape(3, 16) + t).reshape(-1),
+    n_u=12,
+    n_p=48,
+)
+_add(
+    "matmul_few_terms_transposed",
+    lambda u, p, t: torch.tanh(u.reshape(2, 4).T @ p.reshape(16, 2).T * t).sum(0),
+    n_u=8,
+    n_p=32,
+)
+_add(
+    "matmul_few_terms_summed",
+    lambda u, p, t: ((u.reshape(6, 1) @ p.reshape(1, 16)).sin() + p).sum(1) * t,
+    n_u=6,
+    n_p=16,
+)
 _add("dot", lambda u, p, t: torch.dot(u, p) * u + torch.inner(u, p) * t)
 _add("outer", lambda u, p, t: torch.outer(u, p).sum(0) + t)
 _add("einsum", lambda u, p, t: torch.einsum("i,j,ij->j", u, p, _W) + t)

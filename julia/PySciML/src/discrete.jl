@@ -94,33 +94,36 @@ end
 mutable struct Growth{T, V}
     const v::V
     rate::T
+    size::T                          # of the last product
     since::Int                       # steps since it was looked at
 end
 
 function Growth(like::AbstractVector{T}) where {T}
     # any vector will do that holds something of every mode
     v = [one(T) + T(0.5) * sin(T(37) * i * i) for i in eachindex(like)]
-    return Growth(copyto!(similar(like), v ./ norm(v)), T(-1), 0)
+    return Growth(copyto!(similar(like), v ./ norm(v)), T(-1), zero(T), 0)
 end
 
-# The rate at which the fastest mode moves; `product` multiplies with the Jacobian. Two products at
-# a time: of an oscillator in unequal units one alone may say anything. Looked at every fourth step
-# while the step is far from `limit`.
+# The rate at which the fastest mode moves; `product` multiplies with the Jacobian. Of two products
+# together: of an oscillator in unequal units one alone may say anything. The last look's is one of
+# them where this one's is not much larger. Looked at every fourth step while the step is far from
+# `limit`.
 function follow!(product::F, g::Growth{T}, dt, limit) where {F, T}
     g.since += 1
     abs(dt) * g.rate < limit / 3 && 0 <= g.rate && g.since < 4 && return g.rate
     first_look = g.rate < 0
     g.since = 0
-    for _ in 1:(first_look ? 3 : 1)
-        square = one(T)
-        for _ in 1:2
-            product_of_v = product(g.v)
-            size = sqrt(sum(abs2, product_of_v))
-            (isfinite(size) && size > 0) || return g.rate = zero(T)
-            square *= size
-            g.v .= product_of_v ./ size
+    for _ in 1:(first_look ? 6 : 2)
+        before = g.size
+        product_of_v = product(g.v)
+        g.size = sqrt(sum(abs2, product_of_v))
+        if !(isfinite(g.size) && g.size > 0)
+            g.size = zero(T)
+            return g.rate = zero(T)
         end
-        g.rate = sqrt(square)
+        g.v .= product_of_v ./ g.size
+        g.rate = sqrt(before * g.size)
+        !first_look && g.size < T(1.5) * before && break
     end
     return g.rate
 end

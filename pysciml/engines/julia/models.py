@@ -32,6 +32,9 @@ Array = npt.NDArray[Any]
 
 #: Points at which parameter gradients are taken together; `BATCH` in batches.jl.
 BATCH = 32
+#: Operations a parameter, in a call of the function, from which on its own products are matrix
+#: products already: many points together would only not fit in the cache.
+ENOUGH_WORK = 8
 #: Roles by the numbers that ``bridge.jl`` gives them.
 ROLES = (
     "value", "jac:u", "jac:t", "jac:p", "jvp:u", "vjp:u", "vjp:p", "vjp:t", "jac:du", "vjp:up",
@@ -59,6 +62,15 @@ def device_graph(graph: Graph) -> Graph:
     return Graph(graph.inputs, outputs, graph.name)
 
 
+def gains_by_points(value: Graph) -> bool:
+    """Whether parameter gradients of many points are cheaper taken together.
+
+    So it is where the function multiplies each weight with a few rows: a network of one state.
+    """
+    work = sum(n.size * (n.args[0].shape[-1] if n.op == "matmul" else 1) for n in value.nodes())
+    return work < ENOUGH_WORK * value.input("p").size
+
+
 class Loader:
     """Answers Julia's wish for a kernel, from within a solve: see ``fetch_source`` in Julia."""
 
@@ -76,10 +88,13 @@ class Loader:
             return self.bridge.guard(lambda: found.provide_on_device(name, role))
         if not ROLES[role].startswith("vjp:p*"):
             return self.bridge.guard(lambda: found.provide(ROLES[role], role))
-        if found.functions.kernels is None:
+        kernels = found.functions.kernels
+        if kernels is None:
             return 2
         try:
-            found.functions.kernels.graph(ROLES[role])
+            if not gains_by_points(kernels.graph("value")):
+                return 2
+            kernels.graph(ROLES[role])
         except CaptureError:  # what torch.vmap does not do
             return 2
         return self.bridge.guard(lambda: found.provide(ROLES[role], role))
