@@ -72,11 +72,14 @@ class FlatCallback:
     ``"discrete"``: ``condition`` to one number, true where nonzero, asked after every step;
     ``"preset"``: ``times`` alone. ``affect`` maps (u, p, t) to the new state, or is None for
     an event that ends the solve when ``terminate`` is set, and otherwise only records.
+    ``"domain"`` is no event: steps to where ``condition`` is nonzero are rejected.
     The other kinds are jumps: see :class:`pysciml.callbacks.JumpCallback`; ``condition`` is the
     rate, ``direction`` the number, ``times`` the numbers of a reaction.
     """
 
-    kind: Literal["continuous", "discrete", "preset", "reaction", "constant", "variable", "bound"]
+    kind: Literal[
+        "continuous", "discrete", "preset", "reaction", "constant", "variable", "bound", "domain"
+    ]
     condition: Functions | None
     affect: Functions | None
     terminate: bool = False
@@ -156,6 +159,20 @@ class FlatProblem:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """How the steps are chosen, where the user has a say in it.
+
+    controller, initializealg: SciML's, as :class:`Algorithm`; discontinuities: times at which the
+    right-hand side may jump.
+    """
+
+    force_dtmin: bool = False
+    controller: Algorithm | None = None
+    initializealg: Algorithm | None = None
+    discontinuities: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class SolveOptions:
     """What a solve was asked for. Times are in the direction of integration."""
 
@@ -172,7 +189,7 @@ class SolveOptions:
     sensealg: SensitivityAlgorithm | None = None
     progress: Callable[[float], None] | None = None
     seed: int | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    tuning: Tuning = Tuning()
 
 
 @dataclass(repr=False)
@@ -348,6 +365,16 @@ class Engine(ABC):
 
         ``problem_kind`` is the flat problem's kind, or its form where it has one.
         """
+
+    def require_tuning(self, tuning: Tuning, callbacks: tuple[Any, ...]) -> None:
+        """Raise EngineError where this engine does not choose steps so."""
+        names = [k for k in ("force_dtmin", "controller", "initializealg") if getattr(tuning, k)]
+        names += ["isoutofdomain" for c in callbacks if c.kind == "domain"]
+        if names:
+            raise EngineError(
+                f"{names[0]} was given, which the {self.name} engine does not have; leave it out, "
+                "or use engine='julia' (install it with: python -m pysciml setup)."
+            )
 
     def takes_tensors(
         self, prob: Any, alg: Algorithm | None, sensealg: Any, has_callbacks: bool

@@ -42,16 +42,20 @@ function adjoint(
         h::Handle{T}, ts::Vector{T}, source::Vector{Int}, cotangents::Matrix{T},
         of_events::Vector{Float64}, sensealg, abstol, reltol, by_times::Bool = true
     ) where {T}
-    densify!(h)
     return lock(h.model.lock) do
         copyto!(data(h.model.functions), h.c)
-        du0, dp, events = isempty(h.log) ?
-            smooth(h, ts, cotangents, sensealg, abstol, reltol) :
-            with_events(h, ts, source, cotangents, of_events, sensealg, abstol, reltol)
+        du0, dp, events =
+            backwards(h, ts, source, cotangents, of_events, sensealg, abstol, reltol)
         by_times || return Gradient{T}(du0, dp, zero(T), Float64[], events)
         dt0, dtimes = time_gradients(h, ts, source, cotangents, du0)
         Gradient{T}(du0, dp, dt0, dtimes, events)
     end
+end
+
+function backwards(h::Handle, ts, source, cotangents, of_events, sensealg, abstol, reltol)
+    densify!(h)
+    return isempty(h.log) ? smooth(h, ts, cotangents, sensealg, abstol, reltol) :
+        with_events(h, ts, source, cotangents, of_events, sensealg, abstol, reltol)
 end
 
 function smooth(h::Handle{T}, ts, cotangents, sensealg, abstol, reltol) where {T}
@@ -62,7 +66,7 @@ function smooth(h::Handle{T}, ts, cotangents, sensealg, abstol, reltol) where {T
         forward_gradient(sensealg, h, times, joined, abstol, reltol)::Tuple{Vector{T}, Vector{T}}
     else
         Base.inferencebarrier(segment_adjoint)(
-            sensealg, h.sol, h.alg, times, joined, abstol, reltol, h.model
+            sensealg, h.sol, bare(h.alg), times, joined, abstol, reltol, h.model
         )::Tuple{Vector{T}, Vector{T}}
     end
     return du0, dp, no_events(h)
@@ -216,7 +220,7 @@ function back_through_events(sensealg, h::Handle{T}, ts, cotangents, o, abstol, 
         times, joined = join_equal([start; ts[o.inside[s]]; finish], [after columns mu])
         all(iszero, joined) && (mu = zeros(T, n); continue)
         mu, part = Base.inferencebarrier(segment_adjoint)(
-            sensealg, piece(h, range), h.alg, times, joined, abstol, reltol, h.model
+            sensealg, piece(h, range), bare(h.alg), times, joined, abstol, reltol, h.model
         )::Tuple{Vector{T}, Vector{T}}
         dp .+= part
     end
@@ -254,7 +258,7 @@ function through_events!(extra, h::Handle{T}, o::Outputs, k, mu) where {T}
     moving === nothing && return left
     f_before, f_after = slopes(h, o, k)
     motion += dot(left, f_before) - dot(mu, f_after) + dot(view(o.after, :, k), f_after)
-    motion += o.of_time[k]
+    motion += T(o.of_time[k])
     c_u, c_p, speed = condition_slopes(h, moving, f_before)
     factor = motion / speed
     extra[moving.index][1] .-= factor .* c_p

@@ -37,6 +37,26 @@ end
 is_adaptive(w::WithoutPrototype) = is_adaptive(w.alg)
 
 """
+    Tuned(alg, options)
+
+An algorithm with options of SciML's `init` that few solves have: a controller, `force_dtmin`, ...
+They make an integrator of another type, which no precompile workload has met.
+"""
+struct Tuned{A, O <: NamedTuple}
+    alg::A
+    options::O
+end
+Tuned(t::Tuned, options::NamedTuple) = Tuned(t.alg, merge(t.options, options))
+Tuned(w::WithoutPrototype, options::NamedTuple) = WithoutPrototype(Tuned(w.alg, options))
+is_adaptive(t::Tuned) = is_adaptive(t.alg)
+
+# The algorithm itself, and the options that come with it.
+bare(alg) = alg
+bare(t::Tuned) = t.alg
+tuning(alg) = (;)
+tuning(t::Tuned) = t.options
+
+"""
     object(text, packages)
 
 The value of a Julia expression such as `"Rodas5P(; autodiff = AutoFiniteDiff())"` where the names

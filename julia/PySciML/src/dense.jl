@@ -21,8 +21,18 @@ end
 
 The solution with an interpolant that can be read in every way.
 """
-readable(sol, alg) = sol
-readable(sol, ::DEFAULT) = rebuilt(sol; interp = ByValue(sol.interp))
+readable(sol, alg) = with_last_stages(sol)
+readable(sol, ::DEFAULT) = rebuilt(with_last_stages(sol); interp = ByValue(sol.interp))
+
+# Verner methods compute the stages of their interpolant when it is first read. Adjoints begin at
+# the end, which they read from the right: there the last step was given stages of a step of length
+# zero, and kept them (OrdinaryDiffEqCore 4.5), and gradients were wrong in the third digit at any
+# tolerance. Read before that within the step, the stages are its own.
+function with_last_stages(sol)
+    m = length(sol.t)
+    m > 1 && sol((sol.t[m - 1] + sol.t[m]) / 2)
+    return sol
+end
 
 "The solution with another problem, or another interpolant."
 rebuilt(sol; prob = sol.prob, interp = sol.interp) = SciMLBase.build_solution(

@@ -20,7 +20,8 @@ end
 A callback: `kind` is one of `KINDS`; `condition` and `affect` are `Functions` or nothing, with
 parameters of their own. Of a jump `condition` is the rate, and `direction` the number that the user
 knows it by; of a reaction `times` are its numbers, see `reaction` in ext/PySciMLJumpExt.jl; of a
-bound `direction` says which one: 0 the upper, 1 for how long, 2 the lower.
+bound `direction` says which one: 0 the upper, 1 for how long, 2 the lower. A domain is no event:
+its condition says where the state must not be (`isoutofdomain`).
 """
 struct Event{T}
     kind::Symbol
@@ -34,7 +35,7 @@ struct Event{T}
     affect_p::Vector{T}
 end
 
-const KINDS = (:continuous, :discrete, :preset, :reaction, :constant, :variable, :bound)
+const KINDS = (:continuous, :discrete, :preset, :reaction, :constant, :variable, :bound, :domain)
 
 # The event as it is now, with parameters that the next solve does not overwrite.
 snapshot(e::Event{T}) where {T} = Event{T}(
@@ -83,6 +84,22 @@ struct Holds{T} <: Function
     condition::Condition{T}
 end
 (h::Holds)(u, t, integrator) = h.condition(u, t, integrator) != 0
+
+never(u, t, integrator) = false
+
+# A step that ends where the condition holds is rejected, and tried again with a shorter one.
+struct Outside{T} <: Function
+    condition::Condition{T}
+end
+(o::Outside)(u, p, t) = o.condition(u, t) != 0
+
+"The algorithm with the domain that is among the events, if any."
+function within_domain(alg, events::Vector{Event{T}}) where {T}
+    k = findfirst(e -> e.kind === :domain, events)
+    k === nothing && return alg
+    condition = Condition{T}(events[k].condition, events[k].condition_p, zeros(T, 1))
+    return Tuned(alg, (; isoutofdomain = Outside{T}(condition)))
+end
 
 struct AtTimes{T} <: Function
     times::Vector{T}
@@ -229,6 +246,8 @@ function callback(e::Event{T}, affect::Affect{T}) where {T}
     elseif e.kind === :discrete
         condition = Condition{T}(e.condition, e.condition_p, zeros(T, 1))
         return DiscreteCallback(Holds{T}(condition), affect; save_positions = (true, true))
+    elseif e.kind === :domain
+        return DiscreteCallback(never, nothing_happens; save_positions = (false, false))
     else
         times = sort(e.times)
         return DiscreteCallback(

@@ -270,10 +270,10 @@ function forward_gradient(
             o.abstol, o.reltol, saveat = ts, o.tstops,
             save_start = first(ts) == h.prob.tspan[1], save_end = last(ts) == h.prob.tspan[2],
             dtmax = given(o.dtmax, h.prob.tspan[2] - h.prob.tspan[1]), o.maxiters,
-            adaptive = o.adaptive && is_adaptive(h.alg), verbose = QUIET,
+            adaptive = o.adaptive && is_adaptive(h.alg), verbose = QUIET, tuning(h.alg)...,
         )
-        sol = isnan(o.dt) ? SciMLBase.solve(prob, h.alg; common...) :
-            SciMLBase.solve(prob, h.alg; common..., o.dt)
+        sol = isnan(o.dt) ? SciMLBase.solve(prob, bare(h.alg); common...) :
+            SciMLBase.solve(prob, bare(h.alg); common..., o.dt)
         for (j, u) in enumerate(sol.u), i in 1:n
             partials = ForwardDiff.partials(u[i])
             for (k, seed) in enumerate(seeds)

@@ -24,6 +24,7 @@ needs_jacobian(alg::OrdinaryDiffEqCore.StochasticDiffEqAlgorithm, n) = alg isa U
     OrdinaryDiffEqCore.StochasticDiffEqCompositeAlgorithm,
 }
 needs_jacobian(::WithoutPrototype, n) = false
+needs_jacobian(t::Tuned, n) = needs_jacobian(t.alg, n)
 # for more states it takes Krylov's method
 needs_jacobian(::typeof(DefaultODEAlgorithm(; autodiff = AutoFiniteDiff())), n) =
     n <= OrdinaryDiffEqDefault.MEDIUMSIZE

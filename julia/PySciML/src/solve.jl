@@ -126,6 +126,7 @@ function run(
     try
         copyto!(data(m.functions), c)
         roomy = with_room(m, alg)
+        alg = Base.inferencebarrier(within_domain)(alg, events)
         prob = problem(roomy, u0, p, tspan, du0, differential_vars)
         log = EventRecord{T}[]
         dense = options.dense || !isempty(events) || isempty(options.saveat) || keeps_steps(m)
@@ -135,10 +136,23 @@ function run(
             Float64[], Matrix{T}(undef, 0, 0), Int[], Int8[], Float64[], Int[]
         )
         Base.inferencebarrier(collect_outputs!)(handle, sol)
+        dense && past_discontinuities!(sol.t, tuning(alg))
         return handle
     finally
         release(m)
     end
+end
+
+# At a discontinuity f is still what it was before (SciML's convention), and adjoints ask for it at
+# the beginning of a step: which is then where f is new, the next number.
+function past_discontinuities!(ts::Vector, options)
+    haskey(options, :d_discontinuities) || return
+    jumps = convert.(eltype(ts), options.d_discontinuities)
+    beyond = last(ts) >= first(ts) ? nextfloat : prevfloat
+    for i in 1:(length(ts) - 1)
+        ts[i] in jumps && (ts[i] = beyond(ts[i]))
+    end
+    return
 end
 
 "Whether every step is kept whatever is asked for."
@@ -172,6 +186,9 @@ function begun(
     return isnan(o.dt) ? SciMLBase.__init(prob, alg; common...) :
         SciMLBase.__init(prob, alg; common..., dt = o.dt)
 end
+
+begun(prob, t::Tuned, o::Options, dense::Bool, tstops, callback, more::NamedTuple) =
+    begun(prob, t.alg, o, dense, tstops, callback, merge(more, t.options))
 
 function integrate(
         prob, alg, o::Options{T}, dense::Bool, events, log, watch = watching();
@@ -368,6 +385,7 @@ function densify!(h::Handle{T}) where {T}
         empty!(h.log)
         h.sol, h.reached =
             Base.inferencebarrier(integrate)(h.prob, h.alg, h.options, true, h.events, h.log)
+        past_discontinuities!(h.sol.t, tuning(h.alg))
         h.dense = true
     end
     return h

@@ -31,6 +31,7 @@ from pysciml.engines.base import (
     Functions,
     SolveOptions,
     Stats,
+    Tuning,
 )
 from pysciml.engines.julia import boundary, delay, device, ensemble, jumps, stochastic
 from pysciml.engines.julia.again import Again, Differentiation
@@ -52,6 +53,7 @@ from pysciml.engines.julia.names import (
     refuse_error_control,
     require_sensealg,
     sensealg_expression,
+    tuned_expression,
 )
 from pysciml.engines.julia.parts import (
     adjoint_of_parts,
@@ -64,12 +66,18 @@ from pysciml.engines.julia.startup import Julia, julia
 from pysciml.errors import EngineError
 from pysciml.kernels.callback import CallbackFunctions
 from pysciml.ordinarydiffeq import NEEDS, PARTS, SATISFIED
-from pysciml.sensitivity import CollocationAdjoint, SensitivityAlgorithm
+from pysciml.sensitivity import (
+    CollocationAdjoint,
+    GaussAdjoint,
+    InterpolatingAdjoint,
+    SensitivityAlgorithm,
+)
 
 Array = npt.NDArray[np.float64]
 
 
 _DONE = nullcontext()
+UNTUNED = Tuning()
 
 _NEEDS = {
     "dae": "residuals (DAEProblem)",
@@ -121,7 +129,7 @@ def refuse_adjoint(problem: FlatProblem, sensealg: SensitivityAlgorithm) -> None
 def checked_options(alg: Algorithm | None, options: SolveOptions) -> SolveOptions:
     """The options as the algorithm needs them. Raises where the two do not fit."""
     refuse_error_control(alg, options)
-    require_sensealg(options.sensealg, alg)
+    require_sensealg(options.sensealg, alg, options.tuning)
     if alg is not None and alg.name in STEPS_ONTO_OUTPUTS and options.saveat is not None:
         # SciML sorts stops and leaves out the ends and what stands twice
         stops = [options.saveat] if options.tstops is None else [options.saveat, options.tstops]
@@ -138,6 +146,12 @@ def _sparse_pattern(problem: FlatProblem, alg: Algorithm | None) -> Pattern | No
 def _keeps_or_drops(mass: Array) -> bool:
     diagonal = np.diagonal(mass)
     return bool(np.isin(diagonal, (0.0, 1.0)).all() and not (mass - np.diag(diagonal)).any())
+
+
+def goes_by_outputs(options: SolveOptions) -> bool:
+    """Whether a gradient needs the outputs alone: see ``Checkpointed`` in Julia."""
+    checkpointed = isinstance(options.sensealg, (GaussAdjoint, InterpolatingAdjoint))
+    return checkpointed and options.sensealg.checkpointing  # type: ignore[union-attr]
 
 
 def _flat(x: Any, dtype: str) -> Array | None:
@@ -273,6 +287,9 @@ class JuliaEngine(Engine):
         made.use(problem.callbacks)
         return made
 
+    def require_tuning(self, tuning: Tuning, callbacks: tuple[Any, ...]) -> None:
+        pass
+
     def takes_tensors(
         self, prob: Any, alg: Algorithm | None, sensealg: Any, has_callbacks: bool
     ) -> bool:
@@ -290,19 +307,19 @@ class JuliaEngine(Engine):
     # -- forward -------------------------------------------------------------------------------
 
     def prepared(
-        self, problem: FlatProblem, alg: Algorithm | None
+        self, problem: FlatProblem, alg: Algorithm | None, tuning: Tuning = UNTUNED
     ) -> tuple[JuliaFunctions, int, int]:
         """The problem's functions in Julia, and the numbers of its model and algorithm."""
         functions = self.functions(problem.functions, problem.kind, problem.dtype)
         functions.use(problem.p, problem.c)
         if taken_apart(problem, alg):
-            return functions, *self._in_parts(problem, functions, alg)
+            return functions, *self._in_parts(problem, functions, alg, tuning)
         sparse = _sparse_pattern(problem, alg)
         model = functions.model(len(problem.u0), problem.mass_matrix, sparse)
         return (
             functions,
             model,
-            self.object(*algorithm_expression(alg, problem.kind, sparse is not None)),
+            self._algorithm(problem, alg, tuning, sparse is not None),
         )
 
     def solve(
@@ -337,7 +354,7 @@ class JuliaEngine(Engine):
             return device.solve(self, problem, alg, options)
         if taken_apart(problem, alg):
             require_fitting_parts(problem, alg, options)
-        functions, model, number = self.prepared(problem, alg)
+        functions, model, number = self.prepared(problem, alg, options.tuning)
         events = self.events(problem)
         request, keep = self.request(
             model, number, events.number if events else 0, problem, options
@@ -366,15 +383,27 @@ class JuliaEngine(Engine):
             again.alg,
         )
 
+    def _algorithm(
+        self, problem: FlatProblem, alg: Algorithm | None, tuning: Tuning, sparse: bool = False
+    ) -> int:
+        made = algorithm_expression(alg, problem.kind, sparse)
+        if tuning is not UNTUNED and tuning != UNTUNED:
+            made = tuned_expression(*made, tuning, problem.dtype)
+        return self.object(*made)
+
     def _in_parts(
-        self, problem: FlatProblem, functions: JuliaFunctions, alg: Algorithm | None
+        self,
+        problem: FlatProblem,
+        functions: JuliaFunctions,
+        alg: Algorithm | None,
+        tuning: Tuning,
     ) -> tuple[int, int]:
         first, second = (self.functions(f, "ode", problem.dtype) for f in problem.parts)
         for part in (first, second):
             part.use(problem.p, problem.c)
         linear = NEEDS.get(alg.name) == "semilinear" if alg is not None else False
         model = functions.model_of_parts(len(problem.u0), (first, second), problem.split, linear)
-        return model, self.object(*algorithm_expression(alg, problem.kind))
+        return model, self._algorithm(problem, alg, tuning)
 
     def request(
         self,
@@ -402,7 +431,7 @@ class JuliaEngine(Engine):
         ]
         o, nan = options, math.nan
         request = REQUEST.pack(
-            model, alg, events, o.gradient, o.adaptive, o.maxiters,
+            model, alg, events, o.gradient and not goes_by_outputs(o), o.adaptive, o.maxiters,
             len(problem.u0), len(problem.p), len(problem.c),
             0 if o.saveat is None else len(o.saveat),
             0 if o.tstops is None else len(o.tstops),
@@ -511,7 +540,7 @@ class JuliaEngine(Engine):
         known: Differentiation | None = problem.memo.get("differentiation")
         if known is not None and known.options is options:
             return known
-        sensealg = options.sensealg or default_sensealg(problem, handle.alg)
+        sensealg = options.sensealg or default_sensealg(problem, handle.alg, options.tuning)
         refuse_adjoint(problem, sensealg)
         number = self.object(*sensealg_expression(sensealg))
         abstol = options.abstol if np.ndim(options.abstol) == 0 else np.min(options.abstol)

@@ -100,7 +100,7 @@ def solve(
     with engine.first(functions, ("ensemble", number)):
         engine.bridge.interruptibly(lambda: engine.bridge.call("ensemble", *what))
     del keep
-    sensealg = options.sensealg or default_sensealg(problem, alg)
+    sensealg = options.sensealg or default_sensealg(problem, alg, options.tuning)
     handle = Handle(response.handle, problem, options, functions, sensealg, (count, width))
     engine.bridge.drop_with(handle, HANDLES, response.handle)
     n, total = len(problem.u0), response.total

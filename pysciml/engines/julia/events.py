@@ -16,7 +16,9 @@ from pysciml.engines.julia.models import JuliaFunctions
 Array = npt.NDArray[Any]
 _KINDS = {
     k: i
-    for i, k in enumerate("continuous discrete preset reaction constant variable bound".split())
+    for i, k in enumerate(
+        "continuous discrete preset reaction constant variable bound domain".split()
+    )
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pysciml.algorithms import Algorithm, algorithm
-from pysciml.engines.base import FlatProblem, SolveOptions
+from pysciml.engines.base import FlatProblem, SolveOptions, Tuning
 from pysciml.errors import EngineError, InputError
 from pysciml.ordinarydiffeq import NO_ERROR_CONTROL
 from pysciml.sensitivity import (
@@ -25,6 +25,7 @@ __all__ = [
     "refuse_error_control",
     "require_sensealg",
     "sensealg_expression",
+    "tuned_expression",
 ]
 
 #: Nothing is differentiated inside Julia: derivatives come as kernels. Where an algorithm insists
@@ -74,10 +75,37 @@ def _call(alg: Algorithm, packages: list[str]) -> str:
         for key, x in alg.options.items()
         if key != "split"
     ]
-    if "autodiff" not in alg.options and takes_autodiff(alg):
+    if takes_autodiff(alg):
         options.append(_AUTODIFF)
     inside = ", ".join([*parts, *positional]) + ("; " + ", ".join(options) if options else "")
     return f"{alg.package}.{alg.name}({inside})"
+
+
+def tuned_expression(
+    text: str, packages: tuple[str, ...], tuning: Tuning, dtype: str
+) -> tuple[str, tuple[str, ...]]:
+    """An algorithm's Julia source with what a solve says of its steps."""
+    used, options = list(packages), []
+    if tuning.force_dtmin:
+        options.append("force_dtmin = true")
+    if tuning.discontinuities:
+        times = ", ".join(map(repr, tuning.discontinuities))
+        options.append(f"d_discontinuities = [{times}]")
+    if tuning.initializealg is not None:
+        options.append(f"initializealg = {_call(tuning.initializealg, used)}")
+    if tuning.controller is not None:
+        used.append("OrdinaryDiffEqCore")
+        given = [f"{k} = {_value(x, k, used)}" for k, x in tuning.controller.options.items()]
+        number = "Float32" if dtype == "float32" else "Float64"
+        core = "OrdinaryDiffEqCore"
+        one = f"a -> {core}.{tuning.controller.name}({number}, a; {', '.join(given)})"
+        # algorithms made of others have one for each
+        options.append(
+            f"controller = alg isa {core}.CompositeAlgorithm ? "
+            f"{core}.CompositeController(map({one}, alg.algs)) : ({one})(alg)"
+        )
+    text = f"let alg = {text}; PySciML.Tuned(alg, (; {', '.join(options)})) end"
+    return text, tuple(dict.fromkeys(used))
 
 
 #: Where no sensitivity algorithm is named, systems up to this size get CollocationAdjoint.
@@ -92,11 +120,13 @@ _NO_PACKAGE = (
 STEPS_ONTO_OUTPUTS = frozenset({"RadauIIA3", "RadauIIA5", "RadauIIA9", "AdaptiveRadau"})
 
 
-def default_sensealg(problem: FlatProblem, alg: Algorithm | None) -> SensitivityAlgorithm:
+def default_sensealg(
+    problem: FlatProblem, alg: Algorithm | None, tuning: Tuning
+) -> SensitivityAlgorithm:
     """The sensitivity algorithm where none is named."""
     if problem.kind == "dae" or problem.mass_matrix is not None or problem.form == "dde":
         return CollocationAdjoint()
-    if _has_stages(alg):
+    if _has_stages(alg) and not tuning.discontinuities:
         return DiscreteAdjoint()
     return CollocationAdjoint() if len(problem.u0) <= _COLLOCATED else GaussAdjoint()
 
@@ -105,8 +135,16 @@ def _has_stages(alg: Algorithm | None) -> bool:
     return alg is not None and alg.name == "Tsit5"
 
 
-def require_sensealg(sensealg: SensitivityAlgorithm | None, alg: Algorithm | None) -> None:
+def require_sensealg(
+    sensealg: SensitivityAlgorithm | None, alg: Algorithm | None, tuning: Tuning
+) -> None:
     """Raise InputError for a sensitivity algorithm that cannot follow the solver's algorithm."""
+    if isinstance(sensealg, DiscreteAdjoint) and tuning.discontinuities:
+        # it asks for f at the beginning of a step, where f is still what it was before
+        raise InputError(
+            "DiscreteAdjoint was given with d_discontinuities, which it does not see; use "
+            "pysciml.GaussAdjoint(), or leave sensealg out."
+        )
     if isinstance(sensealg, DiscreteAdjoint) and not _has_stages(alg):
         given = repr(alg) if alg is not None else "the default algorithm"
         raise InputError(
@@ -168,14 +206,17 @@ def sensealg_expression(sensealg: SensitivityAlgorithm) -> tuple[str, tuple[str,
             f"{', '.join((*_ADJOINTS, *_NO_PACKAGE))}."
         )
     checkpointing = getattr(sensealg, "checkpointing", None)
-    if checkpointing is not None:
+    if name == "BacksolveAdjoint":
         options = [*options, f"checkpointing = {str(bool(checkpointing)).lower()}"]
     if name == "QuadratureAdjoint":
         for key in ("abstol", "reltol"):
             value = getattr(sensealg, key)
             if value is not None:
                 options = [*options, f"{key} = {float(value)!r}"]
-    return f"SciMLSensitivity.{name}(; {', '.join(options)})", packages
+    text = f"SciMLSensitivity.{name}(; {', '.join(options)})"
+    if checkpointing and name != "BacksolveAdjoint":
+        text = f"PySciML.Checkpointed({text})"
+    return text, packages
 
 
 def refuse_error_control(alg: Algorithm | None, options: SolveOptions) -> None:

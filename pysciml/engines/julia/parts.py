@@ -17,6 +17,7 @@ from pysciml.engines.base import (
     FlatProblem,
     FlatSolution,
     SolveOptions,
+    Tuning,
 )
 from pysciml.errors import EngineError, InputError
 from pysciml.ordinarydiffeq import ADAPTIVE_RKN, IMEX, NEEDS, VELOCITY_DEPENDENT
@@ -97,6 +98,7 @@ def adjoint_of_parts(
         replace(
             options, reltol=reltol, abstol=np.asarray(options.abstol) * ratio, dt=None,
             dtmax=None, dtmin=None, adaptive=True, saveat=solution.t[wanted], maxiters=10**7,
+            tuning=Tuning(discontinuities=options.tuning.discontinuities),
         ),
     )  # fmt: skip
     if not twin.success:

@@ -265,6 +265,8 @@ def _stops(problem: FlatProblem, options: SolveOptions) -> Array:
     parts = [np.asarray(c.times, dtype=float) for c in problem.callbacks if c.times is not None]
     if options.tstops is not None:
         parts.append(options.tstops)
+    if options.tuning.discontinuities:  # after every stop a new beginning
+        parts.append(np.array(options.tuning.discontinuities))
     if not parts:
         return np.empty(0)
     sign = 1.0 if problem.t1 > problem.t0 else -1.0
