@@ -18,7 +18,7 @@ from pysciml.boundaryvaluediffeq import BVP_ALGORITHMS
 from pysciml.delaydiffeq import DDE_ALGORITHMS
 from pysciml.errors import InputError, did_you_mean
 from pysciml.jumpprocesses import AGGREGATORS, STEPPER
-from pysciml.ordinarydiffeq import ALGORITHMS, COMMON_OPTIONS, COMPOSITES
+from pysciml.ordinarydiffeq import ALGORITHMS, COMMON_OPTIONS, COMPOSITES, OPTION_VALUES, PARTS
 from pysciml.stochasticdiffeq import RODE_ALGORITHMS, SDE_ALGORITHMS
 
 __all__ = ["Algorithm", "AlgorithmName", "algorithm", "algorithm_names"]
@@ -67,24 +67,36 @@ class AlgorithmName:
     def __call__(self, *parts: Algorithm, **options: Any) -> Algorithm:
         """Raises InputError for an option the algorithm does not take, or a wrong part."""
         parts = tuple(p() if isinstance(p, AlgorithmName) else p for p in parts)
-        if len(parts) != self.arity or not all(isinstance(p, Algorithm) for p in parts):
+        solvers = [isinstance(p, Algorithm) and p.name not in PARTS for p in parts]
+        if len(parts) != self.arity or not all(solvers):
             what = f"{self.arity} algorithm(s)" if self.arity else "no positional argument"
             given = ", ".join(repr(p) for p in parts) or "none"
             raise InputError(
                 f"{self.name} takes {what}, but was given {given}; give options by keyword, "
                 f"e.g. {self!r}({_example(self)})."
             )
-        for key in options:
-            if key not in self.allowed:
-                hint = did_you_mean(key, self.allowed)
-                takes = ", ".join(self.allowed)
+        # LUFactorization stands for LUFactorization()
+        options = {k: v() if isinstance(v, AlgorithmName) else v for k, v in options.items()}
+        for key, value in options.items():
+            reason = _NOT_TAKEN.get(key.rstrip("!"))
+            if reason is not None:
+                raise InputError(f"{self.name} does not take {key!r}: {reason}.")
+            if key not in self.takes:
+                hint = did_you_mean(key, self.takes)
+                takes = ", ".join(self.takes)
                 raise InputError(
                     f"{self.name} does not take {key!r}; it takes {takes}: leave it out or give "
                     f"one of these.{hint}"
-                    if self.allowed
+                    if self.takes
                     else f"{self.name} does not take {key!r}, nor any other option; leave it out."
                 )
-        return Algorithm(self.name, self.package, dict(options), parts)
+            require_value(key, value)
+        return Algorithm(self.name, self.package, options, parts)
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """The options that a user may give."""
+        return tuple(key for key in self.allowed if key not in _NOT_TAKEN)
 
     def __repr__(self) -> str:
         return (
@@ -95,8 +107,41 @@ class AlgorithmName:
 
 
 def _example(name: AlgorithmName) -> str:
-    parts = ["pysciml.Tsit5()", "pysciml.Rodas5P()"][: name.arity]
-    return ", ".join([*parts, *(f"{key}=..." for key in name.allowed[:1])])
+    parts = ["pysciml.Tsit5()", "pysciml.Rodas5P()"][2 - name.arity :]
+    return ", ".join([*parts, *(f"{key}=..." for key in name.takes[:1])])
+
+
+_DERIVATIVES = "Jacobians and other derivatives come from torch here, exact ones; leave it out"
+_LIMITED = (
+    "no gradient would see how it changes the state; use isoutofdomain= of solve, "
+    "PositiveDomain(), or a DiscreteCallback, whose affect changes the state after a step"
+)
+#: Options of Julia's constructors (there some end in "!") that have no place here, and why.
+_NOT_TAKEN = {
+    "autodiff": _DERIVATIVES,
+    "chunk_size": _DERIVATIVES,
+    "diff_type": _DERIVATIVES,
+    "standardtag": _DERIVATIVES,
+    "thread": "the stages of one solve run on one thread; for many solutions at once give u0 a "
+    "batch dimension, or solve an EnsembleProblem with EnsembleThreads()",
+    "stage_limiter": _LIMITED,
+    "step_limiter": _LIMITED,
+    "precs": "a preconditioner is a Julia function of Julia's matrices; leave it out",
+    "controller": "the controller of the steps belongs to solve; give it there, e.g. "
+    "controller=pysciml.PIController()",
+}
+
+
+def require_value(key: str, value: Any) -> None:
+    """Raise InputError where an option that takes such objects as LUFactorization() got another."""
+    taken = OPTION_VALUES.get(key)
+    if taken is None or value is None:
+        return
+    if not isinstance(value, Algorithm) or value.name not in taken:
+        named = isinstance(value, str) and value in taken
+        few = [value] if named else sorted(taken)
+        example = ", ".join(f"pysciml.{name}()" for name in few)
+        raise InputError(f"{key} is {value!r}; give {'' if named else 'one of '}{example}.")
 
 
 #: Options of the embedded engine's algorithms (Sundials.jl's names where it has one).

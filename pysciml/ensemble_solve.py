@@ -28,6 +28,7 @@ from pysciml.ensemble import (
 from pysciml.ensemble_batch import solve_batch
 from pysciml.ensemble_remote import solve_by_executor
 from pysciml.errors import InputError, SolveError
+from pysciml.extra_options import EXTRA
 from pysciml.noise import NoiseGrid
 from pysciml.options import require_count
 from pysciml.problems import DAEProblem, ODEProblem
@@ -167,6 +168,7 @@ def _members(
     if isinstance(where, EnsembleThreads):
         threads = where.threads or os.cpu_count() or 1
     plain = not as_callbacks(options.get("callback")) and not options.get("progress")
+    plain = plain and EXTRA.isdisjoint(options)
     seed = options.get("seed")
     at_once = isinstance(prob.prob, (ODEProblem, DAEProblem)) and seed is None
     if prob.members is not None and plain and at_once:

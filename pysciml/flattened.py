@@ -235,11 +235,11 @@ class Flattened:
         condition = affect = None
         own: dict[str, Any] = {}
         names = (f"condition of callback {given}", f"affect of callback {given}")
-        if isinstance(c, JumpCallback):
+        if hasattr(c, "names"):  # what is no callback of the user's
             names = c.names
         if getattr(c, "condition", None) is not None:
-            role = {"continuous": "root", "discrete": "truth"}.get(c.kind, "rate")
-            condition = self._functions(c.condition, role, names[0])
+            roles = {"continuous": "root", "discrete": "truth", "domain": "truth"}
+            condition = self._functions(c.condition, roles.get(c.kind, "rate"), names[0])
             own |= self._vectors_of_callback(condition, i, "condition")
         if getattr(c, "affect", None) is not None and c.affect is not terminate:
             affect = self._functions(c.affect, "affect", names[1])

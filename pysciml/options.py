@@ -38,7 +38,8 @@ _MOST_OUTPUTS = 1e8
 
 _KNOWN = (
     "engine saveat abstol reltol sensealg callback save_idxs tstops dt dtmax dtmin maxiters "
-    "adaptive progress raise_on_failure seed"
+    "adaptive progress raise_on_failure seed save_everystep save_start save_end dense "
+    "d_discontinuities isoutofdomain force_dtmin controller initializealg"
 ).split()
 
 #: What people coming from SciPy and torchdiffeq write.

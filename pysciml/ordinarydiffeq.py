@@ -9,6 +9,9 @@ parts). ``NEEDS`` names the kind of problem that an algorithm is for, where that
 
 from __future__ import annotations
 
+#: What all controllers of the step length take.
+_STEPS = ("qmin", "qmax", "qmax_first_step", "gamma", "qsteady_min", "qsteady_max", "failfactor")
+
 ALGORITHMS: dict[str, tuple[str, tuple[str, ...]]] = {
     # OrdinaryDiffEqAdamsBashforthMoulton
     "AB3": ("OrdinaryDiffEqAdamsBashforthMoulton", ()),
@@ -47,7 +50,15 @@ ALGORITHMS: dict[str, tuple[str, tuple[str, ...]]] = {
             "qmax",
         ),
     ),
+    "IMEXEuler": ("OrdinaryDiffEqBDF", ("κ", "tol", "ark")),
+    "IMEXEulerARK": ("OrdinaryDiffEqBDF", ("κ", "tol")),
     "MEBDF2": ("OrdinaryDiffEqBDF", ()),
+    "QBDF": (
+        "OrdinaryDiffEqBDF",
+        ("max_order", "κ", "tol", "qsteady_min", "qsteady_max", "qmax"),
+    ),
+    "QBDF1": ("OrdinaryDiffEqBDF", ()),
+    "QBDF2": ("OrdinaryDiffEqBDF", ()),
     "QNDF": (
         "OrdinaryDiffEqBDF",
         ("max_order", "κ", "tol", "kappa", "qsteady_min", "qsteady_max", "qmax"),
@@ -55,6 +66,11 @@ ALGORITHMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "QNDF1": ("OrdinaryDiffEqBDF", ("kappa",)),
     "QNDF2": ("OrdinaryDiffEqBDF", ("kappa",)),
     "SBDF": ("OrdinaryDiffEqBDF", ("κ", "tol", "ark", "order")),
+    "SBDF2": ("OrdinaryDiffEqBDF", ("κ", "tol")),
+    "SBDF3": ("OrdinaryDiffEqBDF", ("κ", "tol")),
+    "SBDF4": ("OrdinaryDiffEqBDF", ("κ", "tol")),
+    # OrdinaryDiffEqExplicitRK: with its own tableau, Dormand and Prince's
+    "ExplicitRK": ("OrdinaryDiffEqExplicitRK", ()),
     # OrdinaryDiffEqExponentialRK
     "EPIRK4s3A": (
         "OrdinaryDiffEqExponentialRK",
@@ -128,7 +144,7 @@ ALGORITHMS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     # OrdinaryDiffEqFIRK
     "AdaptiveRadau": ("OrdinaryDiffEqFIRK", ("min_order", "max_order", "threading", "smooth_est")),
-    "GaussLegendre": ("OrdinaryDiffEqFIRK", ("num_stages", "precs", "controller", "smooth_est")),
+    "GaussLegendre": ("OrdinaryDiffEqFIRK", ("num_stages", "smooth_est")),
     "RadauIIA3": ("OrdinaryDiffEqFIRK", ()),
     "RadauIIA5": ("OrdinaryDiffEqFIRK", ("smooth_est",)),
     "RadauIIA9": ("OrdinaryDiffEqFIRK", ("smooth_est",)),
@@ -256,6 +272,14 @@ ALGORITHMS: dict[str, tuple[str, tuple[str, ...]]] = {
         "OrdinaryDiffEqNordsieck",
         ("bias1", "bias2", "bias3", "addon", "qmin", "qmax", "qsteady_min", "qsteady_max"),
     ),
+    "JVODE_Adams": (
+        "OrdinaryDiffEqNordsieck",
+        ("bias1", "bias2", "bias3", "addon", "qmin", "qmax", "qsteady_min", "qsteady_max"),
+    ),
+    "JVODE_BDF": (
+        "OrdinaryDiffEqNordsieck",
+        ("bias1", "bias2", "bias3", "addon", "qmin", "qmax", "qsteady_min", "qsteady_max"),
+    ),
     # OrdinaryDiffEqPDIRK
     "PDIRK44": (
         "OrdinaryDiffEqPDIRK",
@@ -319,6 +343,7 @@ ALGORITHMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "Rosenbrock32": ("OrdinaryDiffEqRosenbrock", ()),
     "RosenbrockW6S4OS": ("OrdinaryDiffEqRosenbrock", ()),
     "Scholz4_7": ("OrdinaryDiffEqRosenbrock", ()),
+    "Tsit5DA": ("OrdinaryDiffEqRosenbrock", ()),
     "Veldd4": ("OrdinaryDiffEqRosenbrock", ()),
     "Velds4": ("OrdinaryDiffEqRosenbrock", ()),
     # OrdinaryDiffEqSDIRK
@@ -439,6 +464,10 @@ ALGORITHMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "KrylovJL_BICGSTAB": ("LinearSolve", ()),
     "KrylovJL_CG": ("LinearSolve", ()),
     "KrylovJL_MINRES": ("LinearSolve", ()),
+    "KrylovJL_FGMRES": ("LinearSolve", ("gmres_restart", "window")),
+    "KrylovJL_MINARES": ("LinearSolve", ()),
+    "SimpleGMRES": ("LinearSolve", ("restart", "blocksize")),
+    "SimpleLUFactorization": ("LinearSolve", ()),
     "NLNewton": (
         "OrdinaryDiffEqNonlinearSolve",
         (
@@ -456,6 +485,14 @@ ALGORITHMS: dict[str, tuple[str, tuple[str, ...]]] = {
         "OrdinaryDiffEqNonlinearSolve",
         ("κ", "max_iter", "max_history", "aa_start", "droptol", "fast_convergence_cutoff"),
     ),
+    "IController": ("OrdinaryDiffEqCore", _STEPS),
+    "PIController": ("OrdinaryDiffEqCore", ("beta1", "beta2", "qoldinit", *_STEPS)),
+    "PIDController": ("OrdinaryDiffEqCore", ("beta", "accept_safety", *_STEPS)),
+    "PredictiveController": ("OrdinaryDiffEqCore", _STEPS),
+    "NoInit": ("SciMLBase", ()),
+    "CheckInit": ("SciMLBase", ()),
+    "BrownFullBasicInit": ("DiffEqBase", ()),
+    "ShampineCollocationInit": ("DiffEqBase", ()),
 }
 
 COMMON_OPTIONS: dict[str, tuple[str, ...]] = {
@@ -498,37 +535,20 @@ COMMON_OPTIONS: dict[str, tuple[str, ...]] = {
     "OrdinaryDiffEqVerner": ("lazy",),
 }
 
+#: Of automatic switching (SciML's AutoSwitch).
+_SWITCH = (
+    "maxstiffstep", "maxnonstiffstep", "nonstifftol", "stifftol", "dtfac", "stiffalgfirst",
+    "switch_max",
+)  # fmt: skip
+
 COMPOSITES: dict[str, tuple[str, tuple[str, ...], int]] = {
-    "AutoDP5": (
-        "OrdinaryDiffEqLowOrderRK",
-        ("maxstiffstep", "maxnonstiffstep", "nonstifftol", "stifftol", "dtfac", "stiffalgfirst"),
-        1,
-    ),
-    "AutoTsit5": (
-        "OrdinaryDiffEqTsit5",
-        ("maxstiffstep", "maxnonstiffstep", "nonstifftol", "stifftol", "dtfac", "stiffalgfirst"),
-        1,
-    ),
-    "AutoVern6": (
-        "OrdinaryDiffEqVerner",
-        ("maxstiffstep", "maxnonstiffstep", "nonstifftol", "stifftol", "dtfac", "stiffalgfirst"),
-        1,
-    ),
-    "AutoVern7": (
-        "OrdinaryDiffEqVerner",
-        ("maxstiffstep", "maxnonstiffstep", "nonstifftol", "stifftol", "dtfac", "stiffalgfirst"),
-        1,
-    ),
-    "AutoVern8": (
-        "OrdinaryDiffEqVerner",
-        ("maxstiffstep", "maxnonstiffstep", "nonstifftol", "stifftol", "dtfac", "stiffalgfirst"),
-        1,
-    ),
-    "AutoVern9": (
-        "OrdinaryDiffEqVerner",
-        ("maxstiffstep", "maxnonstiffstep", "nonstifftol", "stifftol", "dtfac", "stiffalgfirst"),
-        1,
-    ),
+    "AutoAlgSwitch": ("OrdinaryDiffEqCore", _SWITCH, 2),
+    "AutoDP5": ("OrdinaryDiffEqLowOrderRK", _SWITCH, 1),
+    "AutoTsit5": ("OrdinaryDiffEqTsit5", _SWITCH, 1),
+    "AutoVern6": ("OrdinaryDiffEqVerner", ("lazy", *_SWITCH), 1),
+    "AutoVern7": ("OrdinaryDiffEqVerner", ("lazy", *_SWITCH), 1),
+    "AutoVern8": ("OrdinaryDiffEqVerner", ("lazy", *_SWITCH), 1),
+    "AutoVern9": ("OrdinaryDiffEqVerner", ("lazy", *_SWITCH), 1),
 }
 
 NEEDS: dict[str, str] = {
@@ -561,6 +581,8 @@ NEEDS: dict[str, str] = {
     "FineRKN5": "second_order",
     "FunctionMap": "discrete",
     "HochOst4": "semilinear",
+    "IMEXEuler": "split",
+    "IMEXEulerARK": "split",
     "IRKC": "split",
     "IRKN3": "second_order",
     "IRKN4": "second_order",
@@ -604,6 +626,9 @@ NEEDS: dict[str, str] = {
     "RKN4": "second_order",
     "Ruth3": "partitioned",
     "SBDF": "split",
+    "SBDF2": "split",
+    "SBDF3": "split",
+    "SBDF4": "split",
     "SofSpa10": "partitioned",
     "SplitEuler": "split",
     "SymplecticEuler": "partitioned",
@@ -655,8 +680,20 @@ NO_ERROR_CONTROL: dict[str, str] = {
     "SSPRKMSVS43": "SSPRK43",
 }
 
-PARTS: frozenset[str] = frozenset(
-    "LUFactorization GenericLUFactorization QRFactorization SVDFactorization KLUFactorization "
-    "UMFPACKFactorization KrylovJL_GMRES KrylovJL_BICGSTAB KrylovJL_CG KrylovJL_MINRES NLNewton "
-    "NLFunctional NLAnderson".split()
-)
+#: The options of algorithms and of ``solve`` that take such values, and which.
+OPTION_VALUES: dict[str, frozenset[str]] = {
+    "linsolve": frozenset(
+        "LUFactorization GenericLUFactorization SimpleLUFactorization QRFactorization "
+        "SVDFactorization KLUFactorization UMFPACKFactorization KrylovJL_GMRES KrylovJL_FGMRES "
+        "KrylovJL_BICGSTAB KrylovJL_CG KrylovJL_MINRES KrylovJL_MINARES SimpleGMRES".split()
+    ),
+    "nlsolve": frozenset(("NLNewton", "NLFunctional", "NLAnderson")),
+    "controller": frozenset(
+        ("IController", "PIController", "PIDController", "PredictiveController")
+    ),
+    "initializealg": frozenset(
+        ("NoInit", "CheckInit", "BrownFullBasicInit", "ShampineCollocationInit")
+    ),
+}
+
+PARTS: frozenset[str] = frozenset().union(*OPTION_VALUES.values())

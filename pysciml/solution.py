@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -119,6 +120,8 @@ class Solution:
         What ran.
     seed : int or None
         Of a stochastic equation: solving with it gives the same noise again.
+    dense : bool
+        Whether sol(t) can be asked.
 
     Copies (``copy.deepcopy``, ``pickle``, ``torch.save``) keep the values and are detached.
     """
@@ -140,6 +143,7 @@ class Solution:
     _noise: Callable[[], Any] | None = None
     _jumps: tuple[Tensor, Tensor] | None = None
     _span: tuple[float, float] = (0.0, 0.0)
+    dense: bool = True
 
     @property
     def success(self) -> bool:
@@ -187,7 +191,7 @@ class Solution:
             state["_interpolate"] = None if inner is None else _Values(inner, self.spec)
         return state
 
-    def __call__(self, t: Any, deriv: int = 0) -> Any:
+    def __call__(self, t: Any, deriv: int = 0, *, idxs: Any = None) -> Any:
         """The solution at time(s) ``t``, or its derivative: differentiable in u0, p, tspan and t.
 
         Parameters
@@ -195,16 +199,21 @@ class Solution:
         t : number, sequence of numbers, or tensor of any shape
         deriv : 0, 1 or 2
             Order of the derivative with respect to time.
+        idxs : int, or sequence of int, bool mask or slice, optional
+            Which entries of the flat state (of those kept by save_idxs).
 
         Returns
         -------
-        The state's structure, each leaf of shape ``(*t.shape, *leaf)``.
+        The state's structure, each leaf of shape ``(*t.shape, *leaf)``; with ``idxs`` a tensor of
+        shape ``(*t.shape, k)``, or ``t.shape`` for one int.
 
         Raises
         ------
         InputError
             For a time outside the solution, and for an order other than 0, 1, 2.
         """
+        if not self.dense:
+            raise PyscimlError("sol(t) was given up by dense=False; solve again without it.")
         if self._interpolate is None or self.spec is None:
             raise PyscimlError(
                 "This solution is a copy that keeps no interpolant (those of the julia engine do "
@@ -221,9 +230,18 @@ class Solution:
                 f"t = {float(bad):g} lies outside the solution, which covers "
                 f"[{low:g}, {high:g}]; solve over a longer tspan."
             )
+        chosen = None
+        if idxs is not None:
+            size = self.spec.size if self.save_idxs is None else len(self.save_idxs)
+            chosen = flat_indices(idxs, "idxs", size, "the solution has").to(self.spec.device)
         flat = self._interpolate(times.reshape(-1), deriv)
         if self.save_idxs is not None:
             flat = flat[:, self.save_idxs]
+        if chosen is not None:
+            flat = flat[:, chosen]
+            if isinstance(idxs, numbers.Integral):
+                return flat.reshape(times.shape)
+        if chosen is not None or self.save_idxs is not None:
             return flat.reshape(*times.shape, flat.shape[-1])
         return self.spec.unflatten(flat.reshape(*times.shape, self.spec.size))
 
@@ -278,7 +296,7 @@ class Solution:
         if ax is None:
             ax = new_axes()
         assert self.spec is not None
-        if self._interpolate is not None and len(self.t) > 1:
+        if self._interpolate is not None and self.dense and len(self.t) > 1:
             low, high = self._span
             grid = torch.linspace(low, high, points, dtype=torch.float64)
             with torch.no_grad():

@@ -22,9 +22,11 @@ from pysciml.engines.base import (
     FlatGradient,
     FlatSolution,
     SolveOptions,
+    Tuning,
 )
 from pysciml.engines.choice import engine as choose_engine
 from pysciml.errors import InputError, PyscimlError, SolveError
+from pysciml.extra_options import Extra
 from pysciml.flatten import to_numpy
 from pysciml.flattened import Flattened
 from pysciml.options import (
@@ -35,7 +37,7 @@ from pysciml.options import (
     stops_within,
 )
 from pysciml.plan import Plan, find_plan, keep_plan
-from pysciml.problems import plans_of
+from pysciml.problems import number, plans_of
 from pysciml.progress import progress_bar
 from pysciml.solution import Event, Solution
 from pysciml.transforms import (
@@ -71,7 +73,7 @@ def solve(
     progress: bool = False,
     raise_on_failure: bool = True,
     seed: int | None = None,
-    **unknown: Any,
+    **more: Any,
 ) -> Any:
     """Solve a problem; the solution's tensors carry gradients where the inputs do.
 
@@ -103,6 +105,21 @@ def solve(
     seed : of noise and jumps (SDEProblem, RODEProblem, JumpProblem), a whole number; drawn from
         torch's generator where None
 
+    Other Parameters
+    ----------------
+    save_everystep : False saves at both ends only, where there is no saveat
+    save_start, save_end : whether to save there; where None, as saveat says, or both
+    dense : False where sol(t) is not to be had
+    d_discontinuities : time or times at which f jumps, within tspan: steps end there, and begin
+        anew. f at the time itself belongs to what was before, as by ``t > time``
+    isoutofdomain : function (u, p, t), true where the state must not be: a step that ends there is
+        rejected, and tried again shorter (julia)
+    force_dtmin : True goes on with steps of dtmin where the tolerances ask for less (julia)
+    controller : of the step length, e.g. ``pysciml.PIController(beta1=0.14, beta2=0.08, qmax=5)``
+        (julia)
+    initializealg : how initial values of a DAE are made to fit, ``pysciml.BrownFullBasicInit()``,
+        ``ShampineCollocationInit()``, ``CheckInit()`` or ``NoInit()`` (julia)
+
     Returns
     -------
     Solution
@@ -124,16 +141,15 @@ def solve(
             alg, saveat, abstol, reltol, sensealg, save_idxs, tstops, dt, dtmax, dtmin, maxiters,
             adaptive, raise_on_failure,
         )  # fmt: skip
-        plain = (
-            not (unknown or progress) and ensemblealg is trajectories is callback is seed is None
-        )
+        plain = not (more or progress) and ensemblealg is trajectories is callback is seed is None
         if plain and plans_of(prob):
             plan, again = find_plan(prob, choose_engine(engine), asked)
             if plan is not None and again is not None:
                 with plain_mode():
                     return solved(plan, again)
         refuse_ensemble_options(prob, ensemblealg, trajectories)
-        check_options(prob, unknown, abstol, reltol, dt, dtmax, dtmin, maxiters, sensealg)
+        extra = Extra.taken(more)
+        check_options(prob, more, abstol, reltol, dt, dtmax, dtmin, maxiters, sensealg)
         alg = as_algorithm(alg, "CVODE_BDF")
         random = getattr(prob, "form", "") in ("sde", "rode") or hasattr(prob, "how_jumps")
         if not random:
@@ -142,17 +158,27 @@ def solve(
         mass = getattr(prob, "mass_matrix", None)
         chosen.check(getattr(prob, "form", prob.kind), alg, mass is not None)
         with plain_mode():
-            more = as_callbacks(callback)
-            events = bool(prob.callback or more or hasattr(prob, "how_jumps"))
-            tensors = chosen.takes_tensors(prob, alg, sensealg, events)
-            setup = Flattened(prob, chosen, more, tensors)
-            grid = saveat_grid(saveat, setup.t0_t, setup.t1_t)
+            callbacks = (*as_callbacks(callback), *extra.callbacks())
+            tuning = extra.tuning(prob, *map(number, prob.tspan))
+            chosen.require_tuning(tuning, callbacks)
+            special = bool(prob.callback or callbacks or tuning != Tuning())
+            tensors = chosen.takes_tensors(
+                prob, alg, sensealg, special or hasattr(prob, "how_jumps")
+            )
+            setup = Flattened(prob, chosen, callbacks, tensors)
+            t0, t1 = setup.t0, setup.t1
+            grid = extra.grid(
+                saveat_grid(saveat, setup.t0_t, setup.t1_t),
+                lambda: saveat_grid(abs(t1 - t0), setup.t0_t, setup.t1_t),
+                t0,
+                t1,
+            )
             index = state_indices(save_idxs, setup.state)
             options = SolveOptions(
                 abstol=absolute_tolerance(abstol, setup.state),
                 reltol=float(reltol),
                 saveat=grid.values,
-                tstops=stops_within(tstops, setup.t0, setup.t1),
+                tstops=stops_within(tstops, t0, t1),
                 dt=dt,
                 dtmax=dtmax,
                 dtmin=dtmin,
@@ -160,6 +186,7 @@ def solve(
                 adaptive=adaptive,
                 sensealg=sensealg,
                 seed=seed,
+                tuning=tuning,
             )
             plan = Plan(
                 asked,
@@ -171,10 +198,10 @@ def solve(
                 raises=raise_on_failure,
                 f=prob.f,
             )
-            with progress_bar(progress, setup.t0, setup.t1) as report:
+            with progress_bar(progress, t0, t1) as report:
                 if report is not None:
                     plan.options = replace(options, progress=report)
-                sol = solved(plan, setup)
+                sol = solved(plan, setup, extra)
             if plain:
                 keep_plan(prob, plan, setup)
             return sol
@@ -182,7 +209,7 @@ def solve(
         resume_compiler(compiler)
 
 
-def solved(plan: Plan, setup: Flattened) -> Solution:
+def solved(plan: Plan, setup: Flattened, extra: Extra | None = None) -> Solution:
     """The solution by a plan, with gradients where an input requires them."""
     grid = plan.grid
     want = torch.is_grad_enabled() and any(
@@ -199,7 +226,13 @@ def solved(plan: Plan, setup: Flattened) -> Solution:
         assert run.flat is not None
         # the very tensor given as saveat, where there is one
         t = setup.from_numpy(run.flat.t, time=True) if grid.tensor is None else grid.tensor
+    if extra is not None and grid.values is None:
+        assert run.flat is not None
+        keep = extra.kept(run.flat)
+        if keep is not None:
+            t, u = t[keep], u[keep]
     sol = _solution(run, t, u)
+    sol.dense = extra is None or extra.dense is not False
     for c in setup.callbacks:
         c.finish(sol)
     return sol

@@ -312,8 +312,8 @@ def test_every_algorithm_by_name(name) -> None:
     def f(u, p, t):
         return torch.stack([-u[0] + 0.5 * u[1] * torch.cos(t), -0.5 * u[0] - p[0] * u[1]])
 
-    parts = [ps.Rosenbrock23()] if name in COMPOSITES else []
-    alg = ps.algorithms.algorithm(name)(*parts)
+    arity = COMPOSITES[name][-1] if name in COMPOSITES else 0
+    alg = ps.algorithms.algorithm(name)(*[ps.Tsit5(), ps.Rosenbrock23()][2 - arity :])
     prob = ps.ODEProblem(f, tensor(1.0, 0.5), (0.0, 1.0), tensor(1.0))
     options = {"engine": "julia", "saveat": [0.5, 1.0]}
     want = ps.solve(prob, ps.Vern9(), abstol=1e-13, reltol=1e-13, **options).u
