@@ -122,6 +122,14 @@ def test_juliapkg_json_agrees_with_the_julia_package() -> None:
         assert str(tested & allowed) == str(tested), name
 
 
+def test_setup_installs_the_packages_of_every_algorithm() -> None:
+    from pysciml.algorithms import algorithm, algorithm_names
+
+    wanted = json.loads((ROOT / "juliapkg.json").read_text(encoding="utf-8"))["packages"]
+    packages = {algorithm(name).package for name in algorithm_names()} - {"Sundials", "torchsde"}
+    assert packages <= set(wanted), packages - set(wanted)
+
+
 def imported_by(code: str) -> set[str]:
     """Top-level modules that are loaded after ``code`` in a fresh interpreter."""
     script = f"import sys\n{code}\nprint(' '.join({{name.split('.')[0] for name in sys.modules}}))"
