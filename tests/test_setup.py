@@ -12,6 +12,7 @@ import pytest
 
 import pysciml.__main__ as command
 from pysciml.engines.julia import build_image, doctor, startup, sysimage
+from pysciml.engines.julia.refusals import refused
 from pysciml.errors import EngineError
 
 PACKAGE = startup.package_folder() / "PySciML"
@@ -254,3 +255,22 @@ def test_what_juliapkg_will_install() -> None:
     for name, spec in wanted.items():
         assert found[name].uuid == spec["uuid"], name
         assert Compat.parse(found[name].version), name
+
+
+def test_what_a_project_of_the_users_own_lacks_and_how_it_is_added(project):
+    """setup leaves such a project as it is, so that running it would mend nothing."""
+    lacking = startup.missing_packages()
+    assert "SciMLSensitivity" in lacking and "PythonCall" not in lacking
+    said = startup.how_to_add(("SciMLSensitivity",))
+    assert f"--project={project} -e 'import Pkg; Pkg.add([\"SciMLSensitivity\"])'" in said
+    (found,) = [f for f in doctor.diagnose().findings if f.what == "SciMLSensitivity"]
+    assert not found.ok and "Pkg.add" in found.mend and "unset" in found.mend
+    (project / "Manifest.toml").unlink()
+    (found,) = [f for f in doctor.diagnose().findings if f.found.startswith("no manifest")]
+    assert "Pkg.add" in found.mend and '"PythonCall"' in found.mend
+
+
+def test_a_package_that_is_needed_later_and_missing(project):
+    error = EngineError("Julia reports: the Julia package DelayDiffEq is not installed in this")
+    said = refused(error, None)
+    assert isinstance(said, EngineError) and 'Pkg.add(["DelayDiffEq"])' in str(said)

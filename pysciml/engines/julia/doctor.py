@@ -19,9 +19,11 @@ from pysciml.engines.julia import build_image, sysimage
 from pysciml.engines.julia.startup import (
     SETTINGS,
     chosen_by_user,
+    how_to_add,
     image_in_use,
     installed_at,
     is_set_up,
+    missing_packages,
     package_folder,
 )
 from pysciml.errors import EngineError
@@ -45,7 +47,10 @@ imported = time.time() - begun
 p = torch.tensor([1.5, 1.0, 3.0, 1.0], dtype=torch.float64, requires_grad=True)
 f = lambda u, p, t: torch.stack([p[0]*u[0] - p[1]*u[0]*u[1], p[3]*u[0]*u[1] - p[2]*u[1]])
 prob = ps.ODEProblem(f, torch.ones(2, dtype=torch.float64), (0.0, 5.0), p)
-sol = ps.solve(prob, ps.Tsit5(), engine="julia", saveat=1.0)
+try:
+    sol = ps.solve(prob, ps.Tsit5(), engine="julia", saveat=1.0)
+except ps.errors.PyscimlError as error:
+    sys.exit(f"pysciml: {error}")
 first = time.time() - begun
 sol.u.sum().backward()
 gradient = time.time() - begun
@@ -230,18 +235,24 @@ def _executable(path: str | None) -> Finding:
 
 
 def _packages(project: Path | None) -> list[Finding]:
-    manifest = None if project is None else project / "Manifest.toml"
-    if manifest is None or not manifest.is_file():
-        return [Finding("Julia packages", f"no manifest in {project}", False, f"run {_SETUP}")]
-    text = manifest.read_text(encoding="utf-8")
+    missing = missing_packages()
+    manifests = [] if project is None else sorted(project.glob("Manifest*.toml"))
+    if not manifests:
+        mend = how_to_add(missing)
+        return [Finding("Julia packages", f"no manifest in {project}", False, mend)]
+    text = "".join(m.read_text(encoding="utf-8") for m in manifests)
     findings = []
     for name in _PACKAGES:
         entry = re.search(rf"\[\[deps\.{name}\]\](.*?)(?=\n\[\[|\Z)", text, re.DOTALL)
         if entry is None:
-            findings.append(Finding(name, "missing", False, f"run {_SETUP}"))
+            findings.append(Finding(name, "missing", False, how_to_add((name,))))
             continue
         version = re.search(r'^version = "(.*?)"', entry[1], re.MULTILINE)
         findings.append(Finding(name, version[1] if version else "of no stated version"))
+    others = tuple(name for name in missing if name not in _PACKAGES)
+    if others:
+        found = f"{', '.join(others)} missing"
+        findings.append(Finding("Julia packages", found, False, how_to_add(others)))
     return findings
 
 

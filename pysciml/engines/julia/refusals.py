@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 from pysciml.algorithms import Algorithm
+from pysciml.engines.julia.startup import how_to_add
 from pysciml.errors import EngineError, InputError
 
 __all__ = ["refused"]
@@ -23,8 +26,12 @@ _SAID = {
 }
 
 
-def refused(error: EngineError, alg: Algorithm | None) -> InputError | None:
+def refused(error: EngineError, alg: Algorithm | None) -> InputError | EngineError | None:
     """The error that a solve is to raise in place of one that Julia gave, if any."""
+    lacking = re.search(r"the Julia package (\w+) is not installed", str(error))
+    if lacking:
+        name = lacking[1]
+        return EngineError(f"The Julia package {name} is not installed; {how_to_add((name,))}.")
     for words, ours in _SAID.items():
         if words in str(error):
             name = "The default algorithm" if alg is None else alg.name

@@ -9,6 +9,7 @@ installed); otherwise juliapkg finds Julia and installs what ``juliapkg.json`` n
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import signal
 import sys
@@ -22,8 +23,8 @@ from pysciml.engines.julia import sysimage
 from pysciml.errors import EngineError
 
 __all__ = [
-    "Julia", "image_in_use", "installed_at", "is_set_up", "julia", "package_folder",
-    "require_this_process", "started", "was_forked",
+    "Julia", "how_to_add", "image_in_use", "installed_at", "is_set_up", "julia",
+    "missing_packages", "package_folder", "require_this_process", "started", "was_forked",
 ]  # fmt: skip
 
 #: Settings of juliacall made before it starts, unless the user has made them.
@@ -63,6 +64,39 @@ def package_folder() -> Path | None:
 def chosen_by_user() -> bool:
     """Whether Julia and its project are named by juliacall's own variables."""
     return all(os.environ.get(f"PYTHON_JULIACALL_{k}") for k in ("EXE", "PROJECT"))
+
+
+def missing_packages() -> tuple[str, ...]:
+    """The packages that ``juliapkg.json`` names and the manifest of Julia's project does not."""
+    folder, (_, project) = package_folder(), installed_at()
+    if folder is None:
+        return ()
+    wanted = json.loads((folder.parent / "juliapkg.json").read_text(encoding="utf-8"))["packages"]
+    manifests = sorted(project.glob("Manifest*.toml"))
+    there = "".join(m.read_text(encoding="utf-8") for m in manifests)
+    return tuple(name for name in (*wanted, "PythonCall") if f"[[deps.{name}]]" not in there)
+
+
+def how_to_add(missing: tuple[str, ...]) -> str:
+    """What to do where Julia's project lacks packages."""
+    if not chosen_by_user():
+        return "run 'python -m pysciml setup', which installs them"
+    executable, project = installed_at()
+    names = ", ".join(f'"{name}"' for name in missing)
+    return (
+        "add them to this project of yours, which pysciml leaves as it is, with: "
+        f"{executable} --project={project} -e 'import Pkg; Pkg.add([{names}])'; or unset "
+        "PYTHON_JULIACALL_EXE and PYTHON_JULIACALL_PROJECT and run 'python -m pysciml setup'"
+    )
+
+
+def _why_not() -> str:
+    """What a start that failed lacked, and how to mend it."""
+    missing = missing_packages() if chosen_by_user() else ()
+    if missing:
+        few = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        return f"its project lacks {few}; {how_to_add(missing)}"
+    return "'python -m pysciml doctor' says what is wrong, engine='sundials' needs no Julia"
 
 
 def started() -> bool:
@@ -201,8 +235,7 @@ def _start() -> Julia:
         ) from error
     except Exception as error:
         raise EngineError(
-            f"Julia could not be started ({type(error).__name__}: {error}); "
-            "'python -m pysciml doctor' says what is wrong, engine='sundials' needs no Julia."
+            f"Julia could not be started ({type(error).__name__}: {error}): {_why_not()}."
         ) from error
     finally:
         if taken:  # it is this process's own: another one looks for itself
@@ -215,10 +248,16 @@ def _start() -> Julia:
         # text in, text out: each of juliacall's conversions costs compilation in every session
         main.seval(f"push!(LOAD_PATH, {_quoted(str(folder))}); import PySciML")
     except Exception as error:
+        mend = (
+            _why_not()
+            if chosen_by_user()
+            else (
+                "'python -m pysciml setup' installs what it needs, 'python -m pysciml doctor' "
+                "says more"
+            )
+        )
         raise EngineError(
-            f"Julia runs, but its package PySciML could not be loaded ({error}); "
-            "'python -m pysciml setup' installs what it needs, 'python -m pysciml doctor' says "
-            "more."
+            f"Julia runs, but its package PySciML could not be loaded ({error}): {mend}."
         ) from error
     return Julia(main)
 
