@@ -34,6 +34,9 @@ def advice(flat: FlatSolution, setup: Flattened, options: SolveOptions, start: s
         )
     if start:
         return start
+    if flat.retcode == "DtLessThanMin" and options.dtmin is not None:
+        force = ", or force_dtmin=True to go on with it" if setup.engine.name == "julia" else ""
+        return f"the tolerances ask for steps below dtmin = {options.dtmin:g}; lower it{force}"
     if flat.retcode == "DtLessThanMin" and _algebraic(setup):
         unflagged = setup.prob.kind == "dae" and setup.prob.differential_vars is None
         perhaps = (

@@ -257,9 +257,14 @@ def state_spec(u0: Any, name: str = "u0") -> StateSpec:
                 f"give torch.tensor(...) of dtype float64 or float32."
             )
         if leaf.dtype not in FLOATS:
+            mend = (
+                "give its real and imaginary parts, torch.view_as_real(u), and take "
+                "torch.view_as_complex(u) inside f"
+                if leaf.dtype.is_complex
+                else "convert it with .double() (or .float())"
+            )
             raise InputError(
-                f"{where} is {_short(leaf.dtype)}, but a state is float64 or float32; "
-                f"convert it with .double() (or .float())."
+                f"{where} is {_short(leaf.dtype)}, but a state is float64 or float32; {mend}."
             )
         if first is None:
             first = leaf
