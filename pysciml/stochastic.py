@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._pytree import tree_leaves
 
+from pysciml.callback_library import SavingCallback
 from pysciml.callbacks import as_callbacks
 from pysciml.dispatch import solves
 from pysciml.engines.choice import engine as choose_engine
@@ -24,7 +25,7 @@ from pysciml.flatten import ParameterSpec, StateSpec, to_numpy
 from pysciml.functions import mistakes_named
 from pysciml.noise import NoiseGrid
 from pysciml.options import is_whole
-from pysciml.problems import ODEProblem, Problem, require_onward
+from pysciml.problems import ODEProblem, Problem, number, require_onward
 from pysciml.signatures import require_function
 from pysciml.solution import Solution
 from pysciml.stochastic_embedded import solve_embedded
@@ -53,7 +54,7 @@ class SDEProblem(Problem):
         The first two of a problem without noise_rate_prototype. Additive: g does not depend on the
         state (diagonal, or general with a prototype). A :class:`NoiseGrid`: a path to be followed.
     callback : optional
-        Events, as for :class:`ODEProblem`.
+        Events, as for :class:`ODEProblem`; of torchsde's algorithms a :class:`SavingCallback` only.
 
     Solved by the ``julia`` engine, Ito's equation or Stratonovich's as the algorithm says (``EM``,
     ``SOSRI``, ``SRIW1``, ``ImplicitEM`` the former, ``EulerHeun`` the latter, ``RKMil`` as its
@@ -287,14 +288,16 @@ def solve_sde(
     chosen = choose_engine(engine)
     callback = options.pop("callback", None)
     events = (*prob.callback, *as_callbacks(callback))
-    if events and chosen.name == "sundials":
+    acting = [c for c in events if not isinstance(c, SavingCallback)]
+    if acting and chosen.name == "sundials":
         raise InputError(
-            "callback was given with an SDEProblem, but torchsde's algorithms have no events; use "
-            "engine='julia', or solve from one event to the next."
+            f"{type(acting[0]).__name__} was given with an SDEProblem, but torchsde's algorithms "
+            "have no events (SavingCallback alone); use engine='julia', or solve from one event to "
+            "the next."
         )
     require_no_times(options.get("saveat"))
     if isinstance(prob.noise, NoiseGrid):
-        if seed is not None or dt is not None or events:
+        if seed is not None or dt is not None or acting:
             raise InputError(
                 f"noise is {prob.noise!r}, whose times are the steps, and nothing is drawn; leave "
                 "seed, dt and callback out."
@@ -309,6 +312,11 @@ def solve_sde(
     options.setdefault("maxiters", most_steps(prob.tspan, dt, 100_000))
     options |= {"seed": seed, "abstol": abstol, "reltol": reltol, "dt": dt}
     if chosen.name == "sundials":
-        return solve_embedded(prob, alg, **options)
+        for saving in events:
+            saving.for_problem(prob, *map(number, prob.tspan))
+        sol = solve_embedded(prob, alg, **options)
+        for saving in events:
+            saving.finish(sol)
+        return sol
     sol = solve(prob.as_pair(), alg, engine=engine, callback=callback, **options)
     return dataclasses.replace(sol, prob=prob)

@@ -307,6 +307,50 @@ def test_without_torchsde_its_install_command_is_named() -> None:
         refused(EngineError, match, lambda: run(gbm(2), t.euler(), dt=0.1))
 
 
+@pytest.mark.parametrize(
+    ("alg", "options"),
+    [
+        (t.euler(), {"dt": 0.01}),
+        (t.srk(), {"abstol": 1e-3, "reltol": 1e-3}),
+        (t.milstein(), {"dt": 2.0**-8, "adaptive": False, "sensealg": ps.BacksolveAdjoint()}),
+    ],
+    ids=["fixed steps", "chosen steps", "adjoint"],
+)
+def test_values_saved_along_a_path(alg: Any, options: Any) -> None:
+    """At times of their own and at the outputs, and gradients by what they are made of."""
+    along, own = ps.SavedValues(), ps.SavedValues()
+
+    def loss(x: Tensor) -> tuple[Tensor, Any]:
+        prob = ps.SDEProblem(
+            drift, diffusion, x[:2], (0.0, 1.0), x[2:],
+            callback=ps.SavingCallback(lambda u, p, t: (u / p[0]).sum() + t, along),
+        )  # fmt: skip
+        saving = ps.SavingCallback(lambda u, p, t: u**2, own, saveat=[0.333, 0.8])
+        sol = run(prob, alg, callback=saving, saveat=0.5, **options)
+        return along.saveval.sum() + own.saveval.sum(), sol
+
+    x = f64(1.0, 2.0, A, B, grad=True)
+    value, sol = loss(x)
+    assert own.t.tolist() == [0.333, 0.8] and along.t.tolist() == [0.0, 0.5, 1.0]
+    assert_close(own.saveval, sol(own.t) ** 2, rtol=1e-12)
+    assert_close(along.saveval, sol.u.sum(1) / A + sol.t, rtol=1e-12)
+    if "abstol" not in options:
+        (gradient,) = torch.autograd.grad(value, x)
+        difference = central_difference(lambda y: loss(y)[0], x.detach(), 1e-5)
+        assert_close(gradient, difference, rtol=2e-2 if "sensealg" in options else 1e-6)
+
+
+def test_a_whole_state_is_saved_or_none() -> None:
+    saving = ps.SavingCallback(lambda u, p, t: u.sum())
+    match = "needs the whole state, but save_idxs keeps a part"
+    refused(InputError, match, lambda: run(gbm(3), dt=0.1, callback=saving, save_idxs=[0]))
+    late = ps.SavingCallback(lambda u, p, t: u.sum(), saveat=[0.5, 2.0])
+    refused(InputError, "saveat", lambda: run(gbm(3), dt=0.1, callback=late))
+    kick = ps.PresetTimeCallback([0.5], lambda u, p, t: u)
+    match = "PresetTimeCallback was given.*have no events.*engine='julia'"
+    refused(InputError, match, lambda: run(gbm(3), dt=0.1, callback=[saving, kick]))
+
+
 def noisy_dropout(u: Any, p: Any, t: Any) -> Any:
     return nn.functional.dropout(u)
 
