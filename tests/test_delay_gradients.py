@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 import pysciml as ps
-from pysciml.errors import EngineError
 from support import F64, assert_close, central_difference, f64
 
 pytestmark = pytest.mark.julia
@@ -233,13 +232,6 @@ def test_float32() -> None:
         gradients.append(torch.autograd.grad(sol.u.sum(), x)[0])
     assert gradients[0].dtype is torch.float32
     assert_close(gradients[0].double(), gradients[1], rtol=1e-3)
-
-
-def test_gradients_through_callbacks_are_refused() -> None:
-    prob = ps.DDEProblem(decay, f64([1.0]), constant, (0.0, 2.0), f64(1.3, 0.7, 0.8, grad=True))
-    kick = ps.PresetTimeCallback([0.5], lambda u, p, t: u + 1.0)
-    with pytest.raises(EngineError, match="do not go through callbacks"):
-        ps.solve(prob, TSIT5, callback=kick, engine="julia")
 
 
 @pytest.mark.parametrize("lag", [0.02, 0.5])

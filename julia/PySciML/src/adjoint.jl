@@ -238,7 +238,9 @@ end
 # The cotangent before the k-th group of events from `mu` after it, by implicit differentiation of
 # the event's time (Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", section
 # II.6). `mu` holds the outputs after the events already.
-function through_events!(extra, h::Handle{T}, o::Outputs, k, mu) where {T}
+function through_events!(
+        extra, h::Handle{T}, o::Outputs, k, mu, rates::F = () -> slopes(h, o, k)
+    ) where {T, F}
     group = o.groups[k]
     moving = moving_event(h, group)
     pulled, motion = mu, zero(T)
@@ -256,7 +258,7 @@ function through_events!(extra, h::Handle{T}, o::Outputs, k, mu) where {T}
     end
     left = pulled .+ view(o.before, :, k)
     moving === nothing && return left
-    f_before, f_after = slopes(h, o, k)
+    f_before, f_after = rates()
     motion += dot(left, f_before) - dot(mu, f_after) + dot(view(o.after, :, k), f_after)
     motion += T(o.of_time[k])
     c_u, c_p, speed = condition_slopes(h, moving, f_before)

@@ -196,6 +196,7 @@ include("random.jl")
 include("delayed.jl")
 include("delayed_adjoint.jl")
 include("delayed_mesh.jl")
+include("delayed_jumps.jl")
 include("boundary.jl")
 
 """

@@ -9,7 +9,8 @@ The functions of a delay equation over one data vector, all of them of `(x, p, t
 `x = [u; u(s_1); ...; u(s_K)]`: the right-hand side `rhs`; the times `asked` `s_1, ..., s_K`, which
 depend on `u`, `p` and `t`; the `history` at `t`, which depends on `p` and `t`; and all of them one
 after the other (`whole`). `moved` says what moves each lag `t - s_k` besides p: 0 nothing, 1 the
-time, 2 the state; `times_by_p` and `history_by_p`, whether p moves the times and the history.
+time, 2 the state; `times_by_p` and `history_by_p`, whether p moves the times and the history. `log`
+holds the events of the solve that goes on.
 """
 struct Delayed{T}
     whole::Functions{T}
@@ -23,6 +24,7 @@ struct Delayed{T}
     x::Vector{T}
     s::Vector{T}
     at::Vector{T}
+    log::Base.RefValue{Vector{EventRecord{T}}}
 end
 function delayed(
         whole::Functions{T}, rhs, asked, history, moved::Vector{Int}, times_by_p, history_by_p, n
@@ -30,7 +32,8 @@ function delayed(
     over_(f) = over(f, data(whole))
     return Delayed{T}(
         whole, over_(rhs), over_(asked), over_(history), moved, times_by_p, history_by_p, n,
-        zeros(T, n * (1 + length(moved))), zeros(T, length(moved)), zeros(T, n)
+        zeros(T, n * (1 + length(moved))), zeros(T, length(moved)), zeros(T, n),
+        Ref(EventRecord{T}[])
     )
 end
 data(d::Delayed) = data(d.whole)
@@ -69,16 +72,25 @@ end
 (h::History{T})(p, t) where {T} = (out = zeros(T, h.d.n); h(out, p, t); out)
 (h::History)(out, p, t, ::Type{Val{1}}) = (h.d.history.tgrad(out, h.d.x, p, t); nothing)
 
-# The state at s for a step from `start`, of which t is a stage. At t0 the state jumps from the
-# history's value to u0: a step that ends where s passes t0 has seen the history only.
+# The state at s for a step from `start`, of which t is a stage. The state jumps at t0, from the
+# history's value to u0, and at events: a step that ends where s passes such a moment has seen what
+# was before it only, and one that begins there what comes after it.
 function earlier!(out, d::Delayed, h, p, s, t, t0, start)
-    on_t0 = abs(s - t0) <= 8 * eps(max(abs(t0), abs(t), abs(t - s)))
-    if on_t0 && t > start
-        d.history.value(out, d.x, p, t0)
+    near = 8 * eps(max(abs(t0), abs(t), abs(t - s)))
+    begins = t - start <= near
+    if abs(s - t0) <= near
+        begins ? after!(out, h, p, t0) : d.history.value(out, d.x, p, t0)
     else
-        h(out, p, on_t0 ? t0 : s)
+        event = event_near(d.log[], s, near)
+        isnan(event) ? h(out, p, s) : begins ? after!(out, h, p, event) : h(out, p, event)
     end
     return
+end
+
+# The time of an event at s, or NaN.
+function event_near(log::Vector{EventRecord{T}}, s, near) where {T}
+    i = searchsortedfirst(log, s - near; lt = (record, at) -> record.t < at)
+    return i <= length(log) && log[i].t <= s + near ? log[i].t : T(NaN)
 end
 
 struct DelayedRate{T} <: Function
@@ -99,6 +111,9 @@ The beginning of the time span and of the present step, from the history that Sc
 with; the extension adds the method. The user's own, which guesses of the first step get, has neither.
 """
 start_of(::History{T}) where {T} = (T(Inf), T(Inf))
+
+"The state at a time of the past, after what jumps there; the extension adds the method."
+function after! end
 
 struct DelayedJacobian{T} <: Function
     d::Delayed{T}

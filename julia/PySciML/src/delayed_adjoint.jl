@@ -10,7 +10,8 @@
 # computed is the transpose of that linear map, step by step backwards: a delayed value hands its
 # cotangent to the polynomial of the step that it lies in, which is gone through later. So outputs
 # between steps, lags shorter than a step and lags that depend on the state are all alike, nothing
-# restarts at an output, stiffness is harmless, and the cost does not grow with the parameters.
+# restarts at an output, stiffness is harmless, and the cost does not grow with the parameters. What
+# happens where the state jumps stands in delayed_jumps.jl.
 
 const STAGES = 5
 
@@ -32,14 +33,16 @@ const DELAY_A = [integral(l, c) for c in DELAY_C, l in 1:STAGES]
 const FORMED = 48
 
 # What the way back works with. `starts` and `stages` hold cotangents of the polynomials: of their
-# values at the beginning of each step, and of their slopes at its nodes. What stands below `gap` is
+# values at the beginning of each step, and of their slopes at its nodes. What stands below `lags_move` is
 # of one step, one column a node.
 struct DelayedSweep{T, S}
     d::Delayed{T}
     sol::S
     p::Vector{T}
     mesh::Vector{T}
-    passing::Vector{Vector{Int}}
+    passing::Vector{Vector{Tuple{Int, Int}}}   # at each point: which delayed time passes which jump
+    jumps::Vector{T}                 # the times at which the state jumps: t0, and those of events
+    of_jumps::Vector{T}              # the cotangents of these times
     same::T                          # how near two times count as the same
     tolerance::T                     # of what is solved by products
     starts::Matrix{T}
@@ -47,7 +50,6 @@ struct DelayedSweep{T, S}
     rate::Gathered{T}
     asked::Gathered{T}
     history::Gathered{T}
-    gap::Bool                        # the state jumps at t0, from the history to u0
     lags_move::Bool                  # whether p or the state moves lags
     x::Matrix{T}
     at::Matrix{T}                    # the delayed times
@@ -61,19 +63,18 @@ struct DelayedSweep{T, S}
     one::NTuple{3, Vector{T}}        # of one node: w, x, v
 end
 
-function DelayedSweep(h::Handle{T}, reltol) where {T}
+function DelayedSweep(h::Handle{T}, events::Vector{T}, reltol) where {T}
     d, sol, p = h.model.functions, h.sol, h.prob.p
     n, width, asks = d.n, length(d.x), length(d.s)
     same = 64 * eps(max(abs(first(sol.t)), abs(last(sol.t))))
-    mesh, passing = delayed_mesh(d, sol, p, same, reltol)
+    jumps = [first(sol.t); events]
+    mesh, passing = delayed_mesh(d, sol, p, same, reltol, jumps)
     steps = length(mesh) - 1
-    d.history.value(d.at, d.x, p, mesh[1])
     return DelayedSweep{T, typeof(sol)}(
-        d, sol, p, mesh, passing, same, max(min(T(reltol) / 1000, T(1.0e-6)), 100 * eps(T)),
+        d, sol, p, mesh, passing, jumps, zero(jumps), same, max(min(T(reltol) / 1000, T(1.0e-6)), 100 * eps(T)),
         zeros(T, n, steps + 1), zeros(T, n, STAGES, steps),
         Gathered(d.rhs, p, width, n), Gathered(d.asked, p, width, asks),
-        Gathered(d.history, p, width, n), d.at != h.prob.u0, d.times_by_p || any(==(2), d.moved),
-        zeros(T, width, STAGES), zeros(T, asks, STAGES), zeros(T, n, asks, STAGES),
+        Gathered(d.history, p, width, n), d.times_by_p || any(==(2), d.moved), zeros(T, width, STAGES), zeros(T, asks, STAGES), zeros(T, n, asks, STAGES),
         zeros(T, n, asks, STAGES), zeros(T, asks), zeros(T, asks, width), zeros(T, n * STAGES),
         zeros(T, width, STAGES), Matrix{T}[], (zeros(T, n), zeros(T, width), zeros(T, width))
     )
@@ -262,37 +263,6 @@ function node_back!(b::DelayedSweep{T}, i, j) where {T}
     return
 end
 
-# Where the state jumps at t0 the slope jumps when a delayed time passes t0, and that moment moves
-# with what moves the lag: by `dt`, it moves the solution after it by (f- - f+) dt. The return value
-# is the cotangent of t0, with which the moment moves too.
-function jump_back!(b::DelayedSweep{T}, i, u0) where {T}
-    d, n, p, t, t0 = b.d, b.d.n, b.p, b.mesh[i], b.mesh[1]
-    of_start = zero(T)
-    mid(a, c) = copy(asked_times!(d, b.sol((a + c) / 2), p, (a + c) / 2))
-    earlier, later = mid(b.mesh[i - 1], t), mid(t, b.mesh[i + 1])
-    x = copy(gather_node!(b, b.sol(t; continuity = :left), t, earlier))
-    moving, slopes = zeros(T, length(d.s)), zeros(T, length(d.s))
-    f_before, f_after = zeros(T, n), zeros(T, n)
-    d.asked.jac(b.times, x, p, t)
-    d.asked.tgrad(slopes, x, p, t)
-    lambda = b.starts[:, i]
-    for k in b.passing[i]
-        (earlier[k] < t0) == (later[k] < t0) && continue
-        d.rhs.value(f_before, x, p, t)
-        later[k] < t0 ? d.history.value(d.at, x, p, t0) : copyto!(d.at, u0)
-        copyto!(x, k * n + 1, d.at, 1, n)
-        d.rhs.value(f_after, x, p, t)
-        s_u = b.times[k, 1:n]
-        c = dot(lambda, f_before .- f_after) / (slopes[k] + dot(s_u, f_before))
-        view(b.starts, :, i) .-= c .* s_u
-        fill!(moving, zero(T))
-        moving[k] = one(T)
-        gather!(b.asked, -c, moving, x, t)
-        of_start += c
-    end
-    return of_start
-end
-
 function adjoint(
         h::Handle{T, <:Model{T, <:Delayed}}, ts::Vector{T}, source::Vector{Int},
         cotangents::Matrix{T}, of_events::Vector{Float64}, sensealg, abstol, reltol,
@@ -301,28 +271,27 @@ function adjoint(
     densify!(h)
     return lock(h.model.lock) do
         copyto!(data(h.model.functions), h.c)
-        delayed_adjoint(h, ts, cotangents, reltol)
+        o = Outputs(h, ts, source, cotangents, of_events)
+        delayed_adjoint(h, o, ts, cotangents, reltol, by_times)
     end
 end
 
 function delayed_adjoint(
-        h::Handle{T}, ts::Vector{T}, cotangents::Matrix{T}, reltol
+        h::Handle{T}, o::Outputs{T}, ts, cotangents, reltol, by_times
     ) where {T}
-    d, u0, watch = h.model.functions, h.prob.u0, Watch()
-    t0 = h.prob.tspan[1]
-    b = DelayedSweep(h, reltol)
-    for (j, t) in enumerate(ts)
-        scatter!(b, place(b, t)..., view(cotangents, :, j))
-    end
-    of_start = zero(T)
+    watch, extra = Watch(), no_events(h)
+    b = DelayedSweep(h, T[h.log[first(group)].t for group in o.groups], reltol)
+    before_all = outputs!(b, h, o, ts, cotangents)
+    jump_back!(b, h, o, extra, length(b.mesh), by_times)
     for i in (length(b.mesh) - 1):-1:1
         watch(nothing, b.mesh[i], nothing)
         step_back!(b, i)
-        b.gap && i > 1 && !isempty(b.passing[i]) && (of_start += jump_back!(b, i, u0))
+        jump_back!(b, h, o, extra, i, by_times)
     end
     dp = finish!(b.rate) .+ finish!(b.asked) .+ finish!(b.history)
-    slope(t) = state_at(h.sol, t, Val{1})
-    dtimes = Float64[dot(view(cotangents, :, j), slope(t)) for (j, t) in enumerate(ts)]
-    du0 = b.starts[:, 1]
-    return Gradient{T}(du0, dp, Float64(of_start - dot(du0, slope(t0))), dtimes, [])
+    du0 = b.starts[:, 1] .+ before_all
+    by_times || return Gradient{T}(du0, dp, 0.0, Float64[], extra)
+    at_start = rate_beside(b, 1, 1, h.prob.u0)
+    dtimes = output_slopes(h, o, ts, cotangents, at_start)
+    return Gradient{T}(du0, dp, Float64(b.of_jumps[1] - dot(du0, at_start)), dtimes, extra)
 end

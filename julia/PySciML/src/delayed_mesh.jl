@@ -1,35 +1,83 @@
 # Where the gradients of delay equations look up delayed states: on the solution's mesh, each from
 # within the step that it lies in.
 
-# The solver's steps, cut where a delayed time passes t0 unless that is the end of a step; and for
-# each point of this mesh the delayed times that pass t0 there.
-function delayed_mesh(d::Delayed{T}, sol, p, same, reltol) where {T}
-    steps, t0 = unique(sol.t), first(sol.t)
-    mesh, passing = copy(steps), Tuple{T, Int}[]
-    ahead(t, k) = asked_times!(d, sol(t; continuity = :left), p, t)[k] > t0
-    for k in eachindex(d.moved)
-        past = ahead(t0, k)
-        for i in 1:(length(steps) - 1)
-            now = ahead(steps[i + 1], k)
-            now == past && continue
-            a, b = steps[i], steps[i + 1]
-            while b - a > 2 * eps(b)
-                t = (a + b) / 2
-                ahead(t, k) == past ? (a = t) : (b = t)
-            end
-            past = now
-            j = clamp(searchsortedfirst(mesh, b), 2, length(mesh))
-            near = abs(mesh[j - 1] - b) < abs(mesh[j] - b) ? j - 1 : j
-            if abs(mesh[near] - b) <= same
-                b = mesh[near]
-            else
-                insert!(mesh, searchsortedfirst(mesh, b), b)
-            end
-            push!(passing, (b, k))
+"Passings of passings are cut at this often: the state has a jump, then its slope, then its curvature."
+const SMOOTHED = 2
+
+"""
+    delayed_mesh(d, sol, p, same, reltol, jumps) -> mesh, passing
+
+The solver's steps, cut where a delayed time passes one of the `jumps`, times at which the state
+jumps, or a moment at which one did; and for each point of the mesh the delayed times and (numbers of)
+jumps of which one passes the other there.
+"""
+function delayed_mesh(d::Delayed{T}, sol, p, same, reltol, jumps) where {T}
+    steps = unique(sol.t)
+    ends = Ends(d, sol, p, steps, jumps)
+    mesh, passing = copy(steps), Tuple{T, Int, Int}[]
+    known = Set(jumps)
+    # each with the number of its jump, and how smooth the state is there
+    moments = [(t, findfirst(==(t), jumps), 1) for t in known]
+    for (at, j, order) in moments                              # grows as it is gone through
+        for k in eachindex(d.moved), t in passes(ends, k, at)
+            t = joined!(mesh, t, same)
+            order == 1 && push!(passing, (t, k, j))
+            order < SMOOTHED && !(t in known) && push!(moments, (t, 0, order + 1))
+            push!(known, t)
         end
     end
     mesh = cut(mesh, d, sol, p, reltol)
-    return mesh, [[k for (at, k) in passing if at == t] for t in mesh]
+    of_point = Dict{T, Vector{Tuple{Int, Int}}}()
+    for (t, k, j) in passing
+        push!(get!(of_point, t, []), (k, j))
+    end
+    return mesh, [get(of_point, t, Tuple{Int, Int}[]) for t in mesh]
+end
+
+# The delayed times at the two ends of each step, as they are within it.
+struct Ends{T, S}
+    d::Delayed{T}
+    sol::S
+    p::Vector{T}
+    steps::Vector{T}
+    from::Matrix{T}
+    to::Matrix{T}
+end
+function Ends(d::Delayed{T}, sol::S, p, steps, jumps) where {T, S}
+    jumping = Set(jumps)
+    asked(t, side) = asked_times!(d, sol(t; continuity = side), p, t)
+    to = reduce(hcat, (copy(asked(t, :left)) for t in steps[2:end]))
+    from = hcat(copy(asked(steps[1], :right)), to[:, 1:(end - 1)])
+    for (i, t) in enumerate(steps[1:(end - 1)])                # an event may move a lag
+        i > 1 && t in jumping && copyto!(view(from, :, i), asked(t, :right))
+    end
+    return Ends{T, S}(d, sol, p, steps, from, to)
+end
+
+# When the k-th delayed time passes `at`.
+function passes(e::Ends{T}, k, at) where {T}
+    found = T[]
+    for i in searchsortedfirst(e.steps, at):(length(e.steps) - 1)
+        past = e.from[k, i] > at
+        (e.to[k, i] > at) == past && continue
+        a, b = e.steps[i], e.steps[i + 1]
+        while b - a > 2 * eps(b)
+            t = (a + b) / 2
+            ahead = asked_times!(e.d, e.sol(t; continuity = :left), e.p, t)[k] > at
+            ahead == past ? (a = t) : (b = t)
+        end
+        push!(found, b)
+    end
+    return found
+end
+
+# The time as a point of the mesh, a new one where none is near.
+function joined!(mesh, t, same)
+    j = clamp(searchsortedfirst(mesh, t), 2, length(mesh))
+    near = abs(mesh[j - 1] - t) < abs(mesh[j] - t) ? j - 1 : j
+    abs(mesh[near] - t) <= same && return mesh[near]
+    insert!(mesh, searchsortedfirst(mesh, t), t)
+    return t
 end
 
 # A step may be too long for a change of the solution, which has modes that the solution itself does

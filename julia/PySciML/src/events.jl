@@ -177,9 +177,13 @@ function act!(integrator, a::Affect{T}, index) where {T}
         integrator.t, index, before, copy(integrator.u), length(integrator.sol.t)
     )
     push!(a.log, record)
+    jumped!(integrator)
     event.terminate && terminate!(integrator)
     return
 end
+
+"What a solver has to be told of a jump of the state."
+jumped!(integrator) = nothing
 
 # Symplectic methods begin a step from the rates that the last one ended with, also where the state
 # has been changed since (OrdinaryDiffEqSymplecticRK 2.1).

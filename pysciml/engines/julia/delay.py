@@ -57,7 +57,7 @@ def solve(
     engine: JuliaEngine, problem: FlatProblem, alg: Algorithm | None, options: SolveOptions
 ) -> FlatSolution:
     """See :meth:`pysciml.engines.base.Engine.solve`."""
-    _require_gradients(problem, options)
+    _require_sensealg(options)
     alg = method_of_steps(alg)
     moves = [*what_moves(problem), *(_by_parameters(f) for f in problem.parts[1:])]
     functions = engine.functions(problem.functions, "ode", problem.dtype)
@@ -79,19 +79,13 @@ def solve(
     return made
 
 
-def _require_gradients(problem: FlatProblem, options: SolveOptions) -> None:
-    """Raise where no gradient could follow that is asked for."""
+def _require_sensealg(options: SolveOptions) -> None:
+    """Raise InputError for another sensitivity algorithm than the one there is."""
     sensealg = options.sensealg
     if sensealg is not None and not isinstance(sensealg, CollocationAdjoint):
         raise InputError(
             f"sensealg is {sensealg.name}, but gradients of a DDEProblem are by CollocationAdjoint "
             "alone, for every algorithm; leave sensealg out."
-        )
-    if options.gradient and problem.callbacks:
-        raise EngineError(
-            "An input requires grad, but gradients of a DDEProblem do not go through callbacks; "
-            "solve in torch.no_grad(), or solve from one event to the next with h as the solution "
-            "before."
         )
 
 
