@@ -65,11 +65,11 @@ class SDEProblem(Problem):
 
     Gradients to u0, p and closures are pathwise: of the computed numbers with the noise held, by
     the steps run backwards, after the methods of the strong kind (EM, LambaEM, EulerHeun,
-    LambaEulerHeun, RKMil, the Roessler methods SOSRI, SRIW1, SOSRA, SRA1 and their kin, and of the
-    implicit ones ImplicitEM, ImplicitEulerHeun, ImplicitRKMil, ISSEM, ISSEulerHeun and SKenCarp,
-    whose equations are solved once more), and after every algorithm of torchsde. Events are held
-    at their times; a ContinuousCallback's, which moves along a path that has no derivative by time,
-    is refused.
+    LambaEulerHeun, RKMil, RKMilCommute, the Roessler methods SOSRI, SRIW1, SOSRA, SRA1 and their
+    kin, and of the implicit ones ImplicitEM, ImplicitEulerHeun, ImplicitRKMil, ISSEM, ISSEulerHeun
+    and SKenCarp, whose equations are solved once more), and after every algorithm of torchsde.
+    Events are held at their times; a ContinuousCallback's, which moves along a path that has no
+    derivative by time, is refused.
 
     Raises
     ------

@@ -72,8 +72,8 @@ ADDITIVE: frozenset[str] = frozenset("SRA1 SRA2 SRA3 SOSRA SOSRA2 SKenCarp".spli
 
 #: Algorithms that can follow a given path of the noise: they ask for its increments alone.
 ALONG_PATHS: tuple[str, ...] = (
-    "EM", "LambaEM", "EulerHeun", "LambaEulerHeun", "RKMil", "ImplicitEM", "ImplicitEulerHeun",
-    "ImplicitRKMil", "ISSEM", "ISSEulerHeun", *RODE_ALGORITHMS,
+    "EM", "LambaEM", "EulerHeun", "LambaEulerHeun", "RKMil", "RKMilCommute", "ImplicitEM",
+    "ImplicitEulerHeun", "ImplicitRKMil", "ISSEM", "ISSEulerHeun", *RODE_ALGORITHMS,
 )  # fmt: skip
 
 #: Algorithms whose steps can be run backwards.

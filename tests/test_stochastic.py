@@ -358,6 +358,8 @@ METHODS = [
     ps.LambaEulerHeun(),
     ps.RKMil(),
     ps.RKMil(interpretation="Stratonovich"),
+    ps.RKMilCommute(),
+    ps.RKMilCommute(interpretation="Stratonovich"),
     ps.SRIW1(),
     ps.SRIW2(),
     ps.SOSRI(),
@@ -384,7 +386,7 @@ IMPLICIT = [
     [
         *(
             (alg, noise) for alg in METHODS for noise in ("diagonal", "scalar", "general")
-            if alg.name not in DIAGONAL or noise != "general"
+            if alg.name not in {"general": DIAGONAL, "scalar": NOT_SCALAR}.get(noise, ())
         ),
         *(
             (ps.algorithm(name)(), noise) for name in sorted(ADDITIVE - {"SKenCarp"})
@@ -396,6 +398,62 @@ IMPLICIT = [
 def test_gradients_against_differences_on_the_same_noise(alg: Any, noise: str) -> None:
     options: dict[str, Any] = {"dt": 0.0625, "seed": 6, "engine": "julia"}
     check_gradient_on_the_same_noise(alg, noise, **options)
+
+
+def turning(u: Any, p: Any, t: Any) -> Any:
+    """Growth and rotation, which commute."""
+    return torch.stack([p[1] * u, p[2] * torch.stack([-u[1], u[0]])], 1)
+
+
+@julia
+@pytest.mark.parametrize(("interpretation", "order"), [("Ito", 1.0), ("Stratonovich", 0.5)])
+def test_gradients_of_commuting_noise_in_closed_form(interpretation: str, order: float) -> None:
+    """The path is ``exp(a t + (c^2 - b^2) t / 2 + b W_1) u0``, turned by the angle ``c W_2``.
+
+    The order is that of the solution: of Stratonovich's equation with general noise RKMilCommute
+    starts its differences from ``u + dt f`` (StochasticDiffEq 7), which costs half an order.
+    """
+    u0 = f64(1.0, 0.5, grad=True)
+    p = f64(0.3, 0.4, 0.7, grad=True)
+
+    def error(dt: float, seed: int) -> float:
+        prob = ps.SDEProblem(
+            lambda u, p, t: p[0] * u, turning, u0, (0.0, 1.0), p,
+            noise_rate_prototype=torch.zeros(2, 2),
+        )  # fmt: skip
+        alg = ps.RKMilCommute(interpretation=interpretation)
+        sol = ps.solve(prob, alg, dt=dt, adaptive=False, saveat=[1.0], seed=seed, engine="julia")
+        w = sol.W.u[-1]
+        drift = p[0] + ((p[2] ** 2 - p[1] ** 2) / 2 if interpretation == "Ito" else 0.0)
+        growth, angle = torch.exp(drift + p[1] * w[0]), p[2] * w[1]
+        x = growth * (u0[0] * torch.cos(angle) - u0[1] * torch.sin(angle))
+        y = growth * (u0[0] * torch.sin(angle) + u0[1] * torch.cos(angle))
+        got, want = (
+            torch.cat(torch.autograd.grad((f64(1.0, -2.0) * u).sum(), (u0, p)))
+            for u in (sol.u[0], torch.stack([x, y]))
+        )
+        return float((got - want).norm() / want.norm())
+
+    coarse, fine = (sum(error(2.0**-k, seed) for seed in range(12)) / 12 for k in (4, 9))
+    assert abs(math.log2(coarse / fine) / 5 - order) < 0.25
+    assert fine < (0.01 if interpretation == "Ito" else 0.05)
+
+
+@julia
+def test_commuting_noise_along_a_given_path() -> None:
+    def solve(u0: Tensor, noise: Any, **options: Any) -> Any:
+        prob = ps.SDEProblem(
+            lambda u, p, t: p[0] * u, turning, u0, (0.0, 1.0), f64(0.3, 0.4, 0.7), noise=noise,
+            noise_rate_prototype=torch.zeros(2, 2),
+        )  # fmt: skip
+        return ps.solve(prob, ps.RKMilCommute(), engine="julia", **options)
+
+    u0 = f64(1.0, 0.5, grad=True)
+    drawn = solve(u0, "diagonal", dt=2.0**-6, adaptive=False, seed=8)
+    given = solve(u0, ps.NoiseGrid(drawn.W.t, drawn.W.u))
+    assert_close(given.u, drawn.u, rtol=1e-12)
+    slopes = [torch.autograd.grad(sol.u[-1].sum(), u0)[0] for sol in (drawn, given)]
+    assert_close(slopes[1], slopes[0], rtol=1e-12)
 
 
 @julia
@@ -568,8 +626,8 @@ def test_without_julia_the_engine_and_torchsde_are_named() -> None:
         ({}, ps.EM(), {"sensealg": ps.GaussAdjoint()}, InputError, "pathwise"),
         ({}, ps.EM(), {"saveat": f64(0.5, 1.0, grad=True)}, InputError, "derivative by time"),
         (
-            {"p": f64(A, B, grad=True)}, ps.RKMilCommute(), {}, EngineError,
-            "RKMilCommute has no gradients.*SOSRI",
+            {"p": f64(A, B, grad=True)}, ps.DRI1(), {}, EngineError,
+            "DRI1 has no gradients.*SOSRI",
         ),
         ({"noise": "scalar"}, ps.RKMilCommute(), {}, EngineError, "does not take scalar noise"),
         ({}, ps.ISSEM(), {}, EngineError, r"give dt= and adaptive=False, or .*ImplicitEM\(\)"),

@@ -3,12 +3,12 @@ Stochastic equations by StochasticDiffEq.
 """
 module PySciMLStochasticExt
 
-using PySciML: EulerMaruyama, Heun, KenCarp, Milstein, Options, PySciML, RandomEuler,
-    RandomTrapezoid, Rossler, ThetaStep, begun
+using PySciML: EulerMaruyama, Heun, KenCarp, Milstein, MilsteinCommutative, Options, PySciML,
+    RandomEuler, RandomTrapezoid, Rossler, ThetaStep, begun
 using SciMLBase: SciMLBase
 using StochasticDiffEq: EM, EulerHeun, ISSEM, ISSEulerHeun, ImplicitEM, ImplicitEulerHeun,
-    ImplicitRKMil, LambaEM, LambaEulerHeun, NoiseGrid, NoiseProcess, RKMil, RandomEM, RandomHeun,
-    RandomTamedEM, SKenCarp, SOSRA, SOSRA2, SOSRI, SOSRI2, SRA1, SRA2, SRA3, SRIW1, SRIW2,
+    ImplicitRKMil, LambaEM, LambaEulerHeun, NoiseGrid, NoiseProcess, RKMil, RKMilCommute, RandomEM,
+    RandomHeun, RandomTamedEM, SKenCarp, SOSRA, SOSRA2, SOSRI, SOSRI2, SRA1, SRA2, SRA3, SRIW1, SRIW2,
     WienerProcess, alg_needs_extra_process
 
 function PySciML.integrate_noisy(
@@ -61,6 +61,7 @@ PySciML.scheme(::RandomEM) = RandomEuler(false)
 PySciML.scheme(::RandomTamedEM) = RandomEuler(true)
 PySciML.scheme(::RandomHeun) = RandomTrapezoid()
 PySciML.scheme(alg::RKMil) = Milstein(is_stratonovich(alg))
+PySciML.scheme(alg::RKMilCommute) = MilsteinCommutative(is_stratonovich(alg))
 PySciML.scheme(alg::ImplicitEM) = ThetaStep(alg.theta, alg.symplectic, false, :euler)
 PySciML.scheme(alg::ImplicitEulerHeun) = ThetaStep(alg.theta, alg.symplectic, false, :heun)
 PySciML.scheme(alg::ImplicitRKMil) =
