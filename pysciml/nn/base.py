@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pysciml.engines.base import Stats
 from pysciml.ensemble import EnsembleProblem, EnsembleSolution
 from pysciml.errors import InputError, did_you_mean
 from pysciml.flatten import state_spec
 from pysciml.nn.field import Field, Integrals, check_field, takes_time
+from pysciml.nn.record import Recorded, last_of
 from pysciml.nn.regularise import (
-    ErrorEstimate,
-    JacobianFrobenius,
-    Kinetic,
-    RandomEndTime,
-    StiffnessEstimate,
     as_regularisers,
+    integrals_in,
+    mean_of_integrals,
+    require_width,
+    steps_in,
+    sum_over_steps,
+    with_random_ends,
 )
-from pysciml.nn.step_estimates import step_estimates
-from pysciml.nn.times import as_saveat, end_of, moved_times, output_times
+from pysciml.nn.step_estimates import over_steps, step_estimates
+from pysciml.nn.times import as_saveat, end_of, output_times
 from pysciml.problems import ODEProblem, check_tspan, hand_on, plans_of
 from pysciml.solution import Solution
 from pysciml.solve import solve
 
-__all__ = ["ContinuousModule", "last_of", "require_known"]
+__all__ = ["ContinuousModule", "require_known"]
 
 #: How many shapes of states a module keeps its field with integrals for.
 _SHAPES = 16
@@ -48,25 +47,7 @@ def require_known(module: nn.Module, options: dict[str, Any]) -> None:
             )
 
 
-@dataclass
-class Last:
-    """What a module's last call left. Kept outside of it: kernels watch modules' attributes."""
-
-    stats: Stats | None = None
-    plans: tuple[Any, ...] = ()
-    penalty: Tensor | None = None
-    events: list[list[float]] | None = None
-
-
-_last: weakref.WeakKeyDictionary[nn.Module, Last] = weakref.WeakKeyDictionary()
-
-
-def last_of(module: nn.Module) -> Last:
-    """The record of a module's last call, to be read and written."""
-    return _last.setdefault(module, Last())
-
-
-class ContinuousModule(nn.Module):
+class ContinuousModule(Recorded):
     """Base of the modules that solve ``du/dt = f(u, t)`` with ``f`` a vector field that learns.
 
     Parameters
@@ -122,28 +103,7 @@ class ContinuousModule(nn.Module):
         self.alg, self.engine, self.per_sample = alg, engine, per_sample
         self.regularise = as_regularisers(regularise)
         self.options = {"abstol": 1e-6, "reltol": 1e-6, **options}
-        width = sum(r.width for r in self.regularise if isinstance(r, RandomEndTime))
-        if width >= abs(self.tspan[1] - self.tspan[0]):
-            raise InputError(
-                f"RandomEndTime has width {width:g}, but tspan is only "
-                f"{abs(self.tspan[1] - self.tspan[0]):g} long; give a smaller width."
-            )
-
-    # ---- what the last call left
-
-    @property
-    def stats(self) -> Stats | None:
-        """Counts of the last solve (evaluations, steps), None before the first."""
-        return _last[self].stats if self in _last else None
-
-    @property
-    def penalty(self) -> Tensor:
-        """The regularisers' weighted sum for the last call in training, 0-d; 0 where there is none.
-
-        Add it to the loss: ``(loss + model.penalty).backward()``.
-        """
-        found = _last[self].penalty if self in _last else None
-        return torch.zeros(()) if found is None else found
+        require_width(self.regularise, self.tspan)
 
     # ---- solving
 
@@ -229,16 +189,14 @@ class ContinuousModule(nn.Module):
         if not isinstance(u0, Tensor):
             raise InputError("regularise takes a state that is one tensor.")
         state_spec(u0)
-        for r in self.regularise:
-            if isinstance(r, RandomEndTime):
-                saveat, span = moved_times(saveat, span, r.width)
-        weighted = [r for r in self.regularise if isinstance(r, (Kinetic, JacobianFrobenius))]
-        kinds = tuple("kinetic" if isinstance(r, Kinetic) else "jacobian" for r in weighted)
+        saveat, span = with_random_ends(self.regularise, saveat, span)
+        weighted, kinds = integrals_in(self.regularise)
         penalty, u = self._penalty_of_steps(u0, span, saveat, p, rows, **more)
         if kinds or penalty is None:
             u, integrals = self._with_integrals(u0, kinds, span, saveat, None, p, rows, **more)
             if kinds:
-                penalty = self._added(penalty, integrals, weighted)
+                own = mean_of_integrals(weighted, integrals)
+                penalty = own if penalty is None else penalty + own
         return u, penalty
 
     def _penalty_of_steps(
@@ -248,35 +206,35 @@ class ContinuousModule(nn.Module):
 
         Both are None where no regulariser asks for it.
         """
-        of_steps = [r for r in self.regularise if isinstance(r, (ErrorEstimate, StiffnessEstimate))]
-        if not of_steps:
+        if not steps_in(self.regularise):
             return None, None
         if self.per_sample:
             sim = self._each(self._field, u0, span, p, rows, **more)
             solutions = [sim[i] for i in range(len(sim))]
         else:
             solutions = [self._solve(self._field, u0, span, p, **more)]
-        penalties = [self._estimated(sol, of_steps) for sol in solutions]
+        penalties = [self._estimated(sol, self._slopes(sol)) for sol in solutions]
         ends = [sol.u[-1] if saveat is None else sol(saveat) for sol in solutions]
         u = torch.cat(ends, dim=0 if saveat is None else 1) if self.per_sample else ends[0]
         return torch.stack(penalties).mean(), u
 
-    def _estimated(self, sol: Solution, of_steps: Any) -> Tensor:
-        """The penalty of one solve's steps, 0-d."""
-        t, u, p = sol.t.detach(), sol.u, sol.prob.p
+    def _slopes(self, sol: Solution) -> Callable[[Tensor, Tensor], Tensor]:
+        """The field along a solution, of states (m, ...) at times (m,), one a step."""
+        p = sol.prob.p
+        return over_steps(lambda u, t: self._field(u, p, t.to(u.dtype)))
+
+    def _estimated(self, sol: Solution, slopes: Any, entries: int | None = None) -> Tensor:
+        """The penalty of one solve's steps, 0-d: of all entries of the state, or the first."""
+        u = sol.u if entries is None else sol.u[..., :entries]
+        t = sol.t.detach()
+        h = t.diff()
+        real = h != 0  # both sides of an event are there
+        t, h, start, end = t[:-1][real], h[real], u[:-1][real], u[1:][real]
         abstol = torch.as_tensor(self.options["abstol"], dtype=u.dtype, device=u.device)
         abstol = abstol.reshape(u.shape[1:]) if abstol.numel() > 1 else abstol
         reltol = float(self.options["reltol"])
-        error, stiffness = step_estimates(self._field, p, t, u, abstol, reltol)
-        step = t.diff().abs().to(error.dtype)[:, None]
-        sums = {ErrorEstimate: error * step, StiffnessEstimate: stiffness}
-        return torch.stack([r.weight * sums[type(r)].sum(0).mean() for r in of_steps]).sum()
-
-    def _added(self, penalty: Tensor | None, integrals: Tensor, of: Any) -> Tensor:
-        """The penalty with the weighted means of the regularisers' integrals (batch, k)."""
-        weights = integrals.new_tensor([r.weight for r in of])
-        own = (integrals.mean(0) * weights).sum()
-        return own if penalty is None else penalty + own
+        error, stiffness = step_estimates(slopes, t, h, start, end, abstol, reltol)
+        return sum_over_steps(steps_in(self.regularise), error, stiffness, h)
 
     def _with_integrals(
         self, u0: Tensor, kinds: tuple[str, ...], span: Any, saveat: Any, noise: Any = None,

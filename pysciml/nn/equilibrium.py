@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from pysciml.callbacks import DiscreteCallback, terminate
 from pysciml.engines.base import Stats
 from pysciml.errors import InputError, SolveError
-from pysciml.nn.base import last_of
 from pysciml.nn.field import check_field, require_tensor
+from pysciml.nn.record import last_of
 from pysciml.options import positive, require_count
 from pysciml.problems import ODEProblem
 from pysciml.signatures import require_function

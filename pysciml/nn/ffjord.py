@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
 from pysciml.errors import InputError
-from pysciml.nn.base import ContinuousModule, last_of
+from pysciml.nn.base import ContinuousModule
 from pysciml.nn.field import require_tensor
-from pysciml.nn.regularise import JacobianFrobenius, Kinetic, RandomEndTime
-from pysciml.nn.times import end_of, moved_times
+from pysciml.nn.record import last_of
+from pysciml.nn.regularise import integrals_in, mean_of_integrals, with_random_ends
+from pysciml.nn.times import end_of
 from pysciml.options import is_whole, require_count
 
 __all__ = ["FFJORD"]
@@ -103,11 +104,7 @@ class FFJORD(ContinuousModule):
         return next(self.parameters(), where)
 
     def _times(self) -> tuple[Any, Any]:
-        span = self.tspan
-        for r in self.regularise:
-            if isinstance(r, RandomEndTime) and self.training:
-                _, span = moved_times(None, span, r.width)
-        return span
+        return with_random_ends(self.regularise if self.training else (), None, self.tspan)[1]
 
     def _flow(self, x: Tensor, span: Any) -> tuple[Tensor, Tensor]:
         require_tensor(x, "x", f"(batch, {', '.join(map(str, self.event_shape))})", 0)
@@ -116,9 +113,7 @@ class FFJORD(ContinuousModule):
                 f"The data have shape {tuple(x.shape)}; give (batch, "
                 f"{', '.join(map(str, self.event_shape))})."
             )
-        weighted = [r for r in self.regularise if isinstance(r, (Kinetic, JacobianFrobenius))]
-        weighted = weighted if self.training else []
-        kinds = tuple("kinetic" if isinstance(r, Kinetic) else "jacobian" for r in weighted)
+        weighted, kinds = integrals_in(self.regularise if self.training else ())
         needs_noise = self.trace == "hutchinson" or "jacobian" in kinds
         noise = torch.randn_like(x) if needs_noise else None
         trace = "trace" if self.trace == "exact" else "estimate"
@@ -126,7 +121,8 @@ class FFJORD(ContinuousModule):
         last = last_of(self)
         last.penalty = self._penalty_of_steps(x, span, None)[0] if self.training else None
         if weighted:
-            last.penalty = self._added(last.penalty, integrals[:, 1:], weighted)
+            own = mean_of_integrals(weighted, integrals[:, 1:])
+            last.penalty = own if last.penalty is None else last.penalty + own
         sign = 1.0 if float(span[1]) > float(span[0]) else -1.0
         # d log p(x(t)) / dt = - trace, and log |dz/dx| is what log p gains on the way
         return z, sign * integrals[:, 0]

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from pysciml.callbacks import ContinuousCallback
 from pysciml.errors import InputError
-from pysciml.nn.base import ContinuousModule, last_of
+from pysciml.nn.base import ContinuousModule
 from pysciml.nn.field import Field, require_tensor, takes_time
+from pysciml.nn.record import last_of
 from pysciml.nn.times import end_of
 from pysciml.options import is_whole
 

@@ -10,9 +10,9 @@ from torch.distributions import Normal, kl_divergence
 
 from pysciml.engines.base import Stats
 from pysciml.errors import InputError
-from pysciml.nn.base import last_of
 from pysciml.nn.field import require_tensor
 from pysciml.nn.neural_ode import NeuralODE
+from pysciml.nn.record import last_of
 from pysciml.nn.times import check_times
 from pysciml.options import positive, require_count
 

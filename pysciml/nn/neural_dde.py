@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from pysciml.delay import DDEProblem
 from pysciml.errors import InputError
-from pysciml.nn.base import ContinuousModule, last_of
+from pysciml.nn.base import ContinuousModule
 from pysciml.nn.field import Field, check_field
+from pysciml.nn.record import last_of
 from pysciml.solution import Solution
 from pysciml.solve import solve
 

@@ -15,8 +15,9 @@ from pysciml.errors import InputError
 from pysciml.flatten import is_real, state_spec
 from pysciml.functions import mistakes_named
 from pysciml.jumps import JumpProblem, VariableRateJump
-from pysciml.nn.base import last_of, require_known
+from pysciml.nn.base import require_known
 from pysciml.nn.field import Field, check_field, takes_time
+from pysciml.nn.record import last_of
 from pysciml.problems import ODEProblem, check_tspan, require_finite
 from pysciml.signatures import require_function
 from pysciml.solution import Solution

@@ -6,18 +6,32 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pysciml import torchsde
 from pysciml.algorithms import Algorithm, algorithm, as_algorithm
-from pysciml.engines.base import Stats
 from pysciml.engines.choice import engine as choose_engine
 from pysciml.errors import InputError, did_you_mean
 from pysciml.flatten import state_spec
 from pysciml.functions import mistakes_named
-from pysciml.nn.base import last_of, require_known
+from pysciml.nn.base import require_known
 from pysciml.nn.field import Field, check_field, takes_time
+from pysciml.nn.record import Recorded, last_of
+from pysciml.nn.regularise import (
+    as_regularisers,
+    integrals_in,
+    mean_of_integrals,
+    require_width,
+    steps_in,
+    sum_over_steps,
+    with_random_ends,
+)
+from pysciml.nn.step_estimates import (
+    integrals_over_steps,
+    noisy_step_estimates,
+    over_steps,
+)
 from pysciml.nn.times import as_saveat, end_of, output_times
 from pysciml.problems import check_tspan
 from pysciml.solution import Solution
@@ -37,7 +51,7 @@ class _Columns(Field):
         return self.value(u, t)[..., None]
 
 
-class NeuralSDE(nn.Module):
+class NeuralSDE(Recorded):
     """``u0 -> u(t1)`` of ``du = f(u, t) dt + g(u, t) dW``, or the states at ``saveat``.
 
     Parameters
@@ -62,6 +76,12 @@ class NeuralSDE(nn.Module):
         Where the solution is given; at ``t1`` only where None.
     engine : "auto", "julia" or "sundials"
         On the latter torchsde solves (:mod:`pysciml.torchsde`).
+    regularise : Kinetic, JacobianFrobenius, ErrorEstimate, StiffnessEstimate, RandomEndTime, or
+        several of them.
+        As for :class:`ContinuousModule`, along each path: the first two are integrals (by the
+        trapezoidal rule on the steps) of the drift and of its Jacobian, the next two estimates of
+        the drift's and noise's error, and of the drift's stiffness, on the solver's steps. See
+        :attr:`penalty`.
     options
         ``dt``: steps of this size, or with ``adaptive=True`` the first. ``abstol``, ``reltol``
         (1e-3 where not given), ``sensealg``, ``maxiters``, ...
@@ -89,10 +109,12 @@ class NeuralSDE(nn.Module):
         interpretation: str = "Ito",
         saveat: Any = None,
         engine: str = "auto",
+        regularise: Any = None,
         **options: Any,
     ) -> None:
         super().__init__()
         require_known(self, options)
+        self.regularise = as_regularisers(regularise)
         if not isinstance(noise, str) or noise not in _NOISES:
             raise InputError(
                 f"noise is {noise!r}; give one of {', '.join(map(repr, _NOISES))}."
@@ -107,6 +129,7 @@ class NeuralSDE(nn.Module):
         self._plain, self._columns = Field(diffusion, timed), _Columns(diffusion, timed)
         self.tspan = check_tspan(tspan)
         require_forward(self.tspan, "a stochastic equation")
+        require_width(self.regularise, self.tspan)
         self.saveat = as_saveat(saveat)
         self.noise, self.interpretation, self.engine = noise, interpretation, engine
         self.alg = as_algorithm(alg, "EM")
@@ -119,11 +142,6 @@ class NeuralSDE(nn.Module):
         adaptive = options.get("dt") is None
         self.options = {"abstol": 1e-3, "reltol": 1e-3, "adaptive": adaptive, **options}
 
-    @property
-    def stats(self) -> Stats | None:
-        """Counts of the last solve (evaluations, steps), None before the first."""
-        return last_of(self).stats
-
     def forward(self, u0: Any, saveat: Any = None, seed: int | None = None) -> Any:
         """From the state at ``t0``, (batch, ...) or (d,), to the solution.
 
@@ -132,24 +150,68 @@ class NeuralSDE(nn.Module):
         None.
         """
         given = output_times(self.saveat if saveat is None else as_saveat(saveat), self.tspan)
-        end = end_of(self.tspan[1])
-        u = self.solve(u0, end if given is None else given, seed).u
+        span, acting = self.tspan, self.regularise if self.training else ()
+        last = last_of(self)
+        last.penalty = None
+        if acting and not isinstance(u0, Tensor):
+            raise InputError("regularise takes a state that is one tensor.")
+        given, span = with_random_ends(acting, given, span)
+        if integrals_in(acting)[0] or steps_in(acting):
+            sol = self._solve(u0, None, seed, span)
+            last.penalty = self._penalty_along(sol)
+            return sol.u[-1] if given is None else sol(given)
+        end = end_of(span[1])
+        u = self._solve(u0, end if given is None else given, seed, span).u
         return pytree.tree_map(lambda x: x[0], u) if given is None else u
 
     def solve(self, u0: Any, saveat: Any = None, seed: int | None = None) -> Solution:
         """The whole :class:`pysciml.Solution` from ``u0``: its steps where ``saveat`` is None."""
+        return self._solve(u0, saveat, seed, self.tspan)
+
+    def _solve(self, u0: Any, saveat: Any, seed: int | None, span: Any) -> Solution:
         check_field(self.drift, "drift")
         check_field(self.diffusion, "diffusion")
         self._drift.vector_field = self.drift  # they may have been replaced
         self._plain.vector_field = self._columns.vector_field = self.diffusion
-        prob = self._problem(u0)
+        prob = self._problem(u0, span)
         name = choose_engine(self.engine).name
         alg = self._default(name, prob.noise_rate_prototype) if self.alg is None else self.alg
         sol: Solution = solve(prob, alg, engine=name, saveat=saveat, seed=seed, **self.options)
         last_of(self).stats = sol.stats
         return sol
 
-    def _problem(self, u0: Any) -> SDEProblem:
+    def _penalty_along(self, sol: Solution) -> Tensor:
+        """The penalty of a solution's steps, 0-d."""
+        u, t = sol.u, sol.t.detach()
+        drift = over_steps(lambda u, t: self._drift(u, None, t.to(u.dtype)))
+        weighted, kinds = integrals_in(self.regularise)
+        of_steps, parts = steps_in(self.regularise), []
+        if kinds:
+            noise = torch.randn_like(u[0]) if "jacobian" in kinds else None
+            parts.append(
+                mean_of_integrals(weighted, integrals_over_steps(drift, t, u, kinds, noise))
+            )
+        if of_steps:
+            abstol = torch.as_tensor(self.options["abstol"], dtype=u.dtype, device=u.device)
+            abstol = abstol.reshape(u.shape[1:]) if abstol.numel() > 1 else abstol
+            dw = sol.W.u.diff(dim=0).to(u)
+            g = over_steps(lambda u, t: self._plain(u, None, t.to(u.dtype)))
+            h = t.diff()
+            error, stiffness = noisy_step_estimates(
+                drift, lambda u, t: self._kick(g(u, t), u, dw), t[:-1], h, u[:-1], u[1:],
+                abstol, float(self.options["reltol"]),
+            )  # fmt: skip
+            parts.append(sum_over_steps(of_steps, error, stiffness, h))
+        return torch.stack(parts).sum()
+
+    def _kick(self, g: Tensor, u: Tensor, dw: Tensor) -> Tensor:
+        """``g dW`` of states u (m, ...): g the diffusion there, dw the increments (m, k)."""
+        if g.ndim > u.ndim:
+            return (g @ dw.reshape(*u.shape[:-1], g.shape[-1], 1))[..., 0]
+        alike = self.noise == "scalar"
+        return g * dw.reshape(*u.shape[:-1], 1 if alike else u.shape[-1])
+
+    def _problem(self, u0: Any, span: Any) -> SDEProblem:
         """The equation of this batch, its noise's shape as the diffusion gives it."""
         diffusion, prototype, noise = self._plain, None, self.noise
         if noise != "diagonal":
@@ -161,7 +223,7 @@ class NeuralSDE(nn.Module):
         if prototype is not None and noise != "additive":
             noise = "diagonal"  # the prototype says what it is
         return SDEProblem(
-            self._drift, diffusion, u0, self.tspan, noise_rate_prototype=prototype, noise=noise
+            self._drift, diffusion, u0, span, noise_rate_prototype=prototype, noise=noise
         )
 
     def _shape_of_diffusion(self, u0: Any) -> tuple[int, ...]:

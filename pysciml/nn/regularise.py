@@ -11,7 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from pysciml.errors import InputError
+from pysciml.nn.times import moved_times
 
 __all__ = [
     "ErrorEstimate",
@@ -21,6 +25,12 @@ __all__ = [
     "Regulariser",
     "StiffnessEstimate",
     "as_regularisers",
+    "integrals_in",
+    "mean_of_integrals",
+    "require_width",
+    "steps_in",
+    "sum_over_steps",
+    "with_random_ends",
 ]
 
 
@@ -109,3 +119,52 @@ def as_regularisers(given: Any) -> tuple[Regulariser, ...]:
     if len(set(kinds)) < len(kinds):
         raise InputError("regularise names one kind twice; give each once.")
     return items
+
+
+# ---- what modules do with them
+
+
+def integrals_in(regularisers: Iterable[Regulariser]) -> tuple[list[Any], tuple[str, ...]]:
+    """Those that are integrals along the solution, and what :class:`Integrals` calls them."""
+    found = [r for r in regularisers if isinstance(r, (Kinetic, JacobianFrobenius))]
+    return found, tuple("kinetic" if isinstance(r, Kinetic) else "jacobian" for r in found)
+
+
+def steps_in(regularisers: Iterable[Regulariser]) -> list[Any]:
+    """Those that are sums over the solver's steps."""
+    return [r for r in regularisers if isinstance(r, (ErrorEstimate, StiffnessEstimate))]
+
+
+def mean_of_integrals(weighted: list[Any], integrals: Tensor) -> Tensor:
+    """The weighted means of integrals (batch, k), summed, 0-d."""
+    weights = integrals.new_tensor([r.weight for r in weighted])
+    return (integrals.mean(0) * weights).sum()
+
+
+def sum_over_steps(of_steps: list[Any], error: Tensor, stiffness: Tensor, h: Tensor) -> Tensor:
+    """The penalty of steps of lengths h (m,) from their estimates (m, batch), 0-d."""
+    length = h.abs().to(error.dtype)[:, None]
+    sums = {ErrorEstimate: error * length, StiffnessEstimate: stiffness}
+    return torch.stack([r.weight * sums[type(r)].sum(0).mean() for r in of_steps]).sum()
+
+
+def with_random_ends(
+    regularisers: Iterable[Regulariser], saveat: Tensor | None, tspan: tuple[Any, Any]
+) -> tuple[Tensor | None, tuple[Any, Any]]:
+    """Output times and time span as :class:`RandomEndTime` moves them, where it is there."""
+    for r in regularisers:
+        if isinstance(r, RandomEndTime):
+            saveat, tspan = moved_times(saveat, tspan, r.width)
+    return saveat, tspan
+
+
+def require_width(regularisers: Iterable[Regulariser], tspan: tuple[Any, Any]) -> None:
+    """Raise InputError for an end that may move further than tspan is long."""
+    t0, t1 = (float(torch.as_tensor(t).detach()) for t in tspan)
+    length = abs(t1 - t0)
+    for r in regularisers:
+        if isinstance(r, RandomEndTime) and r.width >= length:
+            raise InputError(
+                f"RandomEndTime has width {r.width:g}, but tspan is only {length:g} long; give a "
+                "smaller width."
+            )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["step_estimates"]
+__all__ = ["integrals_over_steps", "noisy_step_estimates", "over_steps", "step_estimates"]
 
 #: Dormand and Prince's pair of orders 5 and 4: Hairer, Norsett, Wanner, "Solving Ordinary
 #: Differential Equations I", table II.5.2. The last stage is at the step's end, and its weights
@@ -25,19 +26,35 @@ _A: tuple[tuple[float, ...], ...] = (
 _LOWER = (5179 / 57600, 0.0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40)
 
 
+def over_steps(f: Callable[..., Any]) -> Callable[..., Tensor]:
+    """``f`` of one step's tensors, on many: together, or one by one where it looks at values."""
+    together = torch.func.vmap(f)
+
+    def values(*rows: Tensor) -> Tensor:
+        try:
+            return together(*rows)
+        except RuntimeError:  # vmap does not take a branch that depends on a value
+            return torch.stack([f(*row) for row in zip(*rows, strict=True)])
+
+    return values
+
+
 def step_estimates(
-    field: Any, p: Any, t: Tensor, u: Tensor, abstol: Any, reltol: float
-) -> tuple[Tensor, Tensor]:
+    value: Callable[[Tensor, Tensor], Tensor], t: Tensor, h: Tensor, start: Tensor, end: Tensor,
+    abstol: Any, reltol: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Local error and stiffness on each step, by Dormand and Prince's pair from its begin.
 
     Parameters
     ----------
-    field : callable
-        ``field(u, p, t)``, t a 0-d tensor.
-    t : tensor (m + 1,), u : tensor (m + 1, batch, ...) or (m + 1, d)
-        The solver's steps.
+    value : callable
+        Slopes of states (m, ...) at times (m,), one a step.
+    t, h : tensor (m,)
+        Begins and lengths of the solver's steps.
+    start, end : tensor (m, batch, ...) or (m, d)
+        The states at their ends.
     abstol, reltol : tolerances
-        The former a number or a tensor like ``u[0]``.
+        The former a number or a tensor like ``start[0]``.
 
     Returns
     -------
@@ -50,29 +67,91 @@ def step_estimates(
         Jacobian's dominant eigenvalue (Hairer and Wanner, "Solving Ordinary Differential Equations
         II", section IV.2). The batch is 1 for states (d,).
     """
-    start, step = u[:-1], t.diff().to(u.dtype)
-    h = step.reshape(-1, *(1,) * (u.ndim - 1))
-    at = t[:-1].to(u.dtype)
-    value = torch.func.vmap(lambda u, t: field(u, p, t))
+    step = _like(h, start)
     slopes: list[Tensor] = []
     states: list[Tensor] = []
     for c, row in zip(_C, _A, strict=True):
         moved = sum((w * k for w, k in zip(row, slopes, strict=False)), torch.zeros_like(start))
-        states.append(start + h * moved)
-        slopes.append(value(states[-1], at + c * step))
+        states.append(start + step * moved)
+        slopes.append(value(states[-1], t + c * h))
     higher = (*_A[6], 0.0)
     gap = sum(
         ((b - d) * k for b, d, k in zip(higher, _LOWER, slopes, strict=True)),
         torch.zeros_like(start),
     )
-    rows = (len(start), u.shape[1] if u.ndim > 2 else 1, -1)
-    size = torch.maximum(u[:-1].detach().abs(), u[1:].detach().abs())
-    error = _norm((h * gap / (abstol + reltol * size)).reshape(rows))
-    error = error / (start[0].numel() // rows[1]) ** 0.5
-    change = _norm((slopes[6] - slopes[5]).reshape(rows))
-    distance = _norm((states[6] - states[5]).reshape(rows))
-    still = distance <= torch.finfo(u.dtype).tiny ** 0.25
-    return error, torch.where(still, torch.zeros_like(change), change / distance)
+    error = _scaled(step * gap, start, end, abstol, reltol)
+    return error, _ratio(slopes[6] - slopes[5], states[6] - states[5])
+
+
+def noisy_step_estimates(
+    drift: Callable[[Tensor, Tensor], Tensor], noise: Callable[[Tensor, Tensor], Tensor],
+    t: Tensor, h: Tensor, start: Tensor, end: Tensor, abstol: Any, reltol: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The same on the steps of a stochastic equation, ``noise`` being ``g dW`` of each step.
+
+    The error is Lamba's: that of Euler's step in the drift, ``h (f(u + h f) - f(u)) / 2``, and of
+    Maruyama's in the noise, ``(g(u + g dW) - g(u)) dW / 2``, their sizes added. The stiffness is
+    ``|f(k) - f(v)| / |k - v|`` of the drift's steps by Heun and by Euler. Sources: Lamba, "An
+    adaptive timestepping algorithm for stochastic differential equations", J. Comput. Appl. Math.
+    161, 2003; Rackauckas, Nie, "Adaptive methods for stochastic differential equations via natural
+    embeddings and rejection sampling with memory", DCDS-B 22, 2017.
+    """
+    step, after = _like(h, start), t + h
+    slope = drift(start, t)
+    euler = start + step * slope
+    last = drift(euler, after)
+    heun = start + step * (slope + last) / 2
+    kick = noise(start, t)
+    error = (step * (last - slope)).abs() / 2 + (noise(start + kick, t) - kick).abs() / 2
+    return (
+        _scaled(error, start, end, abstol, reltol),
+        _ratio(drift(heun, after) - last, heun - euler),
+    )
+
+
+def integrals_over_steps(
+    value: Callable[[Tensor, Tensor], Tensor], t: Tensor, u: Tensor, kinds: tuple[str, ...],
+    noise: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Integrals along steps by the trapezoidal rule, (batch, k): of |f|^2, or of |e^T df/du|^2.
+
+    ``value``: slopes of states u (m, ...) at times t (m,); ``kinds``: "kinetic", "jacobian";
+    ``noise``: e, like ``u[0]``.
+    """
+    slopes, pull = torch.func.vjp(lambda x: value(x, t), u)
+    columns = []
+    for kind in kinds:
+        if kind == "kinetic":
+            rows = slopes
+        else:
+            assert noise is not None
+            rows = pull(noise.expand_as(slopes))[0]
+        columns.append(_samples(rows).square().sum(2))
+    column = torch.stack(columns, dim=2)
+    return (t.diff().to(u.dtype)[:, None, None] * (column[:-1] + column[1:]) / 2).sum(0)
+
+
+def _like(h: Tensor, u: Tensor) -> Tensor:
+    """One number a step, to be multiplied with states."""
+    return h.to(u.dtype).reshape(-1, *(1,) * (u.ndim - 1))
+
+
+def _samples(x: Tensor) -> Tensor:
+    """(steps, batch, entries)"""
+    return x.reshape(len(x), x.shape[1] if x.ndim > 2 else 1, -1)
+
+
+def _scaled(error: Tensor, start: Tensor, end: Tensor, abstol: Any, reltol: float) -> Tensor:
+    """Root mean square in units of the tolerance, (steps, batch)."""
+    size = torch.maximum(start.detach().abs(), end.detach().abs())
+    rows = _samples(error / (abstol + reltol * size))
+    return _norm(rows) / rows.shape[2] ** 0.5
+
+
+def _ratio(change: Tensor, distance: Tensor) -> Tensor:
+    over, under = _norm(_samples(change)), _norm(_samples(distance))
+    still = under <= torch.finfo(under.dtype).tiny ** 0.25
+    return torch.where(still, torch.zeros_like(over), over / under)
 
 
 def _norm(x: Tensor) -> Tensor:
