@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from pysciml.solution import Solution
 from pysciml.solve import cotangents_of_times, once
 from pysciml.transforms import leave_compiler, plain_mode, refuse_transforms, resume_compiler
 
-__all__ = ["solve_batch"]
+__all__ = ["Summary", "solve_batch"]
 
 
 def solve_batch(
@@ -223,9 +224,9 @@ class _SolveBatch(torch.autograd.Function):
         flat, saveat = run.flat, run.options.saveat
         assert flat is not None
         run.setup.require_unchanged()
-        with plain_mode():
-            g = run.setup.engine.adjoint_members(flat, to_numpy(grad_u))
         wanted = ctx.needs_input_grad[1:]
+        with plain_mode():
+            g = run.setup.engine.adjoint_members(flat, to_numpy(grad_u), any(wanted[:3]))
         d_t0, d_t1, d_grid = float(g.t0.sum()), 0.0, None
         if saveat is None:
             assert (flat.source > FIRST_EVENT).all()
@@ -236,6 +237,16 @@ class _SolveBatch(torch.autograd.Function):
         times = cotangents_of_times((d_grid, d_t0, d_t1), (ctx.grid, *ctx.inputs[:2]), wanted[:3])
         out = (*times, *run.batch.cotangents(g, wanted[3:]))
         return (None, *once(out, *ctx.inputs, ctx.grid, grad_u))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Of an ensemble: retcodes, one a member, summed counts, and by what."""
+
+    retcodes: list[str]
+    stats: Stats
+    engine: str
+    algorithm: str
 
 
 class _Members:
@@ -251,6 +262,15 @@ class _Members:
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+    @property
+    def summary(self) -> Summary:
+        """Of all members, without a solution of each."""
+        flat = self.run.flat
+        assert flat is not None
+        stats = Stats(*flat.stats.sum(0).tolist())
+        stats.algorithm = flat.algorithm
+        return Summary(flat.retcodes, stats, self.run.setup.engine.name, flat.algorithm)
 
     def __getitem__(self, i: int) -> Solution:
         if not 0 <= i < len(self):

@@ -25,7 +25,7 @@ from pysciml.ensemble import (
     EnsembleSolution,
     EnsembleThreads,
 )
-from pysciml.ensemble_batch import solve_batch
+from pysciml.ensemble_batch import Summary, solve_batch
 from pysciml.ensemble_remote import solve_by_executor
 from pysciml.errors import InputError, SolveError
 from pysciml.extra_options import EXTRA
@@ -153,6 +153,18 @@ class _Solved:
     ) -> None:
         self.solutions, self.t, self.u, self.error = solutions, t, u, error
 
+    def summary(self) -> Summary:
+        found: Summary | None = getattr(self.solutions, "summary", None)
+        if found is not None:
+            return found
+        done = [s for s in self.solutions if s is not None]
+        return Summary(
+            ["Failure" if s is None else s.retcode for s in self.solutions],
+            _summed([s.stats for s in done]),
+            done[0].engine if done else "",
+            done[0].algorithm if done else "",
+        )
+
 
 def _members(
     solve: Callable[..., Any], prob: EnsembleProblem, alg: Any, where: EnsembleAlgorithm,
@@ -208,9 +220,7 @@ def _together(found: list[Any], error: Any = None) -> _Solved:
 def _whole(
     prob: EnsembleProblem, solved: _Solved, count: int, raises: bool, first: int = 0
 ) -> EnsembleSolution:
-    solutions = solved.solutions
-    done = [s for s in solutions if s is not None]
-    retcodes = ["Failure" if s is None else s.retcode for s in solutions]
+    solutions, summary = solved.solutions, solved.summary()
     outputs: Any = solutions
     u: Any = solved.u if solved.u is not None else [*solutions]
     t = solved.t
@@ -220,12 +230,11 @@ def _whole(
         ]
         u, t = outputs, None
     made = EnsembleSolution(
-        u=u, t=t, retcodes=retcodes, stats=_summed([s.stats for s in done]),
-        engine=done[0].engine if done else "", algorithm=done[0].algorithm if done else "",
-        _member=outputs.__getitem__, _count=count,
+        u=u, t=t, retcodes=summary.retcodes, stats=summary.stats, engine=summary.engine,
+        algorithm=summary.algorithm, _member=outputs.__getitem__, _count=count,
     )  # fmt: skip
     if solved.error is not None:
-        left = retcodes.count("Failure")
+        left = made.retcodes.count("Failure")
         raise SolveError(
             f"The executor ended with {left} of {count} members left "
             f"({type(solved.error).__name__}: {solved.error}); what finished is in this error's "

@@ -333,6 +333,27 @@ def test_members_that_fail_are_named(engine) -> None:
         assert_close(found[2].u[-1], f64([exact]), 1e-2)
 
 
+@pytest.mark.parametrize("saveat", [None, [0.0, 0.5, 1.0]])
+@pytest.mark.parametrize("name", ["Tsit5", "Vern7"])
+@pytest.mark.julia
+def test_members_are_not_moved_by_those_before_them(name: str, saveat: Any) -> None:
+    # u' = p u^2 is without bound at 1 / (p u0): every third member stops there
+    p = torch.linspace(0.1, 0.7, 12, dtype=F64)
+    p[::3] = torch.linspace(1.5, 40.0, 4, dtype=F64)
+    prob = ps.ODEProblem(lambda u, p, t: p * u.square(), f64([1.0]), (0.0, 1.0), f64([0.1]))
+    options: dict[str, Any] = {"engine": "julia", "saveat": saveat, "raise_on_failure": False}
+    u0 = 1 + torch.arange(12, dtype=F64)[:, None] / 100
+    alg = getattr(ps, name)()
+    batch = ps.EnsembleProblem(prob, u0=u0, p=p[:, None])
+    sim = ps.solve(batch, alg, ps.EnsembleThreads(1), **options)
+    for i in range(12):
+        want = ps.solve(ps.remake(prob, u0=u0[i], p=p[i : i + 1]), alg, **options)
+        assert sim.retcodes[i] == want.retcode
+        assert sim[i].stats == want.stats
+        assert torch.equal(sim[i].t, want.t) and torch.equal(sim[i].u, want.u)
+    assert [code == "Success" for code in sim.retcodes] == [i % 3 != 0 for i in range(12)]
+
+
 def test_callbacks_in_members(engine) -> None:
     bounce = ps.ContinuousCallback(lambda u, p, t: u[0] - 0.5, lambda u, p, t: u + 1.0)
     prob = ps.ODEProblem(decay, f64([1.0]), (0.0, 1.0), f64(1.0), callback=bounce)

@@ -444,6 +444,8 @@ class Engine(ABC):
         """Solve all members of an ensemble at once, on at most ``threads`` threads."""
         raise NotImplementedError
 
-    def adjoint_members(self, solution: FlatEnsemble, grad_u: Array) -> FlatEnsembleGradient:
-        """Gradient of ``sum(grad_u * u)``."""
+    def adjoint_members(
+        self, solution: FlatEnsemble, grad_u: Array, by_times: bool = True
+    ) -> FlatEnsembleGradient:
+        """Gradient of ``sum(grad_u * u)``; where not ``by_times``, that of times is left zero."""
         raise NotImplementedError

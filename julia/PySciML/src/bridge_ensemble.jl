@@ -35,7 +35,7 @@ struct EnsembleAdjointRequest
     du0::Ptr{Cvoid}
     dp::Ptr{Cvoid}
     down::Ptr{Cvoid}
-    dt0::Ptr{Float64}
+    dt0::Ptr{Float64}                # both null where nobody asks for them
     dtimes::Ptr{Float64}
 end
 
@@ -81,10 +81,12 @@ function ensemble_adjoint_request(
     ) where {T}
     n, total = size(e.u)
     cotangents = reshape(vector(T, r.cotangents, n * total), n, total)
-    g = ensemble_adjoint(e, cotangents, sensealg, T(r.abstol), T(r.reltol))
+    by_times = r.dt0 != C_NULL
+    g = ensemble_adjoint(e, cotangents, sensealg, T(r.abstol), T(r.reltol), by_times)
     write_out(r.du0, g.u0)
     write_out(r.dp, g.p)
     write_out(r.down, g.own)
+    by_times || return
     write_out(r.dt0, g.t0)
     write_out(r.dtimes, g.times)
     return

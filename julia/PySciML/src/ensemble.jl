@@ -44,20 +44,31 @@ mutable struct Ensemble{T, M}
     reached::Vector{Float64}
 end
 
+"""
+    Seat{M, I}
+
+What a thread solves with: a model with buffers of its own and, for explicit methods, an integrator
+that takes one member after the other. To begin anew costs more than a small solve does.
+"""
+mutable struct Seat{M, I}
+    const model::M
+    integrator::I
+end
+
 # Members are handed out in blocks, whose number does not depend on that of the threads: sums over
 # members are sums over blocks, the same however many threads there are.
 const BLOCKS = 64
 blocks(n) = [(1 + (b - 1) * n ÷ BLOCKS):(b * n ÷ BLOCKS) for b in 1:BLOCKS]
 
 """
-    over_blocks(work, models, n)
+    over_blocks(work, seats, n)
 
-`work(model, block, range)` for every block of `n` members, each thread with a model of its own. The
+`work(seat, block, i)` for every one of `n` members, each thread with a seat of its own. The
 first member is done by the calling thread alone: it fetches and compiles what is new.
 """
-function over_blocks(work::W, models::Vector{M}, n) where {W, M}
+function over_blocks(work::W, seats::Vector{S}, n) where {W, S <: Seat}
     ranges, next, stop = blocks(n), Threads.Atomic{Int}(1), Threads.Atomic{Bool}(false)
-    function some(model, look)
+    function some(seat, look)
         try
             while !stop[]
                 b = Threads.atomic_add!(next, 1)
@@ -65,7 +76,7 @@ function over_blocks(work::W, models::Vector{M}, n) where {W, M}
                 for i in ranges[b]
                     stop[] && return
                     look(nothing, NaN, nothing)
-                    work(model, b, i)
+                    work(seat, b, i)
                 end
             end
         catch
@@ -74,9 +85,9 @@ function over_blocks(work::W, models::Vector{M}, n) where {W, M}
         end
         return
     end
-    tasks = [Threads.@spawn(some($(models[k]), nobody)) for k in 2:length(models)]
+    tasks = [Threads.@spawn(some($(seats[k]), nobody)) for k in 2:length(seats)]
     try
-        some(models[1], Watch())
+        some(seats[1], Watch())
     finally
         foreach(wait_quietly, tasks)
     end
@@ -126,37 +137,37 @@ function run_ensemble(
     u = Matrix{T}(undef, n, m * N)
     counts, retcodes, reached = zeros(Int, N), zeros(Int, N), zeros(Float64, N)
     stats = zeros(Int, 6, N)
-    ts, columns = Vector{Vector{T}}(undef, every ? N : 0), Vector{Vector{Vector{T}}}(undef, every ? N : 0)
-    function solve_member(work_model, _, i)
-        sol, t = member(work_model, alg, members, tspan, options, every, i)
+    ts, columns = Vector{Vector{T}}(undef, every ? N : 0), Vector{Matrix{T}}(undef, every ? N : 0)
+    function solve_member(seat, _, i)
+        sol, t = member!(seat, alg, members, tspan, options, every, i)
         counts[i], retcodes[i], reached[i] = length(sol.t), Int(sol.retcode), t
         s = sol.stats
         stats[:, i] .= (s.nf, s.njacs, s.naccept, s.nreject, s.nsolve, s.nnonliniter)
         if every
-            ts[i], columns[i] = sol.t, sol.u
+            ts[i], columns[i] = copy(sol.t), matrix(sol.u, n)
         else
             for (j, x) in enumerate(sol.u)
-                copyto!(view(u, :, (i - 1) * m + j), x)
+                copyto!(u, ((i - 1) * m + j - 1) * n + 1, x, 1, n)
             end
         end
         return
     end
     several(model, 1) do models
         copyto!(data(models[1].functions), c)
-        solve_member(models[1], 0, 1)
+        solve_member(only(seats(models, alg, members, tspan, options, every)), 0, 1)
         prepare!(models[1].functions, alg)
     end
     several(model, workers(threads, N)) do models
         for x in models
             copyto!(data(x.functions), c)
         end
-        over_blocks(models, N) do work_model, b, i
-            i == 1 || solve_member(work_model, b, i)
+        over_blocks(seats(models, alg, members, tspan, options, every), N) do seat, b, i
+            i == 1 || solve_member(seat, b, i)
         end
     end
     t, source = Float64[], Int[]
     if every
-        t, u = reduce(vcat, ts; init = T[]), reduce(hcat, matrix.(columns, n))
+        t, u = reduce(vcat, ts; init = T[]), reduce(hcat, columns)
         source = reduce(vcat, (sources(x, tspan) for x in ts))
     end
     return Ensemble{T, typeof(model)}(
@@ -183,10 +194,43 @@ function prepare!(f::Functions, alg)
 end
 const EXPLICIT = Union{Tsit5, Vern7}
 
-function member(model::Model{T}, alg, members, tspan, options, dense, i) where {T}
+# Vectors of one type, which is known at run time only.
+seats(models, alg, members, tspan, options, dense) =
+    [Seat(m, integrator(m, alg, members, tspan, options, dense)) for m in models]
+
+integrator(model, alg, members, tspan, options, dense) = nothing
+function integrator(model, alg::EXPLICIT, members, tspan, options::Options{T}, dense) where {T}
+    # steps and stops that are given are not taken up again
+    isnan(options.dt) && isempty(options.tstops) || return nothing
+    return at_start(
+        member(model, alg, members, tspan, 1), alg, options, dense, T[], CallbackSet(blind())
+    )
+end
+
+function member(model, alg, members, tspan, i)
     p = parameters!(copy(members.p), members, i)
-    prob = problem(with_room(model, alg), members.u0[:, i], p, tspan, nothing, nothing)
+    return problem(with_room(model, alg), members.u0[:, i], p, tspan, nothing, nothing)
+end
+
+# Member `i` solved, and how far. An integrator's solution holds until the next member.
+function member!(
+        seat::Seat{M, Nothing}, alg, members::Members{T}, tspan, options, dense, i
+    ) where {M, T}
+    prob = member(seat.model, alg, members, tspan, i)
     return integrate(prob, alg, options, dense, Event{T}[], EventRecord{T}[], blind())
+end
+function member!(seat::Seat, alg, members, tspan, options, dense, i)
+    x = seat.integrator
+    prob, s = x.sol.prob, x.stats
+    parameters!(prob.p, members, i)
+    copyto!(prob.u0, view(members.u0, :, i))
+    s.nf = s.njacs = s.naccept = s.nreject = s.nsolve = s.nnonliniter = 0
+    SciMLBase.reinit!(x, prob.u0; reset_dt = true)
+    SciMLBase.solve!(x)
+    # what stopped on its way has marks of it left
+    SciMLBase.successful_retcode(x.sol.retcode) ||
+        (seat.integrator = integrator(seat.model, alg, members, tspan, options, dense))
+    return x.sol, x.t
 end
 
 """
@@ -204,31 +248,34 @@ struct EnsembleGradient{T}
 end
 
 """
-    ensemble_adjoint(ensemble, cotangents, sensealg, abstol, reltol) -> EnsembleGradient
+    ensemble_adjoint(ensemble, cotangents, sensealg, abstol, reltol, by_times) -> EnsembleGradient
 
-Gradient of `sum(cotangents .* u)`, the outputs of all members following each other.
+Gradient of `sum(cotangents .* u)`, the outputs of all members following each other. Where not
+`by_times`, the cotangents of times are left zero.
 """
-function ensemble_adjoint(e::Ensemble{T}, cotangents::Matrix{T}, sensealg, abstol, reltol) where {T}
+function ensemble_adjoint(
+        e::Ensemble{T}, cotangents::Matrix{T}, sensealg, abstol, reltol, by_times
+    ) where {T}
     n, N, np, m = e.model.n, length(e.members), length(e.members.p), length(e.options.saveat)
     du0, dt0 = zeros(T, n, N), zeros(Float64, N)
     own, dtimes = zeros(T, size(e.members.own)...), zeros(Float64, size(cotangents, 2))
     sums = [zeros(T, np) for _ in 0:BLOCKS]
     # in `cotangents` the members stand `m` columns apart where they have the same output times
     starts = m == 0 ? cumsum([0; e.counts]) : collect(0:m:(m * N))
-    function pull_member(model, b, i)
+    function pull_member(seat, b, i)
         range = (starts[i] + 1):(starts[i] + e.counts[i])
         w = cotangents[:, range]
         all(iszero, w) && return
         ts = m == 0 ? convert(Vector{T}, e.t[range]) : e.options.saveat[1:e.counts[i]]
         source = m == 0 ? e.source[range] : collect(0:(e.counts[i] - 1))
-        h = member_handle(model, e, i)
+        h = member_handle(seat, e, i)
         u0, p, _ = smooth(h, ts, w, sensealg, abstol, reltol)
         du0[:, i] .= u0
         sums[b + 1] .+= p
         for (k, j) in enumerate(e.members.at)
             own[k, i] = p[j]
         end
-        dt0[i], dtimes[range] = time_gradients(h, ts, source, w, u0)
+        by_times && ((dt0[i], dtimes[range]) = time_gradients(h, ts, source, w, u0))
         return
     end
     # the first member with a gradient fetches what kernels are needed
@@ -236,25 +283,28 @@ function ensemble_adjoint(e::Ensemble{T}, cotangents::Matrix{T}, sensealg, absto
     if first_ !== nothing
         several(e.model, 1) do models
             copyto!(data(models[1].functions), e.c)
-            pull_member(models[1], 0, first_)
+            pull_member(only(dense_seats(models, e)), 0, first_)
         end
         several(e.model, workers(e.threads, N)) do models
             for x in models
                 copyto!(data(x.functions), e.c)
             end
-            over_blocks(models, N) do model, b, i
-                i == first_ || pull_member(model, b, i)
+            over_blocks(dense_seats(models, e), N) do seat, b, i
+                i == first_ || pull_member(seat, b, i)
             end
         end
     end
     return EnsembleGradient{T}(du0, sum(sums), own, dt0, dtimes)
 end
 
+dense_seats(models, e::Ensemble) =
+    seats(models, e.alg, e.members, e.tspan, e.options, true)
+
 # A member solved once more, with all that its gradient needs.
-function member_handle(model::M, e::Ensemble{T}, i) where {T, M <: Model}
-    sol, reached = member(model, e.alg, e.members, e.tspan, e.options, true, i)
+function member_handle(seat::Seat{M}, e::Ensemble{T}, i) where {T, M <: Model}
+    sol, reached = member!(seat, e.alg, e.members, e.tspan, e.options, true, i)
     return Handle{T, M}(
-        model, e.alg, Event{T}[], EventRecord{T}[], e.options, e.c, sol.prob, sol, reached, true,
-        Float64[], Matrix{T}(undef, 0, 0), Int[], Int8[], Float64[], Int[]
+        seat.model, e.alg, Event{T}[], EventRecord{T}[], e.options, e.c, sol.prob, sol, reached,
+        true, Float64[], Matrix{T}(undef, 0, 0), Int[], Int8[], Float64[], Int[]
     )
 end

@@ -190,15 +190,17 @@ end
 begun(prob, t::Tuned, o::Options, dense::Bool, tstops, callback, more::NamedTuple) =
     begun(prob, t.alg, o, dense, tstops, callback, merge(more, t.options))
 
+at_start(prob, alg, o::Options, dense::Bool, tstops, callback) = begun(
+    prob, alg, o, dense, tstops, callback,
+    merge((; abstol = like_state(o.abstol, prob.u0), dense), initialization(prob))
+)
+
 function integrate(
         prob, alg, o::Options{T}, dense::Bool, events, log, watch = watching();
         callback = isempty(events) ? CallbackSet(watch) : callback_set(events, log)
     ) where {T}
     tstops = isempty(events) ? o.tstops : all_stops(o.tstops, events)
-    integrator = begun(
-        prob, alg, o, dense, tstops, callback,
-        merge((; abstol = like_state(o.abstol, prob.u0), dense), initialization(prob))
-    )
+    integrator = at_start(prob, alg, o, dense, tstops, callback)
     # no stop is left where an event at the very start has ended the solve
     isempty(tstops) && isempty(events) || !SciMLBase.has_tstop(integrator) ||
         cap_first_step!(integrator)

@@ -521,10 +521,12 @@ class JuliaEngine(Engine):
     ) -> FlatEnsemble:
         return ensemble.solve(self, problem, members, alg, checked_options(alg, options), threads)
 
-    def adjoint_members(self, solution: FlatEnsemble, grad_u: Array) -> FlatEnsembleGradient:
+    def adjoint_members(
+        self, solution: FlatEnsemble, grad_u: Array, by_times: bool = True
+    ) -> FlatEnsembleGradient:
         handle: ensemble.Handle = solution.handle
         refuse_adjoint(handle.problem, handle.sensealg)
-        return ensemble.adjoint(self, solution, grad_u)
+        return ensemble.adjoint(self, solution, grad_u, by_times)
 
     def use(self, handle: Handle) -> None:
         for functions in (handle.functions, *handle.parts):

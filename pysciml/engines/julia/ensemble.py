@@ -120,7 +120,9 @@ def solve(
     )
 
 
-def adjoint(engine: JuliaEngine, solution: FlatEnsemble, grad_u: Array) -> FlatEnsembleGradient:
+def adjoint(
+    engine: JuliaEngine, solution: FlatEnsemble, grad_u: Array, by_times: bool
+) -> FlatEnsembleGradient:
     """See :meth:`pysciml.engines.base.Engine.adjoint_members`."""
     handle: Handle = solution.handle
     problem, options, sensealg = handle.problem, handle.options, handle.sensealg
@@ -141,7 +143,8 @@ def adjoint(engine: JuliaEngine, solution: FlatEnsemble, grad_u: Array) -> FlatE
     r.abstol = float(sensealg.abstol or abstol)
     r.reltol = float(sensealg.reltol or options.reltol)
     for name, x in out.items():
-        setattr(r, name, address(x))
+        if by_times or name not in ("dt0", "dtimes"):
+            setattr(r, name, address(x))
     with engine.first(handle.functions, ("ensemble adjoint", r.sensealg)):
         engine.bridge.interruptibly(lambda: engine.bridge.call("ensemble_adjoint", ct.addressof(r)))
     return FlatEnsembleGradient(
