@@ -140,14 +140,17 @@ function run_ensemble(
     ts, columns = Vector{Vector{T}}(undef, every ? N : 0), Vector{Matrix{T}}(undef, every ? N : 0)
     function solve_member(seat, _, i)
         sol, t = member!(seat, alg, members, tspan, options, every, i)
-        counts[i], retcodes[i], reached[i] = length(sol.t), Int(sol.retcode), t
+        retcodes[i], reached[i] = Int(sol.retcode), t
         s = sol.stats
         stats[:, i] .= (s.nf, s.njacs, s.naccept, s.nreject, s.nsolve, s.nnonliniter)
         if every
-            ts[i], columns[i] = copy(sol.t), matrix(sol.u, n)
+            counts[i], ts[i], columns[i] = length(sol.t), copy(sol.t), matrix(sol.u, n)
         else
-            for (j, x) in enumerate(sol.u)
-                copyto!(u, ((i - 1) * m + j - 1) * n + 1, x, 1, n)
+            # a solve that stopped has its last state, too, which is none that was asked for
+            for (time, wanted, x) in zip(sol.t, options.saveat, sol.u)
+                time == wanted || break
+                copyto!(u, ((i - 1) * m + counts[i]) * n + 1, x, 1, n)
+                counts[i] += 1
             end
         end
         return
