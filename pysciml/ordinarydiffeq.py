@@ -680,6 +680,10 @@ NO_ERROR_CONTROL: dict[str, str] = {
     "SSPRKMSVS43": "SSPRK43",
 }
 
+#: Methods that are wrong in Julia, at any step (OrdinaryDiffEqBDF 2.2, OrdinaryDiffEqStabilizedIRK
+#: 2.0), each with one to use instead.
+WRONG: dict[str, str] = {"SBDF3": "KenCarp3", "SBDF4": "KenCarp4", "IRKC": "KenCarp4"}
+
 #: The options of algorithms and of ``solve`` that take such values, and which.
 OPTION_VALUES: dict[str, frozenset[str]] = {
     "linsolve": frozenset(

@@ -143,3 +143,118 @@ def test_what_cannot_be_meant(options, message) -> None:
 def test_the_embedded_engine_says_what_it_does_not_have(options) -> None:
     with pytest.raises(EngineError, match=f"{next(iter(options))} was given.*engine='julia'"):
         solved("sundials", **options)
+
+
+# -- how steps are chosen in Julia -------------------------------------------------------------
+
+
+def fast(u, p, t):
+    return -p * u
+
+
+LOOSE = {"engine": "julia", "abstol": 10.0, "reltol": 0.5}
+
+
+@pytest.mark.julia
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_steps_out_of_the_domain_are_rejected(dtype) -> None:
+    """At such tolerances explicit steps are as long as they can be, and overshoot."""
+    p = torch.tensor([50.0], dtype=dtype, requires_grad=True)
+    limit = torch.ones(1, dtype=dtype)  # a closure of the condition
+    prob = ps.ODEProblem(fast, torch.ones(1, dtype=dtype), (0.0, 1.0), p)
+    free = ps.solve(prob, ps.Tsit5(), **LOOSE)
+    held = ps.solve(prob, ps.Tsit5(), isoutofdomain=lambda u, p, t: (u > limit).any(), **LOOSE)
+    assert float(free.u.max()) > 2.0 and float(held.u.max()) == 1.0 and held.stats.nreject > 0
+    # the solve's own derivative, by the steps that it took
+    (got,) = torch.autograd.grad(held.u[1:].sum(), p)
+    assert bool(torch.isfinite(got).all())
+    at = torch.tensor([0.05], dtype=torch.float64)
+    fine = ps.solve(
+        prob, ps.Tsit5(), saveat=at, isoutofdomain=lambda u, p, t: u[0] < 0, engine="julia",
+        abstol=1e-7, reltol=1e-5,
+    )  # fmt: skip
+    (got,) = torch.autograd.grad(fine.u.sum(), p)
+    np.testing.assert_allclose(got, [-0.05 * math.exp(-2.5)], rtol=1e-3)
+
+
+@pytest.mark.julia
+def test_steps_of_the_least_length_are_forced() -> None:
+    prob = ps.ODEProblem(
+        lambda u, p, t: -1000.0 * (u - torch.cos(t)), f64(0.0), (0.0, 0.1)
+    )  # fmt: skip
+    options = {"engine": "julia", "dtmin": 1e-3, "abstol": 1e-10, "reltol": 1e-10}
+    with pytest.raises(ps.SolveError, match="steps below dtmin = 0.001; lower it, or force_dtmin"):
+        ps.solve(prob, ps.Tsit5(), **options)
+    sol = ps.solve(prob, ps.Tsit5(), force_dtmin=True, **options)
+    assert sol.success and float(sol.t.diff()[:-1].min()) > 0.999e-3
+    assert abs(float(sol.u[-1, 0]) - math.cos(0.1)) < 1e-2
+
+
+@pytest.mark.julia
+@pytest.mark.parametrize(
+    "controller",
+    [
+        ps.IController(qmax=1.3, qmax_first_step=1.3),
+        ps.PIController(beta1=0.14, beta2=0.08, qmax=1.3, qmax_first_step=1.3),
+    ],
+    ids=lambda c: c.name,
+)
+@pytest.mark.parametrize("alg", [ps.Tsit5(), ps.AutoTsit5(ps.Rosenbrock23())], ids=str)
+def test_a_controller_bounds_the_growth_of_steps(alg, controller) -> None:
+    prob = ps.ODEProblem(decay, f64(1.0), (0.0, 5.0), f64(0.7))
+    options = {"engine": "julia", "abstol": 1e-6, "reltol": 1e-6}
+    free, held = (ps.solve(prob, alg, controller=c, **options) for c in (None, controller))
+
+    def growth(sol):
+        steps = sol.t.diff()[:-1]
+        return float((steps[1:] / steps[:-1]).max())
+
+    assert growth(free) > 1.4 and growth(held) < 1.31
+    np.testing.assert_allclose(held.u[-1, 0], math.exp(-3.5), rtol=1e-4)
+
+
+@pytest.mark.julia
+def test_controllers_that_have_no_such_bound() -> None:
+    prob = ps.ODEProblem(decay, f64(1.0), (0.0, 5.0), f64(0.7))
+    options = {"engine": "julia", "abstol": 1e-6, "reltol": 1e-6}
+    free = ps.solve(prob, ps.Tsit5(), **options)
+    pid = ps.solve(prob, ps.Tsit5(), controller=ps.PIDController(beta=(0.7, -0.4, 0)), **options)
+    assert pid.stats.naccept != free.stats.naccept
+    np.testing.assert_allclose(pid.u[-1, 0], math.exp(-3.5), rtol=1e-4)
+    with pytest.raises(InputError, match=r"PredictiveController was given with Tsit5.*KenCarp4"):
+        ps.solve(prob, ps.Tsit5(), controller=ps.PredictiveController(), **options)
+
+
+@pytest.mark.julia
+def test_how_initial_values_are_made_to_fit() -> None:
+    def constrained(u, p, t):
+        return torch.stack([-u[0], u[1] - 2.0 * u[0]])
+
+    prob = ps.ODEProblem(
+        constrained, f64(1.0, 5.0), (0.0, 1.0), mass_matrix=torch.diag(f64(1.0, 0.0))
+    )
+    options = {"engine": "julia", "abstol": 1e-8, "reltol": 1e-8}
+    for alg, first in ((None, 2.0), (ps.BrownFullBasicInit(), 2.0), (ps.NoInit, 5.0)):
+        sol = ps.solve(prob, ps.Rodas5P(), initializealg=alg, **options)
+        np.testing.assert_allclose(sol.u[0], [1.0, first], rtol=1e-6)
+        np.testing.assert_allclose(sol.u[-1], [math.exp(-1), 2 * math.exp(-1)], rtol=1e-5)
+    with pytest.raises((EngineError, ps.SolveError), match="(?i)initial|consistent|fit"):
+        ps.solve(prob, ps.Rodas5P(), initializealg=ps.CheckInit(), **options)
+
+
+@pytest.mark.julia
+def test_for_equations_with_noise_or_delays_they_are_refused() -> None:
+    prob = ps.SDEProblem(decay, lambda u, p, t: 0.1 * u, f64(1.0), (0.0, 1.0), f64(1.0))
+    with pytest.raises(EngineError, match="force_dtmin is for ODEs and DAEs"):
+        ps.solve(prob, ps.SOSRI(), force_dtmin=True, engine="julia")
+
+
+@pytest.mark.julia
+def test_members_of_an_ensemble_take_them_too() -> None:
+    prob = ps.ODEProblem(decay, f64(1.0), (0.0, 2.0), f64(0.7))
+    sim = ps.solve(
+        ps.EnsembleProblem(prob, p=torch.tensor([[0.5], [1.0]], dtype=torch.float64)),
+        ps.Tsit5(), engine="julia", save_everystep=False, **TIGHT,
+    )  # fmt: skip
+    assert sim.u.shape == (2, 2, 1)
+    np.testing.assert_allclose(sim.u[:, -1, 0], [math.exp(-1), math.exp(-2)], rtol=1e-7)

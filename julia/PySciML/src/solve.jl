@@ -279,7 +279,7 @@ function collect_outputs!(h::Handle{T}, sol) where {T}
         h.side = zeros(Int8, m)
     elseif isempty(h.log) && isempty(h.options.saveat)
         m = length(sol.t)
-        h.t = convert(Vector{Float64}, sol.t)
+        h.t = Vector{Float64}(sol.t)  # a copy: see past_discontinuities!
         h.u = matrix(sol.u, h.model.n)
         h.source = fill(FIXED, m)
         h.source[1] = FROM_T0

@@ -51,6 +51,7 @@ from pysciml.engines.julia.names import (
     algorithm_expression,
     default_sensealg,
     refuse_error_control,
+    refuse_wrong,
     require_sensealg,
     sensealg_expression,
     tuned_expression,
@@ -129,6 +130,8 @@ def refuse_adjoint(problem: FlatProblem, sensealg: SensitivityAlgorithm) -> None
 def checked_options(alg: Algorithm | None, options: SolveOptions) -> SolveOptions:
     """The options as the algorithm needs them. Raises where the two do not fit."""
     refuse_error_control(alg, options)
+    if alg is not None:
+        refuse_wrong(alg)
     require_sensealg(options.sensealg, alg, options.tuning)
     if alg is not None and alg.name in STEPS_ONTO_OUTPUTS and options.saveat is not None:
         # SciML sorts stops and leaves out the ends and what stands twice
@@ -388,7 +391,7 @@ class JuliaEngine(Engine):
     ) -> int:
         made = algorithm_expression(alg, problem.kind, sparse)
         if tuning is not UNTUNED and tuning != UNTUNED:
-            made = tuned_expression(*made, tuning, problem.dtype)
+            made = tuned_expression(alg, *made, tuning, problem.dtype)
         return self.object(*made)
 
     def _in_parts(

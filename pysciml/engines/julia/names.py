@@ -10,7 +10,7 @@ import numpy as np
 from pysciml.algorithms import Algorithm, algorithm
 from pysciml.engines.base import FlatProblem, SolveOptions, Tuning
 from pysciml.errors import EngineError, InputError
-from pysciml.ordinarydiffeq import NO_ERROR_CONTROL
+from pysciml.ordinarydiffeq import NO_ERROR_CONTROL, WRONG
 from pysciml.sensitivity import (
     CollocationAdjoint,
     DiscreteAdjoint,
@@ -23,6 +23,7 @@ __all__ = [
     "algorithm_expression",
     "default_sensealg",
     "refuse_error_control",
+    "refuse_wrong",
     "require_sensealg",
     "sensealg_expression",
     "tuned_expression",
@@ -82,10 +83,18 @@ def _call(alg: Algorithm, packages: list[str]) -> str:
 
 
 def tuned_expression(
-    text: str, packages: tuple[str, ...], tuning: Tuning, dtype: str
+    alg: Algorithm | None, text: str, packages: tuple[str, ...], tuning: Tuning, dtype: str
 ) -> tuple[str, tuple[str, ...]]:
     """An algorithm's Julia source with what a solve says of its steps."""
     used, options = list(packages), []
+    controller = tuning.controller
+    if controller is not None and controller.name == "PredictiveController":
+        if alg is None or not {"nlsolve", "κ"} & set(algorithm(alg.name).allowed):
+            raise InputError(
+                f"PredictiveController was given with {alg or 'the default algorithm'}, but "
+                "goes by Newton's iterations; give it with e.g. pysciml.KenCarp4(), or "
+                "pysciml.PIController()."
+            )
     if tuning.force_dtmin:
         options.append("force_dtmin = true")
     if tuning.discontinuities:
@@ -217,6 +226,26 @@ def sensealg_expression(sensealg: SensitivityAlgorithm) -> tuple[str, tuple[str,
     if checkpointing and name != "BacksolveAdjoint":
         text = f"PySciML.Checkpointed({text})"
     return text, packages
+
+
+def refuse_wrong(alg: Algorithm) -> None:
+    """Raise for a method that is wrong in Julia, or lacks an option that it cannot do without."""
+    instead = WRONG.get(alg.name)
+    if alg.name == "SBDF":
+        order = alg.options.get("order")
+        if order not in (1, 2, 3, 4):
+            raise InputError(f"SBDF was given order = {order!r}; give order=1 or order=2.")
+        instead = WRONG.get(f"SBDF{order}")
+    if instead is not None:
+        raise EngineError(
+            f"{alg!r} is wrong in Julia: its error does not fall with the step; use "
+            f"pysciml.{instead}()."
+        )
+    if alg.package == "OrdinaryDiffEqMultirate" and "m" not in alg.options:
+        raise InputError(
+            f"{alg.name} takes m steps of the fast part in one of the slow, and m is not given; "
+            f"give e.g. pysciml.{alg.name}(m=4)."
+        )
 
 
 def refuse_error_control(alg: Algorithm | None, options: SolveOptions) -> None:

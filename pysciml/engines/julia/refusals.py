@@ -20,6 +20,10 @@ _SAID = {
         "does not take a mass_matrix; use an algorithm for it, e.g. pysciml.Rodas5P() or "
         "pysciml.FBDF()"
     ),
+    "type Nothing has no field `nzval`": (
+        "was given a linear solver for sparse Jacobians, but this problem's is dense (sparse ones "
+        "are kept from 64 states up, where most entries are zero); use pysciml.LUFactorization()"
+    ),
     "only works with diagonal mass matrices": (
         "takes diagonal mass matrices only; use e.g. pysciml.Rodas5P()"
     ),

@@ -1,0 +1,106 @@
+"""Algorithms for equations in parts: the order that each is known for, or why it is refused."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import pysciml as ps
+from pysciml.errors import EngineError, InputError
+
+pytestmark = pytest.mark.julia
+
+
+def f64(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def split() -> ps.SplitODEProblem:
+    """u1' = -u1 + u2 cos(t) / 2, u2' = -u2 - u1 / 2."""
+
+    def turned(u, p, t):
+        return torch.stack([0.5 * u[1] * torch.cos(t), -0.5 * u[0]])
+
+    return ps.SplitODEProblem(lambda u, p, t: -u, turned, f64(1.0, 0.5), (0.0, 1.0))
+
+
+def whole(u, p, t):
+    return torch.stack([-u[0] + 0.5 * u[1] * torch.cos(t), -u[1] - 0.5 * u[0]])
+
+
+def order_of(prob, alg, dt) -> float:
+    exact = ps.solve(
+        ps.ODEProblem(whole, f64(1.0, 0.5), (0.0, 1.0)), ps.Tsit5(), saveat=[1.0],
+        engine="julia", abstol=1e-13, reltol=1e-13,
+    ).u  # fmt: skip
+    errors = []
+    for step in (dt, dt / 2):
+        sol = ps.solve(prob, alg, dt=step, adaptive=False, saveat=[1.0], engine="julia")
+        errors.append(float((sol.u - exact).abs().max()))
+    return math.log2(errors[0] / errors[1])
+
+
+@pytest.mark.parametrize(
+    ("alg", "order"),
+    [
+        (ps.SBDF2(), 2), (ps.SBDF(order=2), 2), (ps.IMEXEuler(), 1), (ps.IMEXEulerARK(), 1),
+        (ps.MRAB(m=4), 1), (ps.MIS(m=4), 2), (ps.MRIGARKERK22a(m=4), 2),
+        (ps.MRIGARKERK33a(m=4), 3), (ps.MREEF(m=4), 4),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_orders_of_methods_for_split_equations(alg, order) -> None:
+    assert order_of(split(), alg, 1 / 32) == pytest.approx(order, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    "alg", [ps.SBDF3(), ps.SBDF4(), ps.SBDF(order=3), ps.SBDF(order=4), ps.IRKC()], ids=str
+)
+def test_methods_that_are_wrong_in_julia_are_refused(alg) -> None:
+    with pytest.raises(EngineError, match=r"is wrong in Julia.*use pysciml\.KenCarp"):
+        ps.solve(split(), alg, dt=0.01, engine="julia")
+
+
+@pytest.mark.parametrize(
+    ("alg", "message"),
+    [
+        (ps.SBDF(), "SBDF was given order = None; give order=1 or order=2"),
+        (ps.SBDF(order=7), "order = 7"),
+        (ps.MIS(), r"m is not given; give e\.g\. pysciml\.MIS\(m=4\)"),
+    ],
+    ids=str,
+)
+def test_options_that_a_method_cannot_do_without(alg, message) -> None:
+    with pytest.raises(InputError, match=message):
+        ps.solve(split(), alg, dt=0.01, engine="julia")
+
+
+@pytest.mark.parametrize("name", ["KrylovJL_FGMRES", "SimpleGMRES", "SimpleLUFactorization"])
+def test_linear_solvers(name) -> None:
+    prob = ps.ODEProblem(whole, f64(1.0, 0.5), (0.0, 1.0))
+    options = {"engine": "julia", "saveat": [1.0], "abstol": 1e-8, "reltol": 1e-8}
+    want = ps.solve(prob, ps.Tsit5(), **options).u
+    got = ps.solve(prob, ps.Rodas5P(linsolve=getattr(ps, name)()), **options).u
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7)
+
+
+def test_a_linear_solver_for_sparse_matrices_where_there_are_none() -> None:
+    prob = ps.ODEProblem(whole, f64(1.0, 0.5), (0.0, 1.0))
+    with pytest.raises(InputError, match="linear solver for sparse Jacobians.*LUFactorization"):
+        ps.solve(prob, ps.Rodas5P(linsolve=ps.KLUFactorization()), engine="julia")
+
+
+def test_switching_between_algorithms_of_the_users_choice() -> None:
+    """Van der Pol's equation at mu = 100 is stiff between its jumps."""
+
+    def van_der_pol(u, p, t):
+        return torch.stack([u[1], 100.0 * ((1 - u[0] ** 2) * u[1]) - u[0]])
+
+    prob = ps.ODEProblem(van_der_pol, f64(2.0, 0.0), (0.0, 50.0))
+    options = {"engine": "julia", "saveat": [50.0], "abstol": 1e-8, "reltol": 1e-8}
+    want = ps.solve(prob, ps.Rodas5P(), **options)
+    got = ps.solve(prob, ps.AutoAlgSwitch(ps.Tsit5(), ps.Rodas5P(), switch_max=3), **options)
+    torch.testing.assert_close(got.u, want.u, rtol=1e-5, atol=1e-7)
+    assert got.stats.njacs > 0
