@@ -35,12 +35,13 @@ class BVProblem(Problem):
         times (the others).
 
     Solved by :class:`Shooting` or :class:`SolveBVP`, with either engine, or by ``MIRK2()`` to
-    ``MIRK6()`` on the julia engine. Gradients flow to p and closed-over tensors (by Shooting to
-    tspan too), by the implicit function theorem at the solution found, which does not depend on
-    u0 as long as it stays the same one.
+    ``MIRK6()`` on the julia engine. Gradients flow to p, closed-over tensors and tspan, by the
+    implicit function theorem at the solution found, which does not depend on u0 as long as it
+    stays the same one.
 
     On a mesh (MIRK methods, SolveBVP) bc may ask for states by ``u(s)`` alone, at times that are
-    plain numbers, and for the first and last row of ``u.u`` and ``t``.
+    plain numbers, and for the first and last row of ``u.u`` and ``t``. Where tspan requires grad,
+    ``u(t[0])``, ``u(t[-1])`` and these rows go along with it; plain numbers stay.
 
     Raises
     ------

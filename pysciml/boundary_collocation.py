@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy.integrate import solve_bvp
 
 from pysciml.algorithms import Algorithm
@@ -98,11 +97,6 @@ def solve_on_mesh(
         )
     if not adaptive and dt is None:
         raise InputError("adaptive=False needs the interval of the mesh; give dt=.")
-    if torch.is_grad_enabled() and any(getattr(t, "requires_grad", False) for t in prob.tspan):
-        raise InputError(
-            f"tspan requires grad, but {_name(alg)} has no gradient by it; detach it, scale time "
-            "in f by a parameter instead, or use pysciml.Shooting()."
-        )
     compiler = leave_compiler()
     try:
         refuse_transforms(None if callable(prob.u0) else prob.u0, prob.p, saveat)
@@ -348,10 +342,11 @@ class _OnMesh(Engine):
             )
         mesh: Mesh = solution.handle
         times = solution.t if at is None else at
-        dp, of_bc = mesh.gradient(times, grad_u)
+        dp, of_bc, (t0, t1) = mesh.gradient(times, grad_u, by_times)
         moved = np.zeros(len(times))
-        if by_times and (at is not None or solution.at_saveat):
+        if by_times:
             moved = np.einsum("mn,mn->m", grad_u, mesh.at(times, 1))
         return FlatGradient(
-            u0=np.zeros(self.system.n), p=dp, t0=0.0, times=moved, callbacks_p=[(of_bc, None)]
-        )
+            u0=np.zeros(self.system.n), p=dp, t0=t0, t1=t1, times=moved,
+            callbacks_p=[(of_bc, None)],
+        )  # fmt: skip

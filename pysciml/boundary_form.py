@@ -110,9 +110,11 @@ def standard_form(prob: BVProblem) -> StandardForm:
         return StandardForm(pieces, whole, at_start if 0 < at_start < spec.size else 0)
     asked = _Recorder(prob, t0, t1)
     with torch.enable_grad():
-        u = _Unsolved(spec, (t0, t1), asked)
-        found = conditions_of(prob, "bc", prob.bc, ("u", "p", "t"), u, prob.p, _Rows((t0, t1)))
-        require_conditions(flat_conditions(found, spec), asked.rows, _AT_GUESS)
+        u, t = _Unsolved(spec, asked.ends, asked, asked.time), _Rows(asked.ends, asked.time)
+        found = conditions_of(prob, "bc", prob.bc, ("u", "p", "t"), u, prob.p, t)
+        value = flat_conditions(found, spec)
+        require_conditions(value, asked.rows, _AT_GUESS)
+        asked.require_no_times(value)
     cuts = _cuts([t for times in asked.times for t in times], t0, t1)
     layout = tuple(
         (shape, tuple(_place(t, cuts) for t in times))
@@ -137,17 +139,52 @@ def _place(t: float, cuts: list[float]) -> int:
     return 0 if i == 0 else len(cuts) - 2 + i
 
 
+class _End(float):
+    """An end of the time span, which goes along with it; any other number is that very time."""
+
+
 class _Recorder:
     """Answers bc with the guess, and writes down what it asks for."""
 
     def __init__(self, prob: BVProblem, t0: float, t1: float) -> None:
         self.prob, self.low, self.high = prob, min(t0, t1), max(t0, t1)
+        self.ends = (_End(t0), _End(t1))
+        grad = torch.is_grad_enabled()
+        self.moves = [grad and bool(getattr(t, "requires_grad", False)) for t in prob.tspan]
+        self.leaves = [
+            torch.tensor(float(end), dtype=torch.float64, requires_grad=moves)
+            for end, moves in zip(self.ends, self.moves, strict=True)
+        ]
         self.shapes: list[tuple[int, ...]] = []
         self.times: list[tuple[float, ...]] = []
         self.rows: list[Tensor] = []
 
+    def time(self, end: float) -> Tensor:
+        """An end of the time span as bc gets it."""
+        return self.leaves[int(end is self.ends[1])]
+
+    def require_no_times(self, value: Tensor) -> None:
+        """Raise InputError where the conditions read the value of an end that requires grad."""
+        moving = [x for x in self.leaves if x.requires_grad]
+        if not moving or not value.requires_grad:
+            return
+        weights = torch.linspace(1.0, 2.0, value.numel(), dtype=value.dtype, device=value.device)
+        slopes = torch.autograd.grad(
+            (weights * value.reshape(-1)).sum(), moving, retain_graph=True, allow_unused=True
+        )
+        if any(slope is not None for slope in slopes):
+            raise InputError(
+                "bc computes with t[0] or t[-1], and tspan requires grad, which MIRK methods and "
+                "SolveBVP do not follow there; compute with the tensor in tspan itself."
+            )
+
+    def _is_end(self, t: Any) -> bool:
+        known = (*self.leaves, *(x for x in self.prob.tspan if isinstance(x, Tensor)))
+        return isinstance(t, _End) or any(t is x for x in known)
+
     def __call__(self, t: Any) -> Tensor:
-        if isinstance(t, Tensor) and t.requires_grad:
+        end = self._is_end(t)
+        if isinstance(t, Tensor) and t.requires_grad and not end:
             raise InputError(
                 "bc asks for the state at a time that requires grad, but MIRK methods and SolveBVP "
                 "have no gradient by it; make it a plain number, or use pysciml.Shooting()."
@@ -155,6 +192,13 @@ class _Recorder:
         at = as_times(t).detach().double()
         times = tuple(at.reshape(-1).tolist())
         for value in times:
+            near = _SAME * (self.high - self.low)
+            for i, (x, moves) in enumerate(zip(self.ends, self.moves, strict=True)):
+                if moves and not end and abs(value - x) <= near:
+                    raise InputError(
+                        f"bc asks for the state at t = {value:g}, a number that stays where "
+                        f"tspan[{i}], which requires grad, moves; ask for u(t[{-i}]) to go along."
+                    )
             if not self.low <= value <= self.high:
                 raise InputError(
                     f"bc asks for the state at t = {value:g}, outside of tspan, which covers "
@@ -194,8 +238,10 @@ def _uneven(calls: int) -> str:
 class _Unsolved:
     """What bc gets for u: the states at the times that it asks for."""
 
-    def __init__(self, spec: StateSpec, span: tuple[float, float], answer: Any) -> None:
-        self._spec, self._span, self._answer = spec, span, answer
+    def __init__(
+        self, spec: StateSpec, span: tuple[float, float], answer: Any, time: Any = None
+    ) -> None:
+        self._spec, self._span, self._answer, self._time = spec, span, answer, time
 
     def __call__(self, t: Any, deriv: int = 0) -> Any:
         if deriv:
@@ -207,7 +253,7 @@ class _Unsolved:
 
     @property
     def t(self) -> Any:
-        return _Rows(self._span)
+        return _Rows(self._span, self._time)
 
     @property
     def u(self) -> Any:

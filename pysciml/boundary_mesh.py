@@ -132,6 +132,16 @@ class BoundarySystem:
             jac = np.asarray(self._jac(*self._points(s, y)))
         return jac.reshape(*y.shape, self.n) * self.pieces.rates[:, None, None]
 
+    def by_span(self, w: Array, s: Array, y: Array) -> Array:
+        """The cotangents (2, K) of the pieces' starts and rates, of those of the states' rates."""
+        flat, times = self._points(s, y)
+        with np.errstate(all="ignore"):
+            slope = np.asarray(self.f.many("jac:t")(flat, times)).reshape(y.shape)
+            value = np.asarray(self._value(flat, times)).reshape(y.shape)
+        moved = self.pieces.rates[:, None] * slope
+        by_rate = value + s[:, None, None] * moved
+        return np.stack([np.einsum("mkn,mkn->k", w, x) for x in (moved, by_rate)])
+
     def pulled(self, w: Array, s: Array, y: Array) -> Array:
         """The cotangent of f's parameters, of the cotangents ``w`` of the rates."""
         if not len(self.f.p):
@@ -335,8 +345,9 @@ class Mesh:
 
     # -- gradients ------------------------------------------------------------------------------
 
-    def _pull(self, of_stages: Array, of_states: Array | None) -> Array:
-        """Back through the stages: the cotangent of p; those of the states are added up."""
+    def _pull(self, of_stages: Array, of_states: Array | None, of_pieces: Array | None) -> Array:
+        """Back through the stages: the cotangent of p; those of the states, and of the pieces'
+        starts and rates, are added up."""
         dp = np.zeros(len(self.system.f.p))
         table, h = self.tableau, self._h
         for r in reversed(range(len(table.c))):
@@ -345,6 +356,8 @@ class Mesh:
                 continue
             s, y = self._stage(r, self.stages)
             dp += self.system.pulled(w, s, y)
+            if of_pieces is not None:
+                of_pieces += self.system.by_span(w, s, y)
             of_y = np.einsum("mkji,mkj->mki", self.system.jacobian(s, y), w)
             if of_states is not None:
                 of_states[:-1] += (1 - table.v[r]) * of_y
@@ -354,21 +367,36 @@ class Mesh:
                     of_stages[j] += h * table.x[r, j] * of_y
         return dp
 
-    def gradient(self, times: Array, cotangents: Array) -> tuple[Array, Array]:
-        """The cotangents of f's parameters and of the conditions', of those of states (m, n).
+    def gradient(
+        self, times: Array, cotangents: Array, by_times: bool = False
+    ) -> tuple[Array, Array, Array]:
+        """The cotangents of f's parameters, of the conditions' and (2,) of the ends of the time
+        span, of those of states (m, n); the last zero without ``by_times``.
 
         With the equations ``Phi(y, p) = 0`` and outputs ``U(y, p)``: ``U_p' g - Phi_p' lambda``
-        where ``Phi_y' lambda = U_y' g``.
+        where ``Phi_y' lambda = U_y' g``. The mesh over s stays as it is; the time span moves where
+        its pieces start, and their rates.
         """
         i, k, tau = self.find(times)
+        of_pieces = np.zeros((2, len(self.system.pieces))) if by_times else None
+        if of_pieces is not None:  # what is at s then, was at another s before
+            slopes = np.einsum("mn,mn->m", cotangents, self.at(times, 1))
+            s = self.system.pieces.find(times)[1]
+            for of_piece, w in zip(of_pieces, (slopes, slopes * s), strict=True):
+                np.add.at(of_piece, k, -w)
         of_states, of_stages = np.zeros_like(self.y), np.zeros_like(self.stages)
         np.add.at(of_states, (i, k), cotangents)
         scaled = self.tableau.weights(tau)[:, :, None] * (np.diff(self.s)[i, None] * cotangents)
         for of_stage, w in zip(of_stages, scaled, strict=True):
             np.add.at(of_stage, (i, k), w)
-        dp = self._pull(of_stages, of_states)
+        dp = self._pull(of_stages, of_states, of_pieces)
         adjoint = self._linearised()[1].solve(of_states.reshape(-1), trans="T")
         of_bc, rest = adjoint[: self.system.size], adjoint[self.system.size :]
         of_intervals = rest.reshape(len(self.s) - 1, *self.y.shape[1:])
-        dp += self._pull(self.tableau.b[:, None, None, None] * (self._h * of_intervals), None)
-        return dp, self.system.conditions_pulled(-of_bc, self.y[0], self.y[-1])
+        scaled = self.tableau.b[:, None, None, None] * (self._h * of_intervals)
+        dp += self._pull(scaled, None, of_pieces)
+        of_ends = np.zeros(2)
+        if of_pieces is not None:
+            (starts, rates), length = of_pieces, self.system.pieces.length
+            of_ends = np.array([starts[0] - rates[0] / length, rates[-1] / length])
+        return dp, self.system.conditions_pulled(-of_bc, self.y[0], self.y[-1]), of_ends

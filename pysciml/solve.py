@@ -327,7 +327,7 @@ class _Solve(torch.autograd.Function):
                 times = times + np.where(flat.source > FIRST_EVENT, g_t, 0.0)
             source = flat.source
             d_t0 = gradient.t0 + float(times[source == FROM_T0].sum())
-            d_t1 = float(times[source == FROM_T1].sum())
+            d_t1 = gradient.t1 + float(times[source == FROM_T1].sum())
             if ctx.grid is not None and run.options.saveat is not None:
                 d_grid = np.zeros(len(run.options.saveat))
                 from_grid = source >= 0
@@ -359,7 +359,7 @@ class _Interpolate(torch.autograd.Function):
             gradient = run.setup.engine.adjoint(
                 run.flat, run.setup.to_engine(grad_u), at=ctx.at, by_times=any(wanted[:3])
             )
-        times = (gradient.times, gradient.t0, 0.0)
+        times = (gradient.times, gradient.t0, gradient.t1)
         out = _cotangents(run, gradient, times, wanted, ctx.times)
         return (None, None, *once(out, *run.setup.tensors(), ctx.times, grad_u))
 

@@ -254,7 +254,9 @@ class FlatGradient:
 
     ``u0`` (n,), ``p`` (n_p,), ``t0`` a number, ``times`` (m,): the change of the loss with each
     output time through the state there (zero at events, whose motion is part of ``p`` and
-    ``u0``). ``callbacks_p``: one pair (condition, affect) a callback, each None or an array.
+    ``u0``). ``t1``: the change with the end of the time span besides that, where what lies before
+    it depends on it. ``callbacks_p``: one pair (condition, affect) a callback, each None or an
+    array.
     """
 
     u0: Array
@@ -263,6 +265,7 @@ class FlatGradient:
     times: Array
     du0: Array | None = None
     callbacks_p: list[tuple[Array | None, Array | None]] = field(default_factory=list)
+    t1: float = 0.0
 
 
 @dataclass(frozen=True)
