@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy import optimize
-from scipy.sparse.linalg import LinearOperator, gmres
 from torch import Tensor
 
 from pysciml.callback_library import TerminateSteadyState
@@ -22,13 +21,14 @@ from pysciml.flattened import Flattened
 from pysciml.options import positive, positive_whole
 from pysciml.solve import once
 from pysciml.steady import DynamicSS, SSRootfind, SteadyStateProblem, SteadyStateSolution
+from pysciml.steady_linear import LargeJacobian
 from pysciml.transforms import leave_compiler, plain_mode, refuse_transforms, resume_compiler
 
 __all__ = ["solve_steady_state"]
 
 Array = npt.NDArray[np.float64]
 
-#: States up to which Jacobians are formed and factored for gradients.
+#: States up to which Jacobians are formed and factored as a whole.
 _DENSE = 2000
 #: Newton steps from a state at rest to the root; many, for they are short at a double root.
 _STEPS = 60
@@ -133,6 +133,8 @@ class _State:
         self.u: Array = to_numpy(setup.u0)
         self.retcode, self.nf, self.njacs, self.step = "Failure", 0, 0, math.inf
         self.t = math.inf
+        self.judged = True
+        self._structure: Any = None
         self.eps = torch.finfo(setup.state.dtype).eps
 
     def value(self, u: Array) -> Array:
@@ -176,14 +178,31 @@ class _State:
 
     def _newton(self, u: Array) -> Array:
         """Newton's step; the shortest one where there is more than one."""
+        if self.n > _DENSE:
+            return self._newton_of_many(u)
         J, r = self.jacobian(u), self.value(u)
         if not (np.isfinite(J).all() and np.isfinite(r).all()):
             return np.full(self.n, np.inf)
         step: Array = np.linalg.lstsq(J, r, rcond=1e-13)[0].astype(float)
-        # a remainder that no step can take away is a step that is not small
-        left = np.abs(r - J @ step).max()
+        return self._if_it_solves(step, float(np.abs(r - J @ step).max()), r)
+
+    def _newton_of_many(self, u: Array) -> Array:
+        J, r = self._large(u), self.value(u)
+        step, left = J.solve(r)
+        step = self._if_it_solves(step, left, r)
+        self.judged = J.factored or bool(np.isfinite(step).all())
+        return step
+
+    def _if_it_solves(self, step: Array, left: float, r: Array) -> Array:
+        """The step, where no more of r is ``left`` than rounding; one that is not small else."""
         small = max(1e-8, 10.0 * self.eps) * (1.0 + np.abs(r).max())
         return step if left <= small else np.full(self.n, np.inf)
+
+    def _large(self, u: Array) -> LargeJacobian:
+        if self._structure is None:
+            self._structure = (LargeJacobian.structure_of(self.setup.functions),)
+        self.njacs += 1
+        return LargeJacobian(self._bind, self._structure[0], u, self.t)
 
     def reached(self, sol: Any, abstol: float, reltol: float) -> None:
         if len(sol):
@@ -200,7 +219,7 @@ class _State:
             self.retcode = "Unstable"
             return
         near = _NEAR * max(float(np.abs(self.u).max()), float(self.setup.u0.abs().max()))
-        rests = self._settles(abstol, reltol, near) if self.n <= _DENSE else self._slow(end, near)
+        rests = self._settles(abstol, reltol, near)
         self.retcode = "Success" if rests else "ConvergenceFailure"
 
     def _settles(self, abstol: float, reltol: float, near: float) -> bool:
@@ -216,29 +235,6 @@ class _State:
                 return True
         return False
 
-    def _slow(self, t: float, near: float) -> bool:
-        """As ``_settles`` where no Jacobian is formed: by one Newton step, the state kept.
-
-        Or, where products with the Jacobian do not give it, whether as much time again as it took
-        to get there would not move the state.
-        """
-        r, J = self.value(self.u), self._products("jvp:u")
-        step, _ = gmres(J, r, rtol=1e-3, maxiter=20)
-        if np.abs(J @ step - r).max() <= 1e-2 * np.abs(r).max():
-            return bool(np.abs(step).max() <= near)
-        return bool(np.abs(r).max() * t <= near)
-
-    def _products(self, role: str) -> LinearOperator:
-        """The Jacobian at the state (jvp:u), or its transpose (vjp:u), by its products."""
-        bound = self._bind(role)
-
-        def product(x: Array) -> Array:
-            out = np.empty(self.n)
-            bound(np.ascontiguousarray(x).reshape(-1), self.u, self.t, out)
-            return out
-
-        return LinearOperator((self.n, self.n), product, dtype=np.float64)
-
     def pulled(self, cotangent: Array) -> Array:
         """The cotangent of the parameters: ``-f_p' J'^-1 cotangent``."""
         dp = np.zeros(len(self.setup.total_p))
@@ -247,21 +243,27 @@ class _State:
         return dp
 
     def _transposed_solve(self, cotangent: Array) -> Array:
+        conclusive = True
         if self.n <= _DENSE:
             J = self.jacobian(self.u)
             with np.errstate(all="ignore"):
                 w: Array = np.linalg.lstsq(J.T, cotangent, rcond=1e-13)[0].astype(float)
-            off = np.abs(J.T @ w - cotangent).max()
+            off = float(np.abs(J.T @ w - cotangent).max())
         else:
-            Jt = self._products("vjp:u")
-            w, _ = gmres(Jt, cotangent, rtol=1e-10, maxiter=50)
-            off = np.abs(Jt @ w - cotangent).max()
+            large = self._large(self.u)
+            w, off = large.solve(cotangent, transposed=True)
+            conclusive = large.factored
         if not off <= 1e-6 * np.abs(cotangent).max():
             raise PyscimlError(
                 "The Jacobian at the steady state is singular in a direction that the loss looks "
                 "at, so the state has no derivative there (a quantity that the model conserves, or "
                 "a bifurcation); take that quantity out of the state, or a loss that does not "
                 "depend on it."
+                if conclusive
+                else f"The gradient of a steady state of {self.n} states was not found: products "
+                f"with its Jacobian, which is not sparse, leave {off:.1g} of the loss's slope. It "
+                f"may be singular, or ill-conditioned; scale the state, or use up to {_DENSE} "
+                "states, whose Jacobian is factored."
             )
         return w
 
@@ -274,6 +276,15 @@ def _fail(state: _State, original: Any) -> None:
     elif state.retcode == "MaxIters" and original.retcode == "Success":
         how = f"the solve did not come to rest before t = {original._span[1]:g}"
         advice = "check that there is a stable state, loosen abstol and reltol, or raise tspan"
+    elif not state.judged:
+        how = (
+            f"whether a root is near the state at t = {original._span[1]:g} cannot be told of "
+            f"{state.n} states whose Jacobian is not sparse: its products do not give Newton's step"
+        )
+        advice = (
+            f"scale the state, write f so that its Jacobian is sparse, or use up to {_DENSE} "
+            "states, whose Jacobian is factored"
+        )
     elif original.retcode == "Terminated" and state.retcode == "ConvergenceFailure":
         how = (
             f"rates became small beside the state at t = {original._span[1]:g}, but no root is near"

@@ -133,6 +133,78 @@ def test_many_states_go_matrix_free(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_close(got, f64((total(2.001) - total(1.999)) / 0.002), 1e-6)
 
 
+def on_a_grid(u: Tensor) -> Tensor:
+    """The Laplacian with zeros around, of the unit square."""
+    padded = torch.nn.functional.pad(u[None, None], (1, 1, 1, 1))[0, 0]
+    around = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
+    return (around - 4 * u) * (len(u) + 1) ** 2
+
+
+def test_a_plate_of_more_states_than_a_factored_jacobian_has() -> None:
+    """A state that is known, of the equations on the grid themselves, and its gradient."""
+    line = torch.linspace(0.0, math.pi, 50, dtype=F64)
+    hill = torch.sin(line)[:, None] * torch.sin(2 * line) + 0.3
+    weights = torch.cos(torch.arange(2500.0, dtype=F64)).reshape(50, 50)
+
+    def f(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
+        rest = p * hill
+        return on_a_grid(u) - u**3 - (on_a_grid(rest) - rest**3)
+
+    p = f64(1.2, grad=True)
+    prob = ps.SteadyStateProblem(f, torch.zeros(50, 50, dtype=F64), p)
+    sol = ps.solve(prob, ps.DynamicSS(), engine="sundials", abstol=1e-4, reltol=1e-4)
+    # Newton's method goes on to the root from where the solve has ended
+    assert_close(sol.u, 1.2 * hill, 1e-9)
+    (got,) = torch.autograd.grad((weights * sol.u).sum(), p)
+    assert_close(got, (weights * hill).sum(), 1e-8)
+
+
+def test_many_states_that_conserve_a_quantity() -> None:
+    """Diffusion around a ring comes to rest at the mean: a singular Jacobian."""
+    place = torch.linspace(0.0, 2 * math.pi, 2101, dtype=F64)[:-1]
+    source, rate = torch.cos(place), 1e5
+
+    def ring(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
+        return rate * (u.roll(1) - 2 * u + u.roll(-1)) + p * source
+
+    p = f64(0.5, grad=True)
+    prob = ps.SteadyStateProblem(ring, 1.0 + torch.sin(3 * place), p)
+    sol = ps.solve(prob, ps.DynamicSS(), engine="sundials", abstol=1e-8, reltol=1e-8)
+    wave = source / (rate * (2 - 2 * math.cos(2 * math.pi / 2100)))
+    assert_close(sol.u, 1.0 + 0.5 * wave, 1e-5)
+    (got,) = torch.autograd.grad(sol.u[0] - sol.u[1050], p)
+    assert_close(got, wave[0] - wave[1050], 1e-6)
+    sol = ps.solve(prob, ps.DynamicSS(), engine="sundials", abstol=1e-8, reltol=1e-8)
+    with pytest.raises(PyscimlError, match="singular in a direction.*conserves"):
+        torch.autograd.grad(sol.u[0], p)
+
+
+def test_many_states_that_do_not_rest() -> None:
+    u0 = torch.linspace(1.0, 2.0, 2001, dtype=F64)
+    prob = ps.SteadyStateProblem(lambda u, p, t: 1e-7 * (u - 0.1 * u.roll(1)), u0)
+    with pytest.raises(SolveError, match="not reached: rates became small.*no root is near"):
+        ps.solve(prob, ps.DynamicSS(), engine="sundials", abstol=1e-10)
+
+
+def test_what_products_cannot_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full Jacobian of many states whose sizes are far apart, and too few products."""
+    monkeypatch.setattr("pysciml.steady_solve._DENSE", 10)
+    monkeypatch.setattr("pysciml.steady_linear._FREE", (4, 1))
+    torch.manual_seed(1)
+    turn = torch.linalg.qr(torch.randn(40, 40, dtype=F64))[0]
+    A = turn @ torch.diag(torch.logspace(-2, 2, 40, dtype=F64)) @ turn.T
+    p = f64(1.0, grad=True)
+    prob = ps.SteadyStateProblem(lambda u, p, t: p - A @ u, torch.zeros(40, dtype=F64), p)
+    with pytest.raises(SolveError, match="cannot be told of 40 states whose Jacobian is not"):
+        ps.solve(prob, ps.DynamicSS(), engine="sundials", abstol=1e-3, reltol=1e-3)
+    monkeypatch.setattr("pysciml.steady_linear._FREE", (200, 10))
+    sol = ps.solve(prob, ps.DynamicSS(), engine="sundials", abstol=1e-10, reltol=1e-10)
+    assert_close(sol.u, torch.linalg.solve(A, torch.ones(40, dtype=F64)), 1e-8)
+    monkeypatch.setattr("pysciml.steady_linear._FREE", (4, 1))
+    with pytest.raises(PyscimlError, match="gradient of a steady state of 40 states was not found"):
+        torch.autograd.grad(sol.u.sum(), p)
+
+
 #: Solutions without a steady state, whose rates become small beside them, or which overflow.
 RESTLESS: dict[str, Any] = {
     "constant": lambda u, p, t: p.expand(1),
