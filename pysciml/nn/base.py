@@ -24,7 +24,7 @@ from pysciml.nn.regularise import (
     with_random_ends,
 )
 from pysciml.nn.step_estimates import over_steps, step_estimates
-from pysciml.nn.times import as_saveat, end_of, output_times
+from pysciml.nn.times import as_saveat, end_of, output_times, through_end
 from pysciml.problems import ODEProblem, check_tspan, hand_on, plans_of
 from pysciml.solution import Solution
 from pysciml.solve import solve
@@ -115,12 +115,19 @@ class ContinuousModule(Recorded):
     def _make_field(self, timed: bool) -> Field:
         return Field(self.vector_field, timed)
 
+    def _refresh(self) -> None:
+        """What a call may have changed, such as a replaced vector field, reaches the equation."""
+        check_field(self.vector_field)
+        self._field.vector_field = self.vector_field
+
+    def _problem(self, f: Any, u0: Any, tspan: Any, p: Any) -> Any:
+        return ODEProblem(f, u0, tspan, p)
+
     def _solve(
         self, f: Any, u0: Any, tspan: Any, p: Any = None, saveat: Any = None, **more: Any
     ) -> Solution:
-        check_field(self.vector_field)
-        self._field.vector_field = self.vector_field  # it may have been replaced
-        prob = ODEProblem(f, u0, tspan, p)
+        self._refresh()
+        prob = self._problem(f, u0, tspan, p)
         last = last_of(self)
         hand_on(last.plans, prob)
         sol = solve(prob, self.alg, engine=self.engine, saveat=saveat, **self.options, **more)
@@ -147,15 +154,14 @@ class ContinuousModule(Recorded):
 
     def _each(self, f: Any, u0: Any, span: Any, p: Any, rows: Any, **more: Any) -> EnsembleSolution:
         """Samples as members of an ensemble, each a batch of one."""
-        check_field(self.vector_field)
-        self._field.vector_field = self.vector_field
+        self._refresh()
         first = pytree.tree_map(lambda x: x[:1], u0)
         u0 = pytree.tree_map(lambda x: x.unsqueeze(1), u0)
         one = None
         if p is not None:
             one = pytree.tree_map(lambda x, r: x[:1] if r else x, p, rows)
             p = pytree.tree_map(lambda x, r: x.unsqueeze(1) if r else x, p, rows)
-        members = EnsembleProblem(ODEProblem(f, first, span, one), u0=u0, p=p)
+        members = EnsembleProblem(self._problem(f, first, span, one), u0=u0, p=p)
         sim: EnsembleSolution = solve(members, self.alg, engine=self.engine, **self.options, **more)
         last_of(self).stats = sim.stats
         return sim
@@ -255,12 +261,12 @@ class ContinuousModule(Recorded):
         full = torch.cat([u0.reshape(batch, -1), zeros], dim=1)
         full = full if alone or u0.ndim > 1 else full.reshape(-1)
         out = self._solved(
-            beside, full, span, grid,
+            beside, full, span, through_end(grid, span[1]),
             (() if p is None else p, () if noise is None else noise),
             (rows, () if noise is None else True), **more,
         )  # fmt: skip
         columns = out.reshape(len(out), batch, -1)
-        u = columns[..., :-k].reshape(len(out), *u0.shape)
+        u = columns[: len(grid), :, :-k].reshape(len(grid), *u0.shape)
         return (u[0] if saveat is None else u), (1.0 if t1 > t0 else -1.0) * columns[-1, :, -k:]
 
     def _beside(self, kinds: tuple[str, ...], shape: tuple[int, ...]) -> Integrals:
@@ -268,10 +274,13 @@ class ContinuousModule(Recorded):
         held = self._integrals
         found = held.get((kinds, shape))
         if found is None or found.field is not self._field:
-            found = held[kinds, shape] = Integrals(self._field, kinds, shape)
+            found = held[kinds, shape] = self._make_integrals(kinds, shape)
             for key in list(held)[:-_SHAPES]:
                 held.pop(key, None)
         return found
+
+    def _make_integrals(self, kinds: tuple[str, ...], shape: tuple[int, ...]) -> Integrals:
+        return Integrals(self._field, kinds, shape)
 
     def extra_repr(self) -> str:
         alg = "default" if self.alg is None else self.alg

@@ -93,17 +93,24 @@ class Integrals:
     def __call__(self, full: Tensor, p: tuple[Any, Any], t: Tensor) -> Tensor:
         """``p``: the field's own, and the vectors e like the state; ``()`` where there is none."""
         own, noise = p
+        return self.beside(full, lambda x: self.field(x, own, t), self.state(full), noise)
+
+    def state(self, full: Tensor) -> Tensor:
+        """The field's own state."""
+        rows = full.reshape(self.shape[0] if len(self.shape) > 1 else 1, -1)
+        return rows[:, : rows.shape[1] - len(self.kinds)].reshape(self.shape)
+
+    def beside(self, full: Tensor, f: Callable[[Tensor], Any], x: Tensor, noise: Any) -> Tensor:
+        """``f(x)``, the rates of the state, and those of the integrals; J is that of f by x."""
         batch = self.shape[0] if len(self.shape) > 1 else 1
-        rows = full.reshape(batch, -1)
-        u = rows[:, : rows.shape[1] - len(self.kinds)].reshape(self.shape)
         if self.kinds == ("kinetic",):
-            value, pull = self.field(u, own, t), _no_pull
+            value, pull = f(x), _no_pull
         else:
-            value, pull = torch.func.vjp(lambda x: self.field(x, own, t), u)[:2]
-        if not isinstance(value, Tensor) or value.shape != u.shape:
+            value, pull = torch.func.vjp(f, x)[:2]
+        if not isinstance(value, Tensor) or value.shape != self.shape:
             given = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r}"
             raise InputError(
-                f"f returned {given}, but u0 has shape {tuple(u.shape)}; give one value for each "
+                f"f returned {given}, but u0 has shape {self.shape}; give one value for each "
                 "entry of u0."
             )
         columns = [value.reshape(batch, -1)]
@@ -111,7 +118,7 @@ class Integrals:
             if kind == "kinetic":
                 column = columns[0].square().sum(1)
             elif kind == "trace":
-                column = _trace(pull, u, batch)
+                column = _trace(pull, x, batch)
             else:
                 assert isinstance(noise, Tensor)
                 row = pull(noise)[0].reshape(batch, -1)

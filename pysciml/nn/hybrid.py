@@ -11,10 +11,19 @@ from torch import Tensor, nn
 from pysciml.callbacks import ContinuousCallback
 from pysciml.errors import InputError
 from pysciml.nn.base import ContinuousModule
-from pysciml.nn.field import Field, require_tensor, takes_time
+from pysciml.nn.field import Field, Integrals, require_tensor, takes_time
 from pysciml.nn.record import last_of
-from pysciml.nn.times import end_of
+from pysciml.nn.regularise import (
+    integrals_in,
+    mean_of_integrals,
+    steps_in,
+    with_random_ends,
+)
+from pysciml.nn.step_estimates import over_steps
+from pysciml.nn.times import end_of, through_end
 from pysciml.options import is_whole
+from pysciml.problems import check_tspan
+from pysciml.solution import Solution
 
 __all__ = ["HybridODE", "Transition"]
 
@@ -58,21 +67,18 @@ class Transition(nn.Module):
 
 
 class _Modes(Field):
-    """The equations of all modes, chosen by the state's last entry; one mode needs none."""
+    """The equations of all modes, chosen by the mode's number; one mode needs none."""
 
     def __init__(self, fields: Any, timed: list[bool]) -> None:
         super().__init__(fields, False)
         self.vector_field: Any
         self.times = timed
 
-    def __call__(self, full: Tensor, p: Any, t: Tensor) -> Tensor:
-        if len(self.times) == 1:
-            return self._one(0, full, t)
-        u, mode = full[:-1], full[-1]
+    def __call__(self, u: Tensor, mode: Any, t: Tensor) -> Tensor:
         value = self._one(0, u, t)
         for i in range(1, len(self.times)):
-            value = torch.where(mode == i, self._one(i, u, t), value)
-        return torch.cat([value, torch.zeros_like(full[-1:])])
+            value = torch.where(_is(mode, i), self._one(i, u, t), value)
+        return value
 
     def _one(self, i: int, u: Tensor, t: Tensor) -> Tensor:
         field = self.vector_field[i]
@@ -86,34 +92,61 @@ class _Modes(Field):
         return value
 
 
+def _is(mode: Tensor, number: int) -> Tensor:
+    """Whether the mode is this one: an interpolant gives it to rounding only."""
+    return (mode - number).abs() < 0.5
+
+
+class _Automaton:
+    """The state with what goes along: [state, integrals], and the mode where there are several."""
+
+    def __init__(self, modes: _Modes, kinds: tuple[str, ...], size: int) -> None:
+        self.modes, self.size = modes, size
+        self.several = len(modes.times) > 1
+        self.integrals = Integrals(modes, kinds, (size,)) if kinds else None
+
+    def parts(self, full: Tensor) -> tuple[Tensor, Any]:
+        """State and mode."""
+        return full[: self.size], full[-1] if self.several else None
+
+    def __call__(self, full: Tensor, p: Any, t: Tensor) -> Tensor:
+        u, mode = self.parts(full)
+        if self.integrals is None:
+            value = self.modes(u, mode, t)
+        else:
+            value = self.integrals(full[:-1] if self.several else full, (mode, p), t)
+        return torch.cat([value, torch.zeros_like(full[-1:])]) if self.several else value
+
+
 class _Condition:
-    def __init__(self, transition: Transition, several: bool) -> None:
-        self.transition, self.several = transition, several
+    def __init__(self, transition: Transition, automaton: _Automaton) -> None:
+        self.transition, self.automaton = transition, automaton
 
     def __call__(self, full: Tensor, p: Any, t: Tensor) -> Tensor:
         tr = self.transition
-        u = full[:-1] if self.several else full
+        u, mode = self.automaton.parts(full)
         value = tr.condition(u, t) if tr.condition_timed else tr.condition(u)
         value = value.reshape(())
-        if not self.several:
+        if mode is None:
             return value
         # in other modes it stays away from zero, on the side it is left on
-        return torch.where(full[-1] == tr.source, value, torch.ones_like(value))
+        return torch.where(_is(mode, tr.source), value, torch.ones_like(value))
 
 
 class _Reset:
-    def __init__(self, transition: Transition, several: bool) -> None:
-        self.transition, self.several = transition, several
+    def __init__(self, transition: Transition, automaton: _Automaton) -> None:
+        self.transition, self.automaton = transition, automaton
 
     def __call__(self, full: Tensor, p: Any, t: Tensor) -> Tensor:
         tr = self.transition
-        u = full[:-1] if self.several else full
+        u, mode = self.automaton.parts(full)
         after = u
         if tr.reset is not None:
             after = tr.reset(u, t) if tr.reset_timed else tr.reset(u)
-        if not self.several:
-            return after
-        return torch.cat([after, torch.full_like(full[-1:], float(tr.target))])
+        rest = full[self.automaton.size :]
+        if mode is not None:
+            rest = torch.cat([rest[:-1], torch.full_like(rest[-1:], float(tr.target))])
+        return torch.cat([after, rest]) if len(rest) else after
 
 
 class HybridODE(ContinuousModule):
@@ -124,10 +157,11 @@ class HybridODE(ContinuousModule):
     vector_fields : nn.Module, callable, or several
         ``f(u)`` or ``f(u, t)`` of one sample's state (d,), one for each mode.
     transitions : Transition, or several
-    tspan, alg, saveat, engine, options : as :class:`ContinuousModule`
+    tspan, alg, saveat, engine, regularise, options : as :class:`ContinuousModule`
 
     Events happen at each sample's own times, so samples are solved one by one. Gradients include
-    the motion of the event times.
+    the motion of the event times. Regularisers go along a sample's whole path, in each mode with
+    that mode's equation; jumps of the state add nothing to them.
 
     Attributes
     ----------
@@ -147,10 +181,10 @@ class HybridODE(ContinuousModule):
         alg: Any = None,
         **options: Any,
     ) -> None:
-        if options.get("regularise") or options.get("per_sample"):
+        if options.get("per_sample"):
             raise InputError(
-                "HybridODE takes neither regularise nor per_sample: each sample is solved by "
-                "itself as it is, through its own events; leave them out."
+                "HybridODE does not take per_sample: each sample is solved by itself as it is, "
+                "through its own events; leave it out."
             )
         one = callable(vector_fields) and not isinstance(vector_fields, nn.ModuleList)
         fields = _several(vector_fields, one)
@@ -178,13 +212,8 @@ class HybridODE(ContinuousModule):
         self.vector_field = modules
         self.transitions = nn.ModuleList(items)
         self._field = _Modes(modules, self._timed)
-        several = len(fields) > 1
-        self._callbacks = [
-            ContinuousCallback(
-                _Condition(x, several), _Reset(x, several), x.direction, (False, False)
-            )
-            for x in items
-        ]
+        # of each size of states: kernels are found again by these
+        self._made: dict[Any, tuple[_Automaton, list[ContinuousCallback], list[Any]]] = {}
 
     @property
     def events(self) -> list[list[float]]:
@@ -198,23 +227,98 @@ class HybridODE(ContinuousModule):
         require_tensor(u0, "u0", "(d,) or (batch, d)")
         if u0.ndim not in (1, 2):
             raise InputError(f"u0 has shape {tuple(u0.shape)}; give (d,) or (batch, d).")
+        self._require_mode(mode)
+        acting = self.regularise if self.training else ()
+        given, span = with_random_ends(acting, self._outputs(saveat), self.tspan)
+        outs, events, penalties = [], [], []
+        for row in u0[None] if u0.ndim == 1 else u0:
+            sol, out, penalty = self._one(row, mode, given, span, acting)
+            outs.append(out)
+            events.append([e.t for e in sol.events])
+            penalties.append(penalty)
+        last = last_of(self)
+        last.events = events
+        found = [x for x in penalties if x is not None]
+        last.penalty = torch.stack(found).mean() if found else None
+        u = outs[0] if u0.ndim == 1 else torch.stack(outs, dim=1)
+        return u[0] if given is None else u
+
+    def solve(self, u0: Any, saveat: Any = None, tspan: Any = None, mode: int = 0) -> Solution:
+        """The whole :class:`pysciml.Solution` of one sample (d,), through its events.
+
+        States are (d,), with several modes (d + 1,), the mode's number behind; both sides of each
+        event are among the steps, which are given where ``saveat`` is None.
+        """
+        require_tensor(u0, "u0", "(d,)")
+        if u0.ndim != 1:
+            raise InputError(
+                f"u0 has shape {tuple(u0.shape)}; solve takes one sample (d,), as each has events "
+                "at times of its own."
+            )
+        self._require_mode(mode)
+        span = self.tspan if tspan is None else check_tspan(tspan)
+        return self._through(u0, mode, (), None, span, saveat=saveat)
+
+    def _one(
+        self, row: Tensor, mode: int, given: Tensor | None, span: Any, acting: Any
+    ) -> tuple[Solution, Tensor, Tensor | None]:
+        """One sample's solution, its outputs with the times in front, and its penalty."""
+        size, (weighted, kinds) = len(row), integrals_in(acting)
+        noise = torch.randn_like(row) if "jacobian" in kinds else None
+        if steps_in(acting):
+            sol = self._through(row, mode, kinds, noise, span)
+            u, penalty = sol.u, self._estimated(sol, self._slopes(sol, size), size)
+            out = u[-1:] if given is None else sol(given)
+        else:
+            grid = end_of(span[1]) if given is None else given
+            sol = self._through(
+                row, mode, kinds, noise, span, saveat=through_end(grid, span[1]) if kinds else grid
+            )
+            u, penalty = sol.u, None
+            out = u[: len(grid)]
+        if kinds:
+            sign = 1.0 if float(sol.t[-1]) > float(sol.t[0]) or len(sol.t) == 1 else -1.0
+            integrals = sign * u[-1:, size : size + len(kinds)]
+            own = mean_of_integrals(weighted, integrals)
+            penalty = own if penalty is None else penalty + own
+        return sol, out[:, :size], penalty
+
+    def _through(
+        self, row: Tensor, mode: int, kinds: tuple[str, ...], noise: Any, span: Any, **more: Any
+    ) -> Solution:
+        """One sample's solution with integrals beside it."""
+        every = more.get("saveat") is None
+        key: Any = (len(row), kinds, every)
+        transitions: list[Any] = list(self.transitions)
+        found = self._made.get(key)
+        if found is None or found[2] != transitions:
+            assert isinstance(self._field, _Modes)
+            made = _Automaton(self._field, kinds, len(row))
+            callbacks = [
+                ContinuousCallback(
+                    _Condition(x, made), _Reset(x, made), x.direction, (every, every)
+                )
+                for x in transitions
+            ]
+            found = self._made[key] = made, callbacks, transitions
+        parts = [row, row.new_zeros(len(kinds))]
+        if len(self._timed) > 1:
+            parts.append(row.new_full((1,), float(mode)))
+        start = row if len(parts) == 2 and not kinds else torch.cat(parts)
+        return self._solve(found[0], start, span, noise, callback=found[1], **more)
+
+    def _slopes(self, sol: Solution, size: int) -> Any:  # type: ignore[override]
+        modes = None
+        if len(self._timed) > 1:
+            modes = sol.u[:-1, -1].detach()[sol.t.detach().diff() != 0]
+        each = over_steps(lambda u, t, m: self._field(u, m, t.to(u.dtype)))
+        return lambda u, t: each(u, t, t if modes is None else modes)
+
+    def _require_mode(self, mode: Any) -> None:
         if not is_whole(mode) or not 0 <= mode < len(self._timed):
             raise InputError(
                 f"mode is {mode!r}; there are {len(self._timed)} modes, counted from 0."
             )
-        given = self._outputs(saveat)
-        grid = end_of(self.tspan[1]) if given is None else given
-        rows = u0[None] if u0.ndim == 1 else u0
-        several = len(self._timed) > 1
-        outs, events = [], []
-        for row in rows:
-            start = torch.cat([row, row.new_full((1,), float(mode))]) if several else row
-            sol = self._solve(self._field, start, self.tspan, saveat=grid, callback=self._callbacks)
-            outs.append(sol.u[:, :-1] if several else sol.u)
-            events.append([e.t for e in sol.events])
-        last_of(self).events = events
-        u = outs[0] if u0.ndim == 1 else torch.stack(outs, dim=1)
-        return u[0] if given is None else u
 
 
 def _several(given: Any, one: bool) -> list[Any] | None:

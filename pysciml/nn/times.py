@@ -12,7 +12,7 @@ from torch import Tensor
 from pysciml.errors import InputError
 from pysciml.options import positive, saveat_grid
 
-__all__ = ["as_saveat", "check_times", "end_of", "moved_times", "output_times"]
+__all__ = ["as_saveat", "check_times", "end_of", "moved_times", "output_times", "through_end"]
 
 
 def check_times(times: Any, name: str = "saveat") -> Tensor:
@@ -63,6 +63,14 @@ def _stepped(step: float, t0: Tensor, t1: Tensor) -> Tensor:
 def end_of(t1: Any) -> Tensor:
     """The end of a time span as the only output time."""
     return torch.as_tensor(t1, dtype=torch.float64)[None] if isinstance(t1, Tensor) else _only(t1)
+
+
+def through_end(grid: Tensor, t1: Any) -> Tensor:
+    """Output times, and the end of the time span where it is not their last."""
+    end = end_of(t1)
+    return (
+        grid if float(grid[-1].detach()) == float(end.detach()) else torch.cat([grid, end.to(grid)])
+    )
 
 
 @lru_cache(maxsize=64)

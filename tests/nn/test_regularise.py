@@ -45,6 +45,15 @@ def test_times_of_a_series_move_each_by_itself(engine: str) -> None:
     assert out[0].abs().max() < 1e-12 and 0.05 < out[1:].abs().max() < 0.2
 
 
+def test_integrals_go_to_the_end_wherever_outputs_do(engine: str) -> None:
+    """u' = -u: the integral of |f|^2 over tspan, with outputs in its first half."""
+    model = pn.NeuralODE(lambda u: -u, (0.0, 2.0), engine=engine, regularise=pn.Kinetic(1.0),
+                         **TIGHT)  # fmt: skip
+    u = model(f64([1.0], [2.0]), f64(0.5, 1.0))
+    assert_close(u[:, 0, 0], torch.exp(-f64(0.5, 1.0)), 1e-8)
+    assert_close(model.penalty, 2.5 * (1.0 - torch.exp(f64(-4.0))) / 2, 1e-8)
+
+
 def test_a_series_needs_room_between_its_times() -> None:
     model = pn.NeuralODE(net(), regularise=pn.RandomEndTime(0.25), engine="sundials")
     with pytest.raises(ps.InputError, match=r"times of saveat are only 0.5 apart"):
