@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from pysciml.delay import DDEProblem
+from pysciml.ensemble import EnsembleSolution
 from pysciml.errors import InputError
 from pysciml.nn.base import ContinuousModule
-from pysciml.nn.field import Field, check_field
-from pysciml.nn.record import last_of
+from pysciml.nn.field import Field, Integrals
+from pysciml.nn.step_estimates import over_steps
 from pysciml.solution import Solution
-from pysciml.solve import solve
 
 __all__ = ["NeuralDDE"]
 
@@ -27,20 +27,46 @@ class _Delayed(Field):
     lags: tuple[float, ...] = ()
     log_lags: Tensor | None = None  # of lags that are learnt
 
+    def all_lags(self) -> Any:
+        return self.lags if self.log_lags is None else self.log_lags.exp().unbind()
+
     def __call__(self, u: Tensor, h: Any, p: Any, t: Tensor) -> Tensor:  # type: ignore[override]
-        lags = self.lags if self.log_lags is None else self.log_lags.exp().unbind()
-        late = [h(p, t - lag) for lag in lags]
+        late = [h(p, t - lag) for lag in self.all_lags()]
         return self.value(torch.cat([u, *late], dim=-1), t)
 
 
+class _DelayedIntegrals(Integrals):
+    """The same with integrals beside the state; J is by the state and the delayed ones."""
+
+    field: _Delayed
+
+    def __call__(self, full: Tensor, h: Any, p: Any, t: Tensor) -> Tensor:  # type: ignore[override]
+        late = [self.state(h(p, t - lag)) for lag in self.field.all_lags()]
+        x = torch.cat([self.state(full), *late], dim=-1)
+        return self.beside(full, lambda x: self.field.value(x, t), x, p[1])
+
+
 class _History:
-    """The state before t0: p, which is u0, or what the user's function gives."""
+    """The state before t0: u0, which is the first of p, or what the user's function gives."""
 
     def __init__(self, history: Callable[[Tensor], Tensor] | None) -> None:
         self.history = history
 
     def __call__(self, p: Any, t: Tensor) -> Tensor:
-        return p if self.history is None else self.history(t)
+        return p[0] if self.history is None else self.history(t)
+
+
+class _HistoryBeside(_History):
+    """The same with integrals beside it, which no one asks for."""
+
+    def __call__(self, p: Any, t: Tensor) -> Tensor:
+        if self.history is None:
+            return p[0]
+        full, past = p[0], self.history(t)
+        batch = full.shape[0] if full.ndim > 1 else 1
+        rows = past.reshape(batch, -1)
+        more = full.new_zeros(batch, full.numel() // batch - rows.shape[1])
+        return torch.cat([rows, more], dim=1).reshape(full.shape)
 
 
 class NeuralDDE(ContinuousModule):
@@ -61,9 +87,10 @@ class NeuralDDE(ContinuousModule):
     learn_lags : bool
         Whether the lags are parameters (as ``log_lags``, so that they stay above 0).
 
-    Other parameters as :class:`ContinuousModule`, without ``regularise`` and ``per_sample``; the
-    ``julia`` engine solves it. Source: Zhu, Guo, Lin, "Neural delay differential equations", ICLR
-    2021.
+    Other parameters as :class:`ContinuousModule`; the ``julia`` engine solves it. The Jacobian that
+    JacobianFrobenius keeps small is that of ``f`` by all of ``x``, and the steps' estimates see
+    the delayed states as the solution has them. Source: Zhu, Guo, Lin, "Neural delay differential
+    equations", ICLR 2021.
 
     Raises
     ------
@@ -86,9 +113,6 @@ class NeuralDDE(ContinuousModule):
         engine: str = "auto",
         **options: Any,
     ) -> None:
-        for key in ("regularise", "per_sample"):
-            if key in options:
-                raise InputError(f"NeuralDDE does not take {key!r}; leave it out.")
         super().__init__(vector_field, tspan, alg, saveat=saveat, engine=engine, **options)
         values = _lags(lags)
         if type(learn_lags) is not bool:
@@ -99,7 +123,7 @@ class NeuralDDE(ContinuousModule):
         logs = nn.Parameter(torch.tensor(values).log()) if learn_lags else None
         self.register_parameter("log_lags", logs)
         self._fixed = tuple(values)
-        self._past = _History(history)
+        self._past, self._past_beside = _History(history), _HistoryBeside(history)
 
     @property
     def lags(self) -> Tensor:
@@ -114,19 +138,59 @@ class NeuralDDE(ContinuousModule):
     def _make_field(self, timed: bool) -> Field:
         return _Delayed(self.vector_field, timed)
 
+    def _make_integrals(self, kinds: tuple[str, ...], shape: tuple[int, ...]) -> Integrals:
+        return _DelayedIntegrals(self._field, kinds, shape)
+
+    def _refresh(self) -> None:
+        super()._refresh()
+        assert isinstance(self._field, _Delayed)
+        self._past.history = self._past_beside.history = self.history
+        self._field.lags, self._field.log_lags = self._fixed, self.log_lags
+
     def _solve(
         self, f: Any, u0: Any, tspan: Any, p: Any = None, saveat: Any = None, **more: Any
     ) -> Solution:
-        if not isinstance(u0, Tensor) or u0.ndim == 0:
-            what = "a number" if isinstance(u0, Tensor) else f"a {type(u0).__name__}"
-            raise InputError(f"u0 is {what}; a NeuralDDE takes a tensor of shape (..., d).")
-        check_field(self.vector_field)
-        f.vector_field, self._past.history = self.vector_field, self.history
-        f.lags, f.log_lags = self._fixed, self.log_lags
-        prob = DDEProblem(f, u0, self._past, tspan, u0)
-        sol = solve(prob, self.alg, engine=self.engine, saveat=saveat, **self.options, **more)
-        last_of(self).stats = sol.stats
-        return sol
+        _require_state(u0)
+        return super()._solve(f, u0, tspan, (u0, p[1] if p else ()), saveat, **more)
+
+    def _each(self, f: Any, u0: Any, span: Any, p: Any, rows: Any, **more: Any) -> EnsembleSolution:
+        _require_state(u0)
+        noise = p[1] if p else ()
+        return super()._each(f, u0, span, (u0, noise), (True, rows[1] if p else ()), **more)
+
+    def _problem(self, f: Any, u0: Any, tspan: Any, p: Any) -> Any:
+        past = self._past if f is self._field else self._past_beside
+        return DDEProblem(f, u0, past, tspan, p)
+
+    def _slopes(self, sol: Solution) -> Callable[[Tensor, Tensor], Tensor]:
+        field = self._field
+        assert isinstance(field, _Delayed)
+        t0, p = float(sol.t[0].detach()), sol.prob.p
+        times = sol.t.detach()
+        steps = times.diff()
+        middles = (times[:-1] + steps / 2)[steps != 0]
+        value = over_steps(lambda x, t: field.value(x, t.to(x.dtype)))
+
+        def slopes(u: Tensor, t: Tensor) -> Tensor:
+            parts = [u]
+            for lag in field.all_lags():
+                at = t - lag
+                # a step's own side of t0, where u0 need not be what the history gives
+                before = (middles - torch.as_tensor(lag).detach()) < t0
+                found = sol(torch.where(before, t0, at).clamp(min=t0))
+                if bool(before.any()):
+                    past = [self._past(p, s.to(u.dtype)) for s in at[before].unbind()]
+                    found = found.index_put((before,), torch.stack(past).to(found.dtype))
+                parts.append(found)
+            return value(torch.cat(parts, dim=-1), t)
+
+        return slopes
+
+
+def _require_state(u0: Any) -> None:
+    if not isinstance(u0, Tensor) or u0.ndim == 0:
+        what = "a number" if isinstance(u0, Tensor) else f"a {type(u0).__name__}"
+        raise InputError(f"u0 is {what}; a NeuralDDE takes a tensor of shape (..., d).")
 
 
 def _lags(lags: Any) -> list[float]:

@@ -118,7 +118,7 @@ def integrals_over_steps(
     ``value``: slopes of states u (m, ...) at times t (m,); ``kinds``: "kinetic", "jacobian";
     ``noise``: e, like ``u[0]``.
     """
-    slopes, pull, *_ = torch.func.vjp(lambda x: value(x, t), u)
+    slopes, pull = torch.func.vjp(lambda x: value(x, t), u)[:2]
     columns = []
     for kind in kinds:
         if kind == "kinetic":

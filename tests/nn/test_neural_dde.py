@@ -115,8 +115,8 @@ def test_bad_input() -> None:
         pn.NeuralDDE(net(1, 1), [1.0])(f64([1.0]))
     with pytest.raises(InputError, match="history is"):
         pn.NeuralDDE(net(2, 1), [1.0], history=lambda p, t: t)
-    with pytest.raises(InputError, match="regularise"):
-        pn.NeuralDDE(net(2, 1), [1.0], regularise=pn.Kinetic(0.1))
+    with pytest.raises(InputError, match="regularise holds"):
+        pn.NeuralDDE(net(2, 1), [1.0], regularise="kinetic")
     with pytest.raises(InputError, match="u0 is a dict"):
         pn.NeuralDDE(net(2, 1), [1.0])({"x": f64([1.0])})
     with pytest.raises(EngineError, match="delay equations"):
