@@ -104,3 +104,38 @@ def test_switching_between_algorithms_of_the_users_choice() -> None:
     got = ps.solve(prob, ps.AutoAlgSwitch(ps.Tsit5(), ps.Rodas5P(), switch_max=3), **options)
     torch.testing.assert_close(got.u, want.u, rtol=1e-5, atol=1e-7)
     assert got.stats.njacs > 0
+
+
+# -- between the steps -------------------------------------------------------------------------
+
+COARSE = ["ExtrapolationMidpointDeuflhard", "Feagin10", "TsitPap8", "RadauIIA5"]
+
+
+def oscillator(u, p, t):
+    return torch.stack([p * u[1], -p * u[0]])
+
+
+@pytest.mark.parametrize("name", COARSE)
+def test_long_steps_with_a_cubic_between_them(name) -> None:
+    """Outputs, sol(t), its derivative and gradients are as good as the steps themselves."""
+    w = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    prob = ps.ODEProblem(oscillator, f64(0.0, 1.0), (0.0, 6.0), w)
+    ts = torch.linspace(0.3, 5.7, 10, dtype=torch.float64)
+    options = {"engine": "julia", "abstol": 1e-8, "reltol": 1e-8, "maxiters": 10**6}
+    sol = ps.solve(prob, getattr(ps, name)(), saveat=ts, **options)
+    torch.testing.assert_close(sol.u[:, 0], torch.sin(w * ts), rtol=0, atol=2e-7)
+    (got,) = torch.autograd.grad(sol.u[:, 0].sum(), w)
+    torch.testing.assert_close(got, (ts * torch.cos(ts)).sum(), rtol=0, atol=5e-6)
+    every = ps.solve(prob, getattr(ps, name)(), **options)
+    torch.testing.assert_close(every(ts)[:, 0], torch.sin(w * ts), rtol=0, atol=2e-7)
+    torch.testing.assert_close(every(ts, 1)[:, 0], torch.cos(w * ts), rtol=0, atol=2e-5)
+    (got,) = torch.autograd.grad(every(ts)[:, 0].sum(), w)
+    torch.testing.assert_close(got, (ts * torch.cos(ts)).sum(), rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("name", COARSE[:1])
+def test_events_between_such_steps_are_refused(name) -> None:
+    prob = ps.ODEProblem(oscillator, f64(0.0, 1.0), (0.0, 6.0), f64(1.0)[0])
+    hit = ps.ContinuousCallback(lambda u, p, t: u[0])
+    with pytest.raises(EngineError, match=f"{name} does not find events.*Vern9"):
+        ps.solve(prob, getattr(ps, name)(), callback=hit, engine="julia")

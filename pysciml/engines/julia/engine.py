@@ -47,7 +47,7 @@ from pysciml.engines.julia.events import JuliaEvents, events_gradient
 from pysciml.engines.julia.jumps import is_pure
 from pysciml.engines.julia.models import JuliaFunctions, Loader
 from pysciml.engines.julia.names import (
-    STEPS_ONTO_OUTPUTS,
+    COARSE_BETWEEN,
     algorithm_expression,
     default_sensealg,
     refuse_error_control,
@@ -57,13 +57,13 @@ from pysciml.engines.julia.names import (
     tuned_expression,
 )
 from pysciml.engines.julia.parts import (
-    adjoint_of_parts,
     require_fitting_parts,
     taken_apart,
 )
 from pysciml.engines.julia.refusals import refused
 from pysciml.engines.julia.sparse import Pattern, keeps_jacobian, pattern
 from pysciml.engines.julia.startup import Julia, julia
+from pysciml.engines.julia.twin import adjoint_of_twin, twin_between
 from pysciml.errors import EngineError
 from pysciml.kernels.callback import CallbackFunctions
 from pysciml.ordinarydiffeq import NEEDS, PARTS, SATISFIED
@@ -133,11 +133,25 @@ def checked_options(alg: Algorithm | None, options: SolveOptions) -> SolveOption
     if alg is not None:
         refuse_wrong(alg)
     require_sensealg(options.sensealg, alg, options.tuning)
-    if alg is not None and alg.name in STEPS_ONTO_OUTPUTS and options.saveat is not None:
+    if is_coarse(alg) and options.saveat is not None:
         # SciML sorts stops and leaves out the ends and what stands twice
         stops = [options.saveat] if options.tstops is None else [options.saveat, options.tstops]
         options = replace(options, tstops=np.concatenate(stops))
     return options
+
+
+def is_coarse(alg: Algorithm | None) -> bool:
+    return alg is not None and alg.name in COARSE_BETWEEN
+
+
+def refuse_coarse_events(problem: FlatProblem, alg: Algorithm | None) -> None:
+    """Raise EngineError where events would be looked for on a coarse interpolant."""
+    if is_coarse(alg) and any(c.kind == "continuous" for c in problem.callbacks):
+        raise EngineError(
+            f"{alg.name} does not find events (ContinuousCallback) to its tolerance: "  # type: ignore[union-attr]
+            "between its long steps stands a cubic; use pysciml.Vern9(), or pysciml.Rodas5P() for "
+            "a stiff equation."
+        )
 
 
 def _sparse_pattern(problem: FlatProblem, alg: Algorithm | None) -> Pattern | None:
@@ -172,6 +186,7 @@ class Handle:
     events: JuliaEvents | None
     alg: Algorithm | None
     parts: tuple[JuliaFunctions, ...] = ()  # of a stochastic or delay equation
+    twin: FlatSolution | None = None  # to be read between the outputs
 
 
 class JuliaEngine(Engine):
@@ -353,6 +368,7 @@ class JuliaEngine(Engine):
             refuse_error_control(delay.checked("dde", alg), options)
             return delay.solve(self, problem, alg, options)
         options = checked_options(alg, options)
+        refuse_coarse_events(problem, alg)
         if isinstance(problem.u0, torch.Tensor):
             return device.solve(self, problem, alg, options)
         if taken_apart(problem, alg):
@@ -494,6 +510,9 @@ class JuliaEngine(Engine):
         out = np.empty((len(ts), len(handle.problem.u0)), handle.problem.dtype)
         if len(ts) == 0:
             return out
+        twin = twin_between(self, handle) if is_coarse(handle.alg) else None
+        if twin is not None:
+            return self.interpolate(twin, ts, deriv).astype(handle.problem.dtype)
         self.use(handle)
         what = (handle.number, ts.ctypes.data, len(ts), deriv, out.ctypes.data)
         with self.first(handle.functions, ("interpolate", deriv)):
@@ -575,8 +594,8 @@ class JuliaEngine(Engine):
         if pure or handle.problem.form in ("sde", "rode"):
             # what stays as it is between jumps does not change with the time it is looked at
             return stochastic.adjoint(self, solution, grad_u, at, by_times and not pure)
-        if taken_apart(handle.problem, handle.alg):
-            return adjoint_of_parts(self, solution, grad_u, grad_t, at, by_times)
+        if taken_apart(handle.problem, handle.alg) or is_coarse(handle.alg):
+            return adjoint_of_twin(self, solution, grad_u, grad_t, at, by_times)
         problem = handle.problem
         how = self._how_to_differentiate(handle)
         self.use(handle)

@@ -124,9 +124,16 @@ _NO_PACKAGE = (
 )  # fmt: skip
 
 
-#: Algorithms whose dense output is far from their tolerance (OrdinaryDiffEqFIRK 2.3: 1.4e-3 between
-#: steps that are right to 8e-6): they step onto the output times.
-STEPS_ONTO_OUTPUTS = frozenset({"RadauIIA3", "RadauIIA5", "RadauIIA9", "AdaptiveRadau"})
+#: Algorithms whose dense output is far from their tolerance, a cubic over long steps (Julia's
+#: RadauIIA5: 1.4e-3 between steps that are right to 8e-6; ExtrapolationMidpointDeuflhard: 0.1 and
+#: 2e-6): they step onto the output times, and all else comes from another solution (twin.py).
+COARSE_BETWEEN = frozenset(
+    "RadauIIA3 RadauIIA5 RadauIIA9 AdaptiveRadau Feagin10 Feagin12 Feagin14 TanYam7 TsitPap8 "
+    "PFRK87 QPRK98 AitkenNeville ExtrapolationMidpointDeuflhard "
+    "ExtrapolationMidpointHairerWanner ImplicitDeuflhardExtrapolation "
+    "ImplicitHairerWannerExtrapolation ImplicitEulerExtrapolation "
+    "ImplicitEulerBarycentricExtrapolation".split()
+)
 
 
 def default_sensealg(
