@@ -53,7 +53,9 @@ class GaussAdjoint(SensitivityAlgorithm):
     "Solving Ordinary Differential Equations II", section IV.8) on the forward solution's own mesh.
 
     checkpointing
-        Keep the state at checkpoints only and solve forward again between them (julia engine).
+        Keep the outputs of ``saveat`` only, and solve forward again from each to the next on the
+        way back (julia engine): memory for one such stretch, and the time of one more solve. Where
+        every step is kept anyway (no saveat, events, a mass matrix) it changes nothing.
     """
 
     checkpointing: bool = False
@@ -64,6 +66,9 @@ class InterpolatingAdjoint(SensitivityAlgorithm):
     """Continuous adjoint stepped backwards, the forward state from its interpolant.
 
     The parameter gradient is stepped with it, under the same error control.
+
+    checkpointing
+        As of :class:`GaussAdjoint`.
     """
 
     checkpointing: bool = False
@@ -127,4 +132,8 @@ class ForwardSensitivity(SensitivityAlgorithm):
 
 @dataclass(frozen=True)
 class ForwardDiffSensitivity(SensitivityAlgorithm):
-    """Dual numbers through the solver (julia engine): exact derivative of the discrete solution."""
+    """Dual numbers through the solver (julia engine): exact derivative of the discrete solution.
+
+    The solve is repeated with its own tolerances; ``abstol`` and ``reltol`` here do not count. It
+    does not go through events.
+    """

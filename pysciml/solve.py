@@ -91,7 +91,8 @@ def solve(
         of integration, within tspan). The solver's own steps where None.
     abstol, reltol : tolerances; ``abstol`` may be a vector of the state's length, or its structure
     sensealg : sensitivity algorithm, optional
-        How gradients are computed; ``GaussAdjoint()`` where None.
+        How gradients are computed; by the engine's choice where None (DiscreteAdjoint after Tsit5,
+        CollocationAdjoint for small systems, else GaussAdjoint).
     callback : callbacks besides the problem's own
     save_idxs : sequence of int, bool mask (n,) or slice, optional
         Which of the state's n entries to keep, flat; ``u`` is then a tensor (m, k).
