@@ -165,8 +165,10 @@ def _keeps_or_drops(mass: Array) -> bool:
     return bool(np.isin(diagonal, (0.0, 1.0)).all() and not (mass - np.diag(diagonal)).any())
 
 
-def goes_by_outputs(options: SolveOptions) -> bool:
+def goes_by_outputs(problem: FlatProblem, options: SolveOptions) -> bool:
     """Whether a gradient needs the outputs alone: see ``Checkpointed`` in Julia."""
+    if problem.jumps is not None or problem.form in ("sde", "dde", "rode"):
+        return False
     checkpointed = isinstance(options.sensealg, (GaussAdjoint, InterpolatingAdjoint))
     return checkpointed and options.sensealg.checkpointing  # type: ignore[union-attr]
 
@@ -450,7 +452,7 @@ class JuliaEngine(Engine):
         ]
         o, nan = options, math.nan
         request = REQUEST.pack(
-            model, alg, events, o.gradient and not goes_by_outputs(o), o.adaptive, o.maxiters,
+            model, alg, events, o.gradient and not goes_by_outputs(problem, o), o.adaptive, o.maxiters,
             len(problem.u0), len(problem.p), len(problem.c),
             0 if o.saveat is None else len(o.saveat),
             0 if o.tstops is None else len(o.tstops),
