@@ -451,8 +451,9 @@ class JuliaEngine(Engine):
             _flat(problem.differential_vars, "uint8"),
         ]
         o, nan = options, math.nan
+        dense = o.gradient and not goes_by_outputs(problem, o)
         request = REQUEST.pack(
-            model, alg, events, o.gradient and not goes_by_outputs(problem, o), o.adaptive, o.maxiters,
+            model, alg, events, dense, o.adaptive, o.maxiters,
             len(problem.u0), len(problem.p), len(problem.c),
             0 if o.saveat is None else len(o.saveat),
             0 if o.tstops is None else len(o.tstops),
