@@ -23,8 +23,8 @@ from pysciml.nn.regularise import (
     sum_over_steps,
     with_random_ends,
 )
-from pysciml.nn.step_estimates import over_steps, step_estimates
-from pysciml.nn.times import as_saveat, end_of, output_times, through_end
+from pysciml.nn.step_estimates import over_steps, step_estimates, tolerance_of
+from pysciml.nn.times import as_saveat, end_of, output_times, solution_at, through_end
 from pysciml.problems import ODEProblem, check_tspan, hand_on, plans_of
 from pysciml.solution import Solution
 from pysciml.solve import solve
@@ -220,7 +220,7 @@ class ContinuousModule(Recorded):
         else:
             solutions = [self._solve(self._field, u0, span, p, **more)]
         penalties = [self._estimated(sol, self._slopes(sol)) for sol in solutions]
-        ends = [sol.u[-1] if saveat is None else sol(saveat) for sol in solutions]
+        ends = [sol.u[-1] if saveat is None else solution_at(sol, saveat) for sol in solutions]
         u = torch.cat(ends, dim=0 if saveat is None else 1) if self.per_sample else ends[0]
         return torch.stack(penalties).mean(), u
 
@@ -236,8 +236,7 @@ class ContinuousModule(Recorded):
         h = t.diff()
         real = h != 0  # both sides of an event are there
         t, h, start, end = t[:-1][real], h[real], u[:-1][real], u[1:][real]
-        abstol = torch.as_tensor(self.options["abstol"], dtype=u.dtype, device=u.device)
-        abstol = abstol.reshape(u.shape[1:]) if abstol.numel() > 1 else abstol
+        abstol = tolerance_of(self.options["abstol"], u.shape[1:], u)
         reltol = float(self.options["reltol"])
         error, stiffness = step_estimates(slopes, t, h, start, end, abstol, reltol)
         return sum_over_steps(steps_in(self.regularise), error, stiffness, h)

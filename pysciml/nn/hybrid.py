@@ -20,7 +20,7 @@ from pysciml.nn.regularise import (
     with_random_ends,
 )
 from pysciml.nn.step_estimates import over_steps
-from pysciml.nn.times import end_of, through_end
+from pysciml.nn.times import end_of, solution_at, through_end
 from pysciml.options import is_whole
 from pysciml.problems import check_tspan
 from pysciml.solution import Solution
@@ -268,7 +268,7 @@ class HybridODE(ContinuousModule):
         if steps_in(acting):
             sol = self._through(row, mode, kinds, noise, span)
             u, penalty = sol.u, self._estimated(sol, self._slopes(sol, size), size)
-            out = u[-1:] if given is None else sol(given)
+            out = u[-1:] if given is None else solution_at(sol, given)
         else:
             grid = end_of(span[1]) if given is None else given
             sol = self._through(

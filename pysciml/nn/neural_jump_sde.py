@@ -6,18 +6,33 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pysciml.algorithms import algorithm
 from pysciml.callbacks import PresetTimeCallback
-from pysciml.engines.base import Stats
 from pysciml.errors import InputError
 from pysciml.flatten import is_real, state_spec
 from pysciml.functions import mistakes_named
 from pysciml.jumps import JumpProblem, VariableRateJump
 from pysciml.nn.base import require_known
 from pysciml.nn.field import Field, check_field, takes_time
-from pysciml.nn.record import last_of
+from pysciml.nn.jump_parts import Event, Jump, Noise, Observed, Parts, Rate, a_kind
+from pysciml.nn.record import Recorded, last_of
+from pysciml.nn.regularise import (
+    RandomEndTime,
+    as_regularisers,
+    integrals_in,
+    mean_of_integrals,
+    steps_in,
+    sum_over_steps,
+)
+from pysciml.nn.step_estimates import (
+    integrals_over_steps,
+    noisy_step_estimates,
+    over_steps,
+    step_estimates,
+    tolerance_of,
+)
 from pysciml.problems import ODEProblem, check_tspan, require_finite
 from pysciml.signatures import require_function
 from pysciml.solution import Solution
@@ -27,7 +42,7 @@ from pysciml.stochastic import SDEProblem, drawn_seed, require_forward
 __all__ = ["NeuralJumpSDE"]
 
 
-class NeuralJumpSDE(nn.Module):
+class NeuralJumpSDE(Recorded):
     """``du = f(u, t) dt (+ g(u, t) dW) + sum_k w_k(u, t) dN_k``, where events of kind k, counted by
     N_k, come at the rate ``intensity(u, t)[k]``.
 
@@ -50,6 +65,9 @@ class NeuralJumpSDE(nn.Module):
         As in :func:`pysciml.solve`; with a diffusion ``EM(split=False)`` where None, with ``dt``.
     engine : "auto", "julia" or "sundials"
         The latter without diffusion, and not for :meth:`sample`.
+    regularise : Kinetic, JacobianFrobenius, ErrorEstimate, StiffnessEstimate, or several of them
+        As for :class:`ContinuousModule`, of the drift between events; jumps add nothing. With a
+        diffusion the steps' estimates are those of :class:`NeuralSDE`. See :attr:`penalty`.
     options
         ``abstol``, ``reltol`` (1e-6 where not given), ``dt``, ``maxiters``, ...
 
@@ -76,10 +94,17 @@ class NeuralJumpSDE(nn.Module):
         *,
         diffusion: Callable[..., Any] | None = None,
         engine: str = "auto",
+        regularise: Any = None,
         **options: Any,
     ) -> None:
         super().__init__()
         require_known(self, options)
+        self.regularise = as_regularisers(regularise)
+        if any(isinstance(r, RandomEndTime) for r in self.regularise):
+            raise InputError(
+                "NeuralJumpSDE does not take RandomEndTime: events are observed up to the end of "
+                "tspan, and none are known beyond; give another regulariser."
+            )
         if type(kinds) is not int or kinds < 1:
             raise InputError(f"kinds is {kinds!r}; give the number of kinds of events.")
         require_function(jump, "jump", ("u", "mark"))
@@ -93,24 +118,17 @@ class NeuralJumpSDE(nn.Module):
         self.alg = alg
         self.options = {"abstol": 1e-6, "reltol": 1e-6, **options}
         # made once: kernels are found again by them
-        self._parts = _Parts(
+        self._parts = Parts(
             Field(drift, takes_time(drift, "drift")),
             Field(intensity, takes_time(intensity, "intensity")), jump,
             None if diffusion is None else Field(diffusion, takes_time(diffusion, "diffusion")),
         )  # fmt: skip
-        self._observed = _Observed(self._parts)
-        self._noise = _Noise(self._parts, 1)
-        self._own_noise = _Noise(self._parts, 0)
-        self._events = [_Event(self._parts, i, kinds) for i in range(kinds)]
+        self._made: dict[Any, tuple[Observed, Noise, list[Event]]] = {}
+        self._own_noise = Noise(self._parts, 0)
         self._jumps = [
-            VariableRateJump(_Rate(self._parts, i), _Jump(self._parts, i, kinds))
+            VariableRateJump(Rate(self._parts, i), Jump(self._parts, i, kinds))
             for i in range(kinds)
         ]
-
-    @property
-    def stats(self) -> Stats | None:
-        """Counts of the last solve (evaluations, steps), None before the first."""
-        return last_of(self).stats
 
     def forward(
         self, u0: Tensor, times: Any, marks: Any = None, *, seed: int | None = None
@@ -119,7 +137,22 @@ class NeuralJumpSDE(nn.Module):
 
         ``marks``: whole numbers from 0, all 0 where None. ``seed``: of the noise.
         """
-        return self.solve(u0, times, marks, seed=seed).u[-1, -1]
+        acting = self.regularise if self.training else ()
+        (weighted, kinds), of_steps = integrals_in(acting), steps_in(acting)
+        last = last_of(self)
+        last.penalty = None
+        # entries beside the state would draw noise of their own, and so another path
+        beside = kinds if self.diffusion is None else ()
+        every = bool(of_steps) or beside != kinds
+        sol = self._along(u0, times, marks, None, seed, beside, every)
+        size, parts = len(u0), []
+        if kinds:
+            integrals = sol.u[-1:, size:-1] if beside else self._integrals(sol, size, kinds)
+            parts.append(mean_of_integrals(weighted, integrals))
+        if of_steps:
+            parts.append(sum_over_steps(of_steps, *self._estimates(sol, size)))
+        last.penalty = torch.stack(parts).sum() if parts else None
+        return sol.u[-1, -1]
 
     def solve(
         self,
@@ -134,27 +167,76 @@ class NeuralJumpSDE(nn.Module):
 
         ``u`` is (m, d + 1) at ``saveat``, at ``t1`` where None.
         """
+        return self._along(u0, times, marks, saveat, seed, (), False)
+
+    def _along(
+        self, u0: Tensor, times: Any, marks: Any, saveat: Any, seed: Any, kinds: tuple[str, ...],
+        every: bool,
+    ) -> Solution:  # fmt: skip
+        """The solution along events with integrals of these kinds: at ``saveat``, or every step."""
         self._check(u0)
         if seed is not None:
             drawn_seed(seed)
         times, marks = self._checked_events(times, marks)
+        size, key = len(u0), (len(u0), kinds)
+        found = self._made.get(key)
+        if found is None:  # kernels are found again by them
+            parts, beside = self._parts, len(kinds) + 1
+            found = self._made[key] = (
+                Observed(parts, kinds, size), Noise(parts, beside),
+                [Event(parts, i, self.kinds, beside) for i in range(self.kinds)],
+            )  # fmt: skip
+        observed, diffusion, affects = found
         events = [
-            PresetTimeCallback(times[marks == i], e, save_positions=(False, False))
-            for i, e in enumerate(self._events)
+            PresetTimeCallback(times[marks == i], e, save_positions=(every, every))
+            for i, e in enumerate(affects)
             if bool((marks == i).any())
         ]
-        full = torch.cat([u0, u0.new_zeros(1)])
-        grid = torch.tensor([self.tspan[1]], dtype=torch.float64) if saveat is None else saveat
-        more: dict[str, Any] = {"saveat": grid, "callback": events, **self.options}
+        full = torch.cat([u0, u0.new_zeros(len(kinds) + 1)])
+        noise = torch.randn_like(u0) if "jacobian" in kinds else None
+        more: dict[str, Any] = {"callback": events, **self.options}
+        if not every:
+            end = torch.tensor([self.tspan[1]], dtype=torch.float64)
+            more["saveat"] = end if saveat is None else saveat
         prob: Any
         if self.diffusion is None:
-            prob = ODEProblem(self._observed, full, self.tspan)
+            prob = ODEProblem(observed, full, self.tspan, noise)
         else:
-            prob = SDEProblem(self._observed, self._noise, full, self.tspan)
+            prob = SDEProblem(observed, diffusion, full, self.tspan, noise)
             more["seed"] = seed
         sol: Solution = solve(prob, self.alg, engine=self.engine, **more)
         last_of(self).stats = sol.stats
         return sol
+
+    def _integrals(self, sol: Solution, size: int, kinds: tuple[str, ...]) -> Tensor:
+        """Integrals along a solution that has both sides of events, (1, k)."""
+        u = sol.u[:, :size]
+        noise = torch.randn_like(u[0]) if "jacobian" in kinds else None
+        return integrals_over_steps(self._slopes, sol.t.detach(), u, kinds, noise)
+
+    def _slopes(self, u: Tensor, t: Tensor) -> Tensor:
+        """The drift at states (m, d) and times (m,)."""
+        return over_steps(lambda u, t: self._parts.drift.value(u, t.to(u.dtype)))(u, t)
+
+    def _estimates(self, sol: Solution, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Error, stiffness and lengths of the steps of a solution that has both sides of events."""
+        t, u = sol.t.detach().double(), sol.u[:, :size]
+        h = t.diff()
+        real = h != 0
+        at, h, start, end = t[:-1][real], h[real], u[:-1][real], u[1:][real]
+        drift = self._slopes
+        tol = (tolerance_of(self.options["abstol"], size, u), float(self.options["reltol"]))
+        if self.diffusion is None:
+            return (*step_estimates(drift, at, h, start, end, *tol), h)
+        path = sol.W
+        where = torch.searchsorted(path.t.double().contiguous(), torch.stack([at, at + h]))
+        w = path.u[where.clamp(max=len(path.t) - 1), :size].to(u)
+        dw = w[1] - w[0]
+        diffusion = self._parts.diffusion
+        assert diffusion is not None
+        g = over_steps(lambda u, t: diffusion.value(u, t.to(u.dtype)))
+        found = noisy_step_estimates(drift, lambda u, t: g(u, t) * dw, at, h, start, end, *tol)
+        return (*found, h)
 
     def sample(self, u0: Tensor, *, saveat: Any = None, seed: int | None = None) -> Solution:
         """Events drawn from the model: ``sol.jump_times`` and ``sol.jump_indices`` (their kinds).
@@ -182,7 +264,7 @@ class NeuralJumpSDE(nn.Module):
             check_field(getattr(self, name), name)
         self._parts.take(self)
         if not isinstance(u0, Tensor) or u0.ndim != 1:
-            given = f"of shape {tuple(u0.shape)}" if isinstance(u0, Tensor) else _a(u0)
+            given = f"of shape {tuple(u0.shape)}" if isinstance(u0, Tensor) else a_kind(u0)
             raise InputError(f"u0 is {given}; give the hidden state of one sequence, (d,).")
         require_finite(u0, "u0")
         spec, takes = state_spec(u0), ("u", "p", "t")
@@ -196,7 +278,7 @@ class NeuralJumpSDE(nn.Module):
                 with mistakes_named(self._parts.diffusion, "diffusion", takes, spec, False):
                     spec.flatten_like(self._parts.diffusion.value(u0.detach(), t0), "diffusion")
         if not isinstance(rates, Tensor) or tuple(rates.shape) != (self.kinds,):
-            what = f"shape {tuple(rates.shape)}" if isinstance(rates, Tensor) else _a(rates)
+            what = f"shape {tuple(rates.shape)}" if isinstance(rates, Tensor) else a_kind(rates)
             raise InputError(
                 f"intensity gave {what}; it must give ({self.kinds},), one rate a kind of event."
             )
@@ -238,10 +320,6 @@ class NeuralJumpSDE(nn.Module):
         return t, kinds
 
 
-def _a(x: Any) -> str:
-    return f"a {type(x).__name__}"
-
-
 def _as_tensor(given: Any, name: str, wanted: str, dtype: torch.dtype | None = None) -> Tensor:
     """Raises InputError for what cannot be one of real numbers; ``dtype``: of what is no tensor."""
     try:
@@ -252,89 +330,3 @@ def _as_tensor(given: Any, name: str, wanted: str, dtype: torch.dtype | None = N
         what = "on the device meta" if made.is_meta else f"of {str(made.dtype)[6:]}"
         raise InputError(f"{name} is {what}; give {wanted}.")
     return made
-
-
-class _Parts:
-    """What the equations are made of; it may be replaced in the module."""
-
-    def __init__(self, drift: Field, intensity: Field, jump: Any, diffusion: Field | None) -> None:
-        self.drift, self.intensity, self.jump, self.diffusion = drift, intensity, jump, diffusion
-
-    def take(self, model: NeuralJumpSDE) -> None:
-        self.drift.vector_field, self.intensity.vector_field = model.drift, model.intensity
-        self.jump = model.jump
-        if self.diffusion is not None and model.diffusion is not None:
-            self.diffusion.vector_field = model.diffusion
-
-    def rates(self, u: Tensor, t: Tensor) -> Tensor:
-        value: Tensor = self.intensity.value(u, t)
-        return value
-
-    def after(self, u: Tensor, mark: Tensor) -> Tensor:
-        change = self.jump(u, mark)
-        if not isinstance(change, Tensor) or change.shape != u.shape:
-            given = f"{tuple(change.shape)}" if isinstance(change, Tensor) else _a(change)
-            raise InputError(
-                f"jump gave {given} for a state of shape {tuple(u.shape)}; it must give that."
-            )
-        if change.dtype != u.dtype:
-            raise InputError(
-                f"jump gave {str(change.dtype)[6:]}, but u0 is {str(u.dtype)[6:]}; convert one of "
-                "them."
-            )
-        return u + change
-
-
-class _Observed:
-    """The state with the log-likelihood of no event beside it."""
-
-    def __init__(self, parts: _Parts) -> None:
-        self.parts = parts
-
-    def __call__(self, full: Tensor, p: Any, t: Tensor) -> Tensor:
-        u = full[:-1]
-        return torch.cat([self.parts.drift.value(u, t), -self.parts.rates(u, t).sum().reshape(1)])
-
-
-class _Noise:
-    """The diffusion, and none of the ``more`` entries beside the state."""
-
-    def __init__(self, parts: _Parts, more: int) -> None:
-        self.parts, self.more = parts, more
-
-    def __call__(self, full: Tensor, p: Any, t: Tensor) -> Tensor:
-        assert self.parts.diffusion is not None
-        value = self.parts.diffusion.value(full[: len(full) - self.more], t)
-        return torch.cat([value, full.new_zeros(self.more)]) if self.more else value
-
-
-class _OfKind:
-    """Something of the events of one kind."""
-
-    def __init__(self, parts: _Parts, kind: int, kinds: int) -> None:
-        self.parts, self.kind, self.kinds = parts, kind, kinds
-
-    def mark(self, u: Tensor) -> Tensor:
-        return torch.stack([u.new_tensor(float(i == self.kind)) for i in range(self.kinds)])
-
-
-class _Event(_OfKind):
-    """An observed event: the logarithm of its rate, and the state after it."""
-
-    def __call__(self, full: Tensor, p: Any, t: Tensor) -> Tensor:
-        u = full[:-1]
-        seen = full[-1] + self.parts.rates(u, t)[self.kind].log()
-        return torch.cat([self.parts.after(u, self.mark(u)), seen.reshape(1)])
-
-
-class _Jump(_OfKind):
-    def __call__(self, u: Tensor, p: Any, t: Tensor) -> Tensor:
-        return self.parts.after(u, self.mark(u))
-
-
-class _Rate:
-    def __init__(self, parts: _Parts, kind: int) -> None:
-        self.parts, self.kind = parts, kind
-
-    def __call__(self, u: Tensor, p: Any, t: Tensor) -> Tensor:
-        return self.parts.rates(u, t)[self.kind]

@@ -31,8 +31,9 @@ from pysciml.nn.step_estimates import (
     integrals_over_steps,
     noisy_step_estimates,
     over_steps,
+    tolerance_of,
 )
-from pysciml.nn.times import as_saveat, end_of, output_times
+from pysciml.nn.times import as_saveat, end_of, output_times, solution_at
 from pysciml.problems import check_tspan
 from pysciml.solution import Solution
 from pysciml.solve import solve
@@ -159,7 +160,7 @@ class NeuralSDE(Recorded):
         if integrals_in(acting)[0] or steps_in(acting):
             sol = self._solve(u0, None, seed, span)
             last.penalty = self._penalty_along(sol)
-            return sol.u[-1] if given is None else sol(given)
+            return sol.u[-1] if given is None else solution_at(sol, given)
         end = end_of(span[1])
         u = self._solve(u0, end if given is None else given, seed, span).u
         return pytree.tree_map(lambda x: x[0], u) if given is None else u
@@ -192,8 +193,7 @@ class NeuralSDE(Recorded):
                 mean_of_integrals(weighted, integrals_over_steps(drift, t, u, kinds, noise))
             )
         if of_steps:
-            abstol = torch.as_tensor(self.options["abstol"], dtype=u.dtype, device=u.device)
-            abstol = abstol.reshape(u.shape[1:]) if abstol.numel() > 1 else abstol
+            abstol = tolerance_of(self.options["abstol"], u.shape[1:], u)
             dw = sol.W.u.diff(dim=0).to(u)
             g = over_steps(lambda u, t: self._plain(u, None, t.to(u.dtype)))
             h = t.diff()

@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["integrals_over_steps", "noisy_step_estimates", "over_steps", "step_estimates"]
+__all__ = [
+    "integrals_over_steps",
+    "noisy_step_estimates",
+    "over_steps",
+    "step_estimates",
+    "tolerance_of",
+]
 
 #: Dormand and Prince's pair of orders 5 and 4: Hairer, Norsett, Wanner, "Solving Ordinary
 #: Differential Equations I", table II.5.2. The last stage is at the step's end, and its weights
@@ -37,6 +43,12 @@ def over_steps(f: Callable[..., Any]) -> Callable[..., Tensor]:
             return torch.stack([f(*row) for row in zip(*rows, strict=True)])
 
     return values
+
+
+def tolerance_of(abstol: Any, shape: Any, like: Tensor) -> Tensor:
+    """The absolute tolerance as a number, or as a tensor of a state's shape."""
+    tol = torch.as_tensor(abstol, dtype=like.dtype, device=like.device)
+    return tol.reshape(shape) if tol.numel() > 1 else tol
 
 
 def step_estimates(

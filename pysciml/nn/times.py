@@ -12,7 +12,15 @@ from torch import Tensor
 from pysciml.errors import InputError
 from pysciml.options import positive, saveat_grid
 
-__all__ = ["as_saveat", "check_times", "end_of", "moved_times", "output_times", "through_end"]
+__all__ = [
+    "as_saveat",
+    "check_times",
+    "end_of",
+    "moved_times",
+    "output_times",
+    "solution_at",
+    "through_end",
+]
 
 
 def check_times(times: Any, name: str = "saveat") -> Tensor:
@@ -71,6 +79,15 @@ def through_end(grid: Tensor, t1: Any) -> Tensor:
     return (
         grid if float(grid[-1].detach()) == float(end.detach()) else torch.cat([grid, end.to(grid)])
     )
+
+
+def solution_at(sol: Any, times: Tensor) -> Any:
+    """``sol(times)``, an end of the solution being one to the rounding of the state's dtype."""
+    lo, hi = sorted(float(t) for t in sol.t.detach()[[0, -1]])
+    at = times.detach()
+    near = at.clamp(lo, hi)
+    close = (near - at).abs() <= 1e-6 * max(abs(lo), abs(hi))
+    return sol(times + torch.where(close, near - at, 0.0))
 
 
 @lru_cache(maxsize=64)
