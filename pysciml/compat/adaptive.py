@@ -138,7 +138,13 @@ class AdaptiveSolve:
                 for a, x, s in zip(atol, self.y0, self.form.shapes, strict=True)
             )
         if isinstance(atol, Tensor) and atol.numel() > 1:
-            return atol.expand(self.form.shapes[0]).clone()
+            try:
+                return atol.expand(self.form.shapes[0]).clone()
+            except RuntimeError:
+                raise InputError(
+                    f"atol has shape {tuple(atol.shape)}, but y0 {tuple(self.form.shapes[0])}; "
+                    "give a number, or one for each entry of y0."
+                ) from None
         return float(torch.as_tensor(atol).detach())
 
     def _inside(self, times: Any) -> Tensor:

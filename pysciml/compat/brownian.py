@@ -14,7 +14,7 @@ from pysciml.errors import EngineError, InputError
 from pysciml.flatten import is_real
 from pysciml.options import is_whole
 
-__all__ = ["BrownianInterval", "brownian_interval_like"]
+__all__ = ["BrownianInterval", "BrownianPath", "BrownianTree", "brownian_interval_like"]
 
 
 class BrownianInterval:
@@ -30,7 +30,7 @@ class BrownianInterval:
     W : tensor of ``size``, optional
         The increment over the whole interval; drawn where None.
     levy_area_approximation : "none"
-        Areas are not drawn: no method of the julia engine asks a given motion for them.
+        Areas are not drawn: no method here asks a given motion for them.
     dt, tol, pool_size, cache_size, halfway_tree, H
         torchsde's, without effect: values are kept, each new one drawn between its neighbours by
         the Brownian bridge.
@@ -49,9 +49,8 @@ class BrownianInterval:
             raise InputError("size is missing; give the shape (batch, m) of the increments.")
         if levy_area_approximation != "none":
             raise EngineError(
-                f"levy_area_approximation is {levy_area_approximation!r}, but the julia engine's "
-                "methods read a given motion's increments alone; leave it out, or solve by "
-                "torchsde itself."
+                f"levy_area_approximation is {levy_area_approximation!r}, but a given motion's "
+                "increments alone are read here; leave it out, or solve by torchsde itself."
             )
         self.shape = _shape(size, W)
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
@@ -114,6 +113,58 @@ class BrownianInterval:
             f"BrownianInterval(t0={self._times[0]:g}, t1={self._times[-1]:g}, "
             f"size={tuple(self.shape)}, entropy={self.entropy})"
         )
+
+
+class _Started(BrownianInterval):
+    """A motion that begins at ``w0``: ``bm(t)`` is its value, ``bm(ta, tb)`` an increment."""
+
+    def __init__(self, t0: Any, w0: Tensor, t1: Any, w1: Any, entropy: int | None) -> None:
+        if not isinstance(w0, Tensor):
+            raise InputError(f"w0 is a {type(w0).__name__}; give a tensor (batch, m).")
+        if w1 is not None and not (isinstance(w1, Tensor) and w1.shape == w0.shape):
+            raise InputError(f"w1 must be a tensor like w0, of shape {tuple(w0.shape)}.")
+        end = _time(t0, "t0") + 1.0 if t1 is None else t1
+        super().__init__(
+            t0, end, w0.shape, w0.dtype, w0.device, entropy, W=None if w1 is None else w1 - w0
+        )
+        self.w0 = w0
+
+    def __call__(
+        self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False
+    ) -> Tensor:
+        """W(tb) - W(ta); where ``tb`` is None, W(ta)."""
+        moved = super().__call__(ta, tb, return_U, return_A)
+        return moved if tb is not None else self.w0 + moved
+
+
+class BrownianPath(_Started):
+    """A Brownian motion from ``w0`` at ``t0``, for a unit of time.
+
+    ``window_size`` is torchsde's, without effect.
+    """
+
+    def __init__(self, t0: Any, w0: Tensor, window_size: int = 8) -> None:
+        super().__init__(t0, w0, None, None, None)
+
+
+class BrownianTree(_Started):
+    """A Brownian motion from ``w0`` at ``t0`` to ``w1`` at ``t1`` (t0 + 1, drawn, where None).
+
+    Parameters
+    ----------
+    t0, t1 : numbers; w0, w1 : tensors (batch, m)
+    entropy : int, optional
+        Equal entropies and queries give equal values.
+    tol, pool_size, cache_depth, safety
+        torchsde's, without effect.
+    """
+
+    def __init__(
+        self, t0: Any, w0: Tensor, t1: Any = None, w1: Tensor | None = None,
+        entropy: int | None = None, tol: float = 1e-6, pool_size: int = 24, cache_depth: int = 9,
+        safety: float | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(t0, w0, t1, w1, entropy)
 
 
 def _time(t: Any, name: str) -> float:

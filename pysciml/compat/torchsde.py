@@ -33,7 +33,12 @@ from torch import Tensor, nn
 from pysciml import torchsde as own
 from pysciml.algorithms import Algorithm, AlgorithmName, algorithm
 from pysciml.compat.adaptive import NoEffectWarning
-from pysciml.compat.brownian import BrownianInterval, brownian_interval_like
+from pysciml.compat.brownian import (
+    BrownianInterval,
+    BrownianPath,
+    BrownianTree,
+    brownian_interval_like,
+)
 from pysciml.engines.choice import engine as choose_engine
 from pysciml.errors import EngineError, InputError, did_you_mean
 from pysciml.flatten import is_real, state_spec
@@ -47,6 +52,8 @@ from pysciml.stochastic import SDEProblem, require_no_times
 __all__ = [
     "BaseSDE",
     "BrownianInterval",
+    "BrownianPath",
+    "BrownianTree",
     "NoEffectWarning",
     "SDEIto",
     "SDEStratonovich",
@@ -375,6 +382,8 @@ class _Call:
             return name
         ito = self.sde.sde_type == "ito"
         interpretation = "Ito" if ito else "Stratonovich"
+        if name == "milstein" and self.sde.noise_type == "additive" and self.prototype is not None:
+            name, ito = "euler", True  # noise that the state does not move has no term beyond it
         if self.engine == "sundials":
             made = getattr(own, name)
             return made(interpretation=interpretation) if name == "milstein" else made()

@@ -375,6 +375,7 @@ def test_adams_coefficients() -> None:
         ({"method": "scipy_solver", "options": {"solver": "RK54"}}, "Did you mean 'RK45'"),
         ({"options": {"jump_t": f64(0.5, 0.5)}}, "must not repeat"),
         ({"y0": (f64(1.0),), "func": lambda t, y: y, "atol": (1e-3, 1e-3)}, "one for each part"),
+        ({"atol": torch.full((6,), 1e-3)}, r"atol has shape \(6,\), but y0"),
     ],
 )
 def test_bad_input_is_refused(arguments: dict[str, Any], message: str) -> None:

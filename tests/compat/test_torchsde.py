@@ -49,6 +49,8 @@ CASES = [
     *(("ito", "euler", x) for x in ("diagonal", "scalar", "additive", "general")),
     *(("stratonovich", "heun", x) for x in ("diagonal", "scalar", "additive", "general")),
     *((kind, "milstein", x) for kind in ("ito", "stratonovich") for x in ("diagonal", "scalar")),
+    ("ito", "milstein", "additive"),
+    ("stratonovich", "milstein", "additive"),
 ]
 
 
@@ -237,6 +239,25 @@ def test_brownian_interval() -> None:
     assert torch.equal(again(0.5, 1.0), parts[0]) and torch.equal(bm(0.5, 1.0), parts[0])
     like = torchsde.brownian_interval_like(torch.zeros(2, 3), t0=0.0, t1=1.0)
     assert like(0.2, 0.2).shape == (2, 3) and like(1.0).dtype == torch.float32
+
+
+def test_motions_that_have_a_start() -> None:
+    w0, w1 = torch.randn(2000, 1, dtype=F64), torch.randn(2000, 1, dtype=F64)
+    path = torchsde.BrownianPath(0.5, w0)
+    assert torch.equal(path(0.5), w0)
+    assert_close(path(0.75) + path(0.75, 1.5), path(1.5), 1e-12)
+    assert abs(float(path(0.5, 0.75).var()) / 0.25 - 1) < 0.15
+    tree = torchsde.BrownianTree(0.0, w0, 2.0, w1, entropy=1)
+    assert_close(tree(2.0), w1, 1e-12)
+    gap = tree(1.0) - (w0 + w1) / 2
+    assert abs(float(gap.var()) / 0.5 - 1) < 0.15
+    assert torch.equal(tree(1.0), torchsde.BrownianTree(0.0, w0, 2.0, w1, entropy=1)(1.0))
+    bm = torchsde.BrownianPath(0.0, torch.zeros(2, 1, dtype=F64))
+    assert ask(bm=bm, dt=0.1).shape == (2, 2, 1)
+    with pytest.raises(InputError, match=r"w1 must be a tensor like w0, of shape \(2000, 1\)"):
+        torchsde.BrownianTree(0.0, w0, 1.0, w1[:3])
+    with pytest.raises(InputError, match="w0 is a float; give a tensor"):
+        torchsde.BrownianPath(0.0, 1.0)
 
 
 def ask(**options: Any) -> Any:
