@@ -249,8 +249,9 @@ def times_within(times: Any, name: str, t0: float, t1: float, any_order: bool = 
             f"{values[i + 1]:g}; sort it and remove repeated times."
         )
     low, high = sorted((t0, t1))
-    # A float32 grid may miss the ends by its rounding: taken as the ends.
-    slack = 1e-6 * max(abs(low), abs(high)) if tensor.dtype == torch.float32 else 0.0
+    # A grid that was computed may miss the ends by its rounding: taken as the ends.
+    rounding = 1e-6 if tensor.dtype == torch.float32 else 4 * np.finfo(np.float64).eps
+    slack = rounding * max(abs(low), abs(high))
     outside = (values < low - slack) | (values > high + slack)
     if outside.any():
         i = int(np.nonzero(outside)[0][0])

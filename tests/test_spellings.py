@@ -204,3 +204,14 @@ def test_entries_of_a_plot_in_any_spelling():
 def test_numbers_that_are_several(value):
     with pytest.raises(ps.InputError, match="dtmax is "):
         ps.solve(problem(), dtmax=value, engine="sundials")
+
+
+@pytest.mark.parametrize("span", [(0.3, 3.0), (3.0, 0.3)])
+def test_a_grid_that_misses_the_end_by_rounding(engine, span) -> None:
+    """3 - 3 * 0.9 is a little less than 0.3."""
+    step = (span[1] - span[0]) / 3
+    last = 3.0 - 3 * 0.9 if span[1] == 0.3 else np.nextafter(3.0, 4.0)
+    grid = [*(span[0] + k * step for k in range(3)), last]
+    prob = ps.ODEProblem(lambda u, p, t: -u, torch.ones(1, dtype=torch.float64), span)
+    sol = ps.solve(prob, saveat=grid, engine=engine, abstol=1e-9, reltol=1e-9)
+    np.testing.assert_allclose(sol.u[-1, 0], math.exp(span[0] - span[1]), rtol=1e-7)
