@@ -126,6 +126,12 @@ class _Condition:
         tr = self.transition
         u, mode = self.automaton.parts(full)
         value = tr.condition(u, t) if tr.condition_timed else tr.condition(u)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            given = (
+                f"shape {tuple(value.shape)}" if isinstance(value, Tensor)
+                else f"a {type(value).__name__}"
+            )  # fmt: skip
+            raise InputError(f"condition gave {given}; it must give one number, a 0-d tensor.")
         value = value.reshape(())
         if mode is None:
             return value
@@ -227,6 +233,8 @@ class HybridODE(ContinuousModule):
         require_tensor(u0, "u0", "(d,) or (batch, d)")
         if u0.ndim not in (1, 2):
             raise InputError(f"u0 has shape {tuple(u0.shape)}; give (d,) or (batch, d).")
+        if not u0.numel():
+            raise InputError(f"u0 has no entries (shape {tuple(u0.shape)}); give at least one.")
         self._require_mode(mode)
         acting = self.regularise if self.training else ()
         given, span = with_random_ends(acting, self._outputs(saveat), self.tspan)

@@ -166,3 +166,17 @@ def test_whole_solutions_are_of_one_sample() -> None:
     with pytest.raises(ps.InputError, match="mode is 2; there are 2 modes"):
         model.solve(f64([0.0]), mode=2)
     assert model.solve(f64([0.7]), [3.0], mode=1).events == []
+
+
+@pytest.mark.parametrize(
+    ("condition", "u0", "message"),
+    [
+        (lambda u: u, torch.ones(3, 2, dtype=F64), r"condition gave shape \(2,\)"),
+        (lambda u: None, torch.ones(3, 2, dtype=F64), "condition gave a NoneType"),
+        (lambda u: u[0] - 9.0, torch.ones(0, 2, dtype=F64), "u0 has no entries"),
+    ],
+)
+def test_bad_input(condition: Any, u0: Tensor, message: str) -> None:
+    model = pn.HybridODE(lambda u: -u, pn.Transition(condition), engine="sundials")
+    with pytest.raises(ps.InputError, match=message):
+        model(u0)
