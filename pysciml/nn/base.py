@@ -29,7 +29,7 @@ from pysciml.problems import ODEProblem, check_tspan, hand_on, plans_of
 from pysciml.solution import Solution
 from pysciml.solve import solve
 
-__all__ = ["ContinuousModule", "require_known"]
+__all__ = ["ContinuousModule", "require_batch", "require_known"]
 
 #: How many shapes of states a module keeps its field with integrals for.
 _SHAPES = 16
@@ -176,7 +176,7 @@ class ContinuousModule(Recorded):
         """
         span = self.tspan if tspan is None else tspan
         if self.per_sample:
-            _require_batch(u0)
+            require_batch(u0)
         last = last_of(self)
         last.penalty = None
         if self.training and self.regularise:
@@ -286,7 +286,8 @@ class ContinuousModule(Recorded):
         return f"tspan={self.tspan}, alg={alg}, engine={self.engine!r}"
 
 
-def _require_batch(u0: Any) -> None:
+def require_batch(u0: Any) -> None:
+    """Raise InputError for a state that is no batch of samples."""
     leaves = pytree.tree_leaves(u0)
     tensors = all(isinstance(x, Tensor) and x.ndim for x in leaves)
     if not tensors or len({len(x) for x in leaves}) != 1 or not len(leaves[0]):

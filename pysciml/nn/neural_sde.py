@@ -12,10 +12,11 @@ from torch.utils import _pytree as pytree
 from pysciml import torchsde
 from pysciml.algorithms import Algorithm, algorithm, as_algorithm
 from pysciml.engines.choice import engine as choose_engine
+from pysciml.ensemble import EnsembleProblem, EnsembleSolution
 from pysciml.errors import InputError, did_you_mean
 from pysciml.flatten import state_spec
 from pysciml.functions import mistakes_named
-from pysciml.nn.base import require_known
+from pysciml.nn.base import require_batch, require_known
 from pysciml.nn.field import Field, check_field, takes_time
 from pysciml.nn.record import Recorded, last_of
 from pysciml.nn.regularise import (
@@ -83,6 +84,8 @@ class NeuralSDE(Recorded):
         trapezoidal rule on the steps) of the drift and of its Jacobian, the next two estimates of
         the drift's and noise's error, and of the drift's stiffness, on the solver's steps. See
         :attr:`penalty`.
+    per_sample : bool
+        As for :class:`ContinuousModule`: whether each sample has steps of its own.
     options
         ``dt``: steps of this size, or with ``adaptive=True`` the first. ``abstol``, ``reltol``
         (1e-3 where not given), ``sensealg``, ``maxiters``, ...
@@ -111,11 +114,12 @@ class NeuralSDE(Recorded):
         saveat: Any = None,
         engine: str = "auto",
         regularise: Any = None,
+        per_sample: bool = False,
         **options: Any,
     ) -> None:
         super().__init__()
         require_known(self, options)
-        self.regularise = as_regularisers(regularise)
+        self.regularise, self.per_sample = as_regularisers(regularise), per_sample
         if not isinstance(noise, str) or noise not in _NOISES:
             raise InputError(
                 f"noise is {noise!r}; give one of {', '.join(map(repr, _NOISES))}."
@@ -157,12 +161,20 @@ class NeuralSDE(Recorded):
         if acting and not isinstance(u0, Tensor):
             raise InputError("regularise takes a state that is one tensor.")
         given, span = with_random_ends(acting, given, span)
-        if integrals_in(acting)[0] or steps_in(acting):
-            sol = self._solve(u0, None, seed, span)
-            last.penalty = self._penalty_along(sol)
-            return sol.u[-1] if given is None else solution_at(sol, given)
-        end = end_of(span[1])
-        u = self._solve(u0, end if given is None else given, seed, span).u
+        of_steps = bool(integrals_in(acting)[0] or steps_in(acting))
+        grid = end_of(span[1]) if given is None else given
+        if self.per_sample:
+            require_batch(u0)
+            sim = self._each(u0, None if of_steps else grid, seed, span)
+            solutions = [sim[i] for i in range(len(sim))]
+        else:
+            solutions = [self._solve(u0, None if of_steps else grid, seed, span)]
+        if of_steps:
+            last.penalty = torch.stack([self._penalty_along(s) for s in solutions]).mean()
+            outs = [s.u[-1:] if given is None else solution_at(s, given) for s in solutions]
+        else:
+            outs = [s.u for s in solutions]
+        u = pytree.tree_map(lambda *x: torch.cat(x, dim=1) if self.per_sample else x[0], *outs)
         return pytree.tree_map(lambda x: x[0], u) if given is None else u
 
     def solve(self, u0: Any, saveat: Any = None, seed: int | None = None) -> Solution:
@@ -170,6 +182,23 @@ class NeuralSDE(Recorded):
         return self._solve(u0, saveat, seed, self.tspan)
 
     def _solve(self, u0: Any, saveat: Any, seed: int | None, span: Any) -> Solution:
+        prob, alg, name = self._prepared(u0, span)
+        sol: Solution = solve(prob, alg, engine=name, saveat=saveat, seed=seed, **self.options)
+        last_of(self).stats = sol.stats
+        return sol
+
+    def _each(self, u0: Any, saveat: Any, seed: int | None, span: Any) -> EnsembleSolution:
+        """Samples as members of an ensemble, each a batch of one with noise of its own."""
+        prob, alg, name = self._prepared(pytree.tree_map(lambda x: x[:1], u0), span)
+        members = EnsembleProblem(prob, u0=pytree.tree_map(lambda x: x.unsqueeze(1), u0))
+        sim: EnsembleSolution = solve(
+            members, alg, engine=name, saveat=saveat, seed=seed, **self.options
+        )
+        last_of(self).stats = sim.stats
+        return sim
+
+    def _prepared(self, u0: Any, span: Any) -> tuple[SDEProblem, Algorithm, str]:
+        """The problem of this batch, and what solves it."""
         check_field(self.drift, "drift")
         check_field(self.diffusion, "diffusion")
         self._drift.vector_field = self.drift  # they may have been replaced
@@ -177,9 +206,7 @@ class NeuralSDE(Recorded):
         prob = self._problem(u0, span)
         name = choose_engine(self.engine).name
         alg = self._default(name, prob.noise_rate_prototype) if self.alg is None else self.alg
-        sol: Solution = solve(prob, alg, engine=name, saveat=saveat, seed=seed, **self.options)
-        last_of(self).stats = sol.stats
-        return sol
+        return prob, alg, name
 
     def _penalty_along(self, sol: Solution) -> Tensor:
         """The penalty of a solution's steps, 0-d."""

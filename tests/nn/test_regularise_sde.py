@@ -142,6 +142,29 @@ def test_one_sample_additive_noise_and_float32(engine: str) -> None:
             (y.sum() + model.penalty).backward()
 
 
+@pytest.mark.parametrize("regularise", [None, [pn.Kinetic(), pn.ErrorEstimate()]])
+def test_samples_by_themselves(engine: str, regularise: Any) -> None:
+    """Without noise each is the solution of its own; with it, each has a path of its own."""
+    field, x = net(), torch.randn(3, 2, dtype=F64)
+    still: dict[str, Any] = {"engine": engine, "regularise": regularise}
+    alone = pn.NeuralSDE(field, torch.zeros_like, per_sample=True, **still)
+    one = pn.NeuralSDE(field, torch.zeros_like, **still)
+    y, parts = alone(x, [0.5, 1.0], seed=1), []
+    for i in range(3):
+        assert_close(y[:, i : i + 1], one(x[i : i + 1], [0.5, 1.0], seed=1), 1e-10)
+        parts.append(one.penalty)
+    assert_close(alone.penalty, torch.stack(parts).mean(), 1e-10, 1e-14)
+    assert_close(alone(x, seed=1), y[-1], 1e-10)
+    (y.sum() + alone.penalty).backward()
+    assert field[0].weight.grad.abs().max() > 0
+    noisy = pn.NeuralSDE(field, torch.ones_like, dt=0.1, per_sample=True, **still)
+    same = x[:1].expand(3, 2)
+    a, b = noisy(same, seed=2), noisy(same, seed=2)
+    assert torch.equal(a, b) and float((a[0] - a[1]).detach().abs().min()) > 1e-6
+    with pytest.raises(ps.InputError, match="first axis is the batch"):
+        noisy(torch.tensor(1.0, dtype=F64))
+
+
 def test_random_ends(engine: str) -> None:
     """du = dt: the outputs are the times at which they were taken."""
     model = pn.NeuralSDE(torch.ones_like, torch.zeros_like, dt=0.25, engine=engine,
