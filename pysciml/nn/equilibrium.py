@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pysciml.callbacks import DiscreteCallback, terminate
 from pysciml.engines.base import Stats
 from pysciml.errors import InputError, SolveError
 from pysciml.nn.field import check_field, require_tensor
-from pysciml.nn.record import last_of
+from pysciml.nn.record import Recorded, last_of
+from pysciml.nn.regularise import JacobianFrobenius, as_regularisers
 from pysciml.options import positive, require_count
 from pysciml.problems import ODEProblem
 from pysciml.signatures import require_function
@@ -21,7 +22,7 @@ from pysciml.solve import solve
 __all__ = ["DeepEquilibrium"]
 
 
-class DeepEquilibrium(nn.Module):
+class DeepEquilibrium(Recorded):
     """``z* = f(z*, x)``, with gradients by the implicit function theorem: memory of one layer.
 
     Parameters
@@ -38,6 +39,10 @@ class DeepEquilibrium(nn.Module):
     max_iters, memory : int
         Most iterations, and how many of them Anderson's method combines.
     alg, engine : of solver="ode"
+    regularise : JacobianFrobenius, optional
+        In training: ``weight * mean over the batch of |e^T df/dz|^2`` at the fixed point, which is
+        held, e normal; where it is small iterations are few. The others are of paths in time, and a
+        fixed point has none. See :attr:`penalty`.
 
     Attributes
     ----------
@@ -49,7 +54,8 @@ class DeepEquilibrium(nn.Module):
     SolveError
         Where no fixed point is found.
 
-    Sources: Bai, Kolter, Koltun, "Deep equilibrium models", NeurIPS 2019; Walker and Ni, "Anderson
+    Sources: Bai, Kolter, Koltun, "Deep equilibrium models", NeurIPS 2019;
+    "Stabilizing equilibrium models by Jacobian regularization", ICML 2021; Walker and Ni, "Anderson
     acceleration for fixed-point iterations", SIAM J. Numer. Anal. 49, 2011.
     """
 
@@ -64,8 +70,16 @@ class DeepEquilibrium(nn.Module):
         memory: int = 6,
         alg: Any = None,
         engine: str = "auto",
+        regularise: Any = None,
     ) -> None:
         super().__init__()
+        self.regularise = as_regularisers(regularise)
+        for r in self.regularise:
+            if not isinstance(r, JacobianFrobenius):
+                raise InputError(
+                    f"DeepEquilibrium does not take {type(r).__name__}: it is of a path in time, "
+                    "and a fixed point has none; give JacobianFrobenius, or leave it out."
+                )
         if solver not in ("anderson", "ode"):
             raise InputError(f"solver is {solver!r}; give 'anderson' or 'ode'.")
         positive("tol", tol)
@@ -106,6 +120,7 @@ class DeepEquilibrium(nn.Module):
                     "f gave inf or NaN at the start of the iteration; check x, z0 and the weights."
                 )
             z = self._steady(z0, x) if self.solver == "ode" else self._forward(z0, x)
+        last_of(self).penalty = self._jacobian(z.detach(), x) if self.training else None
         out = self.f(z, x)
         if not (torch.is_grad_enabled() and out.requires_grad):
             return out
@@ -124,6 +139,16 @@ class DeepEquilibrium(nn.Module):
 
         out.register_hook(backward)
         return out
+
+    def _jacobian(self, z: Tensor, x: Tensor) -> Tensor | None:
+        """The penalty at a fixed point, which is held, 0-d."""
+        if not self.regularise:
+            return None
+        (r,) = self.regularise
+        assert isinstance(r, JacobianFrobenius)
+        pull = torch.func.vjp(lambda z: self.f(z, x), z)[1]
+        rows = pull(torch.randn_like(z))[0].reshape(len(z) if z.ndim > 1 else 1, -1)
+        return r.weight * rows.square().sum(1).mean()
 
     def _first(self, z0: Tensor, x: Tensor) -> Any:
         """``f`` once; InputError where it cannot be called with these."""
