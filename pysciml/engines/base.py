@@ -372,7 +372,9 @@ class Engine(ABC):
     def require_tuning(self, tuning: Tuning, callbacks: tuple[Any, ...]) -> None:
         """Raise EngineError where this engine does not choose steps so."""
         names = [k for k in ("force_dtmin", "controller", "initializealg") if getattr(tuning, k)]
-        names += ["isoutofdomain" for c in callbacks if c.kind == "domain"]
+        # those that are made of others have no kind of their own
+        kinds = [getattr(c, "kind", None) for c in callbacks]
+        names += ["isoutofdomain"] * ("domain" in kinds)
         if names:
             raise EngineError(
                 f"{names[0]} was given, which the {self.name} engine does not have; leave it out, "
