@@ -153,14 +153,13 @@ def stiff_node() -> Problem:
     The slow species' rates and where the fast one relaxes to are a network of the scaled species,
     fitted to those of ROBER's solution over eleven decades of time.
     """
-    k, size = ROBER_RATES, FAST_SIZE
-
-    def robertson(t: float, u: Any) -> list[Any]:
-        slow, fast, fastest = k[0] * u[0], k[1] * u[1] * u[2], k[2] * u[1] ** 2
-        return [fast - slow, slow - fast - fastest, fastest]
-
+    k, size, base = ROBER_RATES, FAST_SIZE, rober()
+    log_k = {"log_k": base.p["log_k"].numpy()}
     t = np.concatenate([[0.0], np.logspace(-6, 5, 400)])
-    found = solve_ivp(robertson, (0.0, 1e5), [1.0, 0.0, 0.0], "Radau", t, rtol=1e-10, atol=1e-14)
+    found = solve_ivp(
+        lambda t, u: base.rhs(u, log_k, t, np), base.tspan, base.u0.numpy(), "Radau", t,
+        rtol=1e-10, atol=1e-14,
+    )  # fmt: skip
     a, b, c = torch.as_tensor(found.y)
     # the fast species where its own rate is zero, and how fast the others are there
     rest = (torch.sqrt((k[1] * c) ** 2 + 4 * k[2] * k[0] * a) - k[1] * c) / (2 * k[2])
@@ -176,7 +175,7 @@ def stiff_node() -> Problem:
         return xp.stack([-e[..., 0], fast, e[..., 2]], -1)
 
     return replace(
-        rober(), name="stiff_node", title="stiff neural ODE (3-16-16-3) on ROBER", rhs=rhs, p=p
+        base, name="stiff_node", title="stiff neural ODE (3-16-16-3) on ROBER", rhs=rhs, p=p
     )
 
 

@@ -70,7 +70,7 @@ def solve_batch(
         with plain_mode():
             setup = Flattened(template, engine, ())
             problem = setup.flat_problem()
-            if not engine.solves_members(problem):
+            if not engine.solves_members(problem, alg):
                 return None
             grid = saveat_grid(o["saveat"], setup.t0_t, setup.t1_t)
             index = state_indices(o["save_idxs"], setup.state)

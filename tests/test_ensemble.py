@@ -391,7 +391,7 @@ def test_the_same_bits_on_any_number_of_threads() -> None:
 
 
 @pytest.mark.julia
-@pytest.mark.parametrize("name", ["default", "Rodas5P", "Vern7"])
+@pytest.mark.parametrize("name", ["default", "Rodas5P", "Vern7", "Feagin12"])
 def test_other_algorithms_and_sensitivities(name: str) -> None:
     u0, p = batches(6)
     alg = None if name == "default" else getattr(ps, name)()

@@ -248,6 +248,9 @@ def test_for_equations_with_noise_or_delays_they_are_refused() -> None:
     prob = ps.SDEProblem(decay, lambda u, p, t: 0.1 * u, f64(1.0), (0.0, 1.0), f64(1.0))
     with pytest.raises(EngineError, match="force_dtmin is for ODEs and DAEs"):
         ps.solve(prob, ps.SOSRI(), force_dtmin=True, engine="julia")
+    late = ps.DDEProblem(lambda u, h, p, t: -h(p, t - 1), f64(1.0), lambda p, t: f64(1.0), (0, 1))
+    with pytest.raises(EngineError, match="force_dtmin is for ODEs and DAEs"):
+        ps.solve(late, ps.MethodOfSteps(ps.Tsit5()), force_dtmin=True, engine="julia")
 
 
 @pytest.mark.julia

@@ -110,7 +110,7 @@ class BrownianInterval:
 
     def __repr__(self) -> str:
         return (
-            f"BrownianInterval(t0={self._times[0]:g}, t1={self._times[-1]:g}, "
+            f"{type(self).__name__}(t0={self._times[0]:g}, t1={self._times[-1]:g}, "
             f"size={tuple(self.shape)}, entropy={self.entropy})"
         )
 

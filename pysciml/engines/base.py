@@ -434,7 +434,7 @@ class Engine(ABC):
             f"{self.name} engine pysciml.SolveBVP() or pysciml.Shooting()."
         )
 
-    def solves_members(self, problem: FlatProblem) -> bool:
+    def solves_members(self, problem: FlatProblem, alg: Algorithm | None) -> bool:
         """Whether :meth:`solve_members` takes ensembles of such a problem."""
         return False
 

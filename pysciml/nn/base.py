@@ -17,14 +17,14 @@ from pysciml.nn.record import Recorded, last_of
 from pysciml.nn.regularise import (
     as_regularisers,
     integrals_in,
-    mean_of_integrals,
     require_width,
     steps_in,
     sum_over_steps,
+    with_integrals,
     with_random_ends,
 )
-from pysciml.nn.step_estimates import over_steps, step_estimates, tolerance_of
-from pysciml.nn.times import as_saveat, end_of, output_times, solution_at, through_end
+from pysciml.nn.step_estimates import each_step, over_steps, step_estimates, tolerance_of
+from pysciml.nn.times import as_saveat, direction_of, end_of, output_times, solution_at, through_end
 from pysciml.problems import ODEProblem, check_tspan, hand_on, plans_of
 from pysciml.solution import Solution
 from pysciml.solve import solve
@@ -201,8 +201,7 @@ class ContinuousModule(Recorded):
         if kinds or penalty is None:
             u, integrals = self._with_integrals(u0, kinds, span, saveat, None, p, rows, **more)
             if kinds:
-                own = mean_of_integrals(weighted, integrals)
-                penalty = own if penalty is None else penalty + own
+                penalty = with_integrals(penalty, weighted, integrals)
         return u, penalty
 
     def _penalty_of_steps(
@@ -232,10 +231,7 @@ class ContinuousModule(Recorded):
     def _estimated(self, sol: Solution, slopes: Any, entries: int | None = None) -> Tensor:
         """The penalty of one solve's steps, 0-d: of all entries of the state, or the first."""
         u = sol.u if entries is None else sol.u[..., :entries]
-        t = sol.t.detach()
-        h = t.diff()
-        real = h != 0  # both sides of an event are there
-        t, h, start, end = t[:-1][real], h[real], u[:-1][real], u[1:][real]
+        t, h, start, end = each_step(sol.t, u)
         abstol = tolerance_of(self.options["abstol"], u.shape[1:], u)
         reltol = float(self.options["reltol"])
         error, stiffness = step_estimates(slopes, t, h, start, end, abstol, reltol)
@@ -246,7 +242,6 @@ class ContinuousModule(Recorded):
         p: Any = None, rows: Any = (), **more: Any,
     ) -> tuple[Any, Tensor]:  # fmt: skip
         """States as :meth:`_states`, and the integrals over the whole span, (batch, k)."""
-        t0, t1 = (float(torch.as_tensor(t).detach()) for t in span)
         grid = end_of(span[1]) if saveat is None else saveat
         alone, k = self.per_sample, len(kinds)
         batch = len(u0) if alone or u0.ndim > 1 else 1
@@ -260,13 +255,13 @@ class ContinuousModule(Recorded):
         full = torch.cat([u0.reshape(batch, -1), zeros], dim=1)
         full = full if alone or u0.ndim > 1 else full.reshape(-1)
         out = self._solved(
-            beside, full, span, through_end(grid, span[1]),
+            beside, full, span, through_end(grid, span),
             (() if p is None else p, () if noise is None else noise),
             (rows, () if noise is None else True), **more,
         )  # fmt: skip
         columns = out.reshape(len(out), batch, -1)
         u = columns[: len(grid), :, :-k].reshape(len(grid), *u0.shape)
-        return (u[0] if saveat is None else u), (1.0 if t1 > t0 else -1.0) * columns[-1, :, -k:]
+        return (u[0] if saveat is None else u), direction_of(span) * columns[-1, :, -k:]
 
     def _beside(self, kinds: tuple[str, ...], shape: tuple[int, ...]) -> Integrals:
         """The field with these integrals, the same each time: kernels are found again by it."""

@@ -13,8 +13,8 @@ from pysciml.errors import InputError
 from pysciml.nn.base import ContinuousModule
 from pysciml.nn.field import require_tensor
 from pysciml.nn.record import last_of
-from pysciml.nn.regularise import integrals_in, mean_of_integrals, with_random_ends
-from pysciml.nn.times import end_of
+from pysciml.nn.regularise import integrals_in, with_integrals, with_random_ends
+from pysciml.nn.times import direction_of, end_of
 from pysciml.options import is_whole, require_count
 
 __all__ = ["FFJORD"]
@@ -121,11 +121,9 @@ class FFJORD(ContinuousModule):
         last = last_of(self)
         last.penalty = self._penalty_of_steps(x, span, None)[0] if self.training else None
         if weighted:
-            own = mean_of_integrals(weighted, integrals[:, 1:])
-            last.penalty = own if last.penalty is None else last.penalty + own
-        sign = 1.0 if float(span[1]) > float(span[0]) else -1.0
+            last.penalty = with_integrals(last.penalty, weighted, integrals[:, 1:])
         # d log p(x(t)) / dt = - trace, and log |dz/dx| is what log p gains on the way
-        return z, sign * integrals[:, 0]
+        return z, direction_of(span) * integrals[:, 0]
 
 
 def _shape(given: Any) -> tuple[int, ...]:

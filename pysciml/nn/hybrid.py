@@ -15,12 +15,12 @@ from pysciml.nn.field import Field, Integrals, require_tensor, takes_time
 from pysciml.nn.record import last_of
 from pysciml.nn.regularise import (
     integrals_in,
-    mean_of_integrals,
     steps_in,
+    with_integrals,
     with_random_ends,
 )
-from pysciml.nn.step_estimates import over_steps
-from pysciml.nn.times import end_of, solution_at, through_end
+from pysciml.nn.step_estimates import each_step, over_steps
+from pysciml.nn.times import direction_of, end_of, solution_at, through_end
 from pysciml.options import is_whole
 from pysciml.problems import check_tspan
 from pysciml.solution import Solution
@@ -280,22 +280,26 @@ class HybridODE(ContinuousModule):
         else:
             grid = end_of(span[1]) if given is None else given
             sol = self._through(
-                row, mode, kinds, noise, span, saveat=through_end(grid, span[1]) if kinds else grid
+                row, mode, kinds, noise, span, saveat=through_end(grid, span) if kinds else grid
             )
             u, penalty = sol.u, None
             out = u[: len(grid)]
         if kinds:
-            sign = 1.0 if float(sol.t[-1]) > float(sol.t[0]) or len(sol.t) == 1 else -1.0
-            integrals = sign * u[-1:, size : size + len(kinds)]
-            own = mean_of_integrals(weighted, integrals)
-            penalty = own if penalty is None else penalty + own
+            integrals = direction_of(span) * u[-1:, size : size + len(kinds)]
+            penalty = with_integrals(penalty, weighted, integrals)
         return sol, out[:, :size], penalty
 
     def _through(
-        self, row: Tensor, mode: int, kinds: tuple[str, ...], noise: Any, span: Any, **more: Any
+        self,
+        row: Tensor,
+        mode: int,
+        kinds: tuple[str, ...],
+        noise: Any,
+        span: Any,
+        saveat: Any = None,
     ) -> Solution:
         """One sample's solution with integrals beside it."""
-        every = more.get("saveat") is None
+        every = saveat is None
         key: Any = (len(row), kinds, every)
         transitions: list[Any] = list(self.transitions)
         found = self._made.get(key)
@@ -313,12 +317,12 @@ class HybridODE(ContinuousModule):
         if len(self._timed) > 1:
             parts.append(row.new_full((1,), float(mode)))
         start = row if len(parts) == 2 and not kinds else torch.cat(parts)
-        return self._solve(found[0], start, span, noise, callback=found[1], **more)
+        return self._solve(found[0], start, span, noise, saveat, callback=found[1])
 
     def _slopes(self, sol: Solution, size: int) -> Any:  # type: ignore[override]
         modes = None
         if len(self._timed) > 1:
-            modes = sol.u[:-1, -1].detach()[sol.t.detach().diff() != 0]
+            modes = each_step(sol.t, sol.u[:, -1].detach())[2]
         each = over_steps(lambda u, t, m: self._field(u, m, t.to(u.dtype)))
         return lambda u, t: each(u, t, t if modes is None else modes)
 

@@ -15,7 +15,7 @@ from pysciml.ensemble import EnsembleSolution
 from pysciml.errors import InputError
 from pysciml.nn.base import ContinuousModule
 from pysciml.nn.field import Field, Integrals
-from pysciml.nn.step_estimates import over_steps
+from pysciml.nn.step_estimates import each_step, over_steps
 from pysciml.solution import Solution
 
 __all__ = ["NeuralDDE"]
@@ -166,9 +166,8 @@ class NeuralDDE(ContinuousModule):
         field = self._field
         assert isinstance(field, _Delayed)
         t0, p = float(sol.t[0].detach()), sol.prob.p
-        times = sol.t.detach()
-        steps = times.diff()
-        middles = (times[:-1] + steps / 2)[steps != 0]
+        begins, steps, *_ = each_step(sol.t, sol.u)
+        middles = begins + steps / 2
         value = over_steps(lambda x, t: field.value(x, t.to(x.dtype)))
 
         def slopes(u: Tensor, t: Tensor) -> Tensor:

@@ -22,11 +22,12 @@ from pysciml.nn.regularise import (
     RandomEndTime,
     as_regularisers,
     integrals_in,
-    mean_of_integrals,
     steps_in,
     sum_over_steps,
+    with_integrals,
 )
 from pysciml.nn.step_estimates import (
+    each_step,
     integrals_over_steps,
     noisy_step_estimates,
     over_steps,
@@ -123,7 +124,8 @@ class NeuralJumpSDE(Recorded):
             Field(intensity, takes_time(intensity, "intensity")), jump,
             None if diffusion is None else Field(diffusion, takes_time(diffusion, "diffusion")),
         )  # fmt: skip
-        self._made: dict[Any, tuple[Observed, Noise, list[Event]]] = {}
+        self._made: dict[Any, tuple[Observed, list[Event]]] = {}
+        self._noise = Noise(self._parts, 1)
         self._own_noise = Noise(self._parts, 0)
         self._jumps = [
             VariableRateJump(Rate(self._parts, i), Jump(self._parts, i, kinds))
@@ -145,13 +147,12 @@ class NeuralJumpSDE(Recorded):
         beside = kinds if self.diffusion is None else ()
         every = bool(of_steps) or beside != kinds
         sol = self._along(u0, times, marks, None, seed, beside, every)
-        size, parts = len(u0), []
+        size = len(u0)
+        if of_steps:
+            last.penalty = sum_over_steps(of_steps, *self._estimates(sol, size))
         if kinds:
             integrals = sol.u[-1:, size:-1] if beside else self._integrals(sol, size, kinds)
-            parts.append(mean_of_integrals(weighted, integrals))
-        if of_steps:
-            parts.append(sum_over_steps(of_steps, *self._estimates(sol, size)))
-        last.penalty = torch.stack(parts).sum() if parts else None
+            last.penalty = with_integrals(last.penalty, weighted, integrals)
         return sol.u[-1, -1]
 
     def solve(
@@ -183,10 +184,10 @@ class NeuralJumpSDE(Recorded):
         if found is None:  # kernels are found again by them
             parts, beside = self._parts, len(kinds) + 1
             found = self._made[key] = (
-                Observed(parts, kinds, size), Noise(parts, beside),
+                Observed(parts, kinds, size),
                 [Event(parts, i, self.kinds, beside) for i in range(self.kinds)],
             )  # fmt: skip
-        observed, diffusion, affects = found
+        observed, affects = found
         events = [
             PresetTimeCallback(times[marks == i], e, save_positions=(every, every))
             for i, e in enumerate(affects)
@@ -202,7 +203,7 @@ class NeuralJumpSDE(Recorded):
         if self.diffusion is None:
             prob = ODEProblem(observed, full, self.tspan, noise)
         else:
-            prob = SDEProblem(observed, diffusion, full, self.tspan, noise)
+            prob = SDEProblem(observed, self._noise, full, self.tspan)
             more["seed"] = seed
         sol: Solution = solve(prob, self.alg, engine=self.engine, **more)
         last_of(self).stats = sol.stats
@@ -220,10 +221,8 @@ class NeuralJumpSDE(Recorded):
 
     def _estimates(self, sol: Solution, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Error, stiffness and lengths of the steps of a solution that has both sides of events."""
-        t, u = sol.t.detach().double(), sol.u[:, :size]
-        h = t.diff()
-        real = h != 0
-        at, h, start, end = t[:-1][real], h[real], u[:-1][real], u[1:][real]
+        u = sol.u[:, :size]
+        at, h, start, end = each_step(sol.t.double(), u)
         drift = self._slopes
         tol = (tolerance_of(self.options["abstol"], size, u), float(self.options["reltol"]))
         if self.diffusion is None:

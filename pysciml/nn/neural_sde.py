@@ -22,10 +22,10 @@ from pysciml.nn.record import Recorded, last_of
 from pysciml.nn.regularise import (
     as_regularisers,
     integrals_in,
-    mean_of_integrals,
     require_width,
     steps_in,
     sum_over_steps,
+    with_integrals,
     with_random_ends,
 )
 from pysciml.nn.step_estimates import (
@@ -217,7 +217,7 @@ class NeuralSDE(Recorded):
         if kinds:
             noise = torch.randn_like(u[0]) if "jacobian" in kinds else None
             parts.append(
-                mean_of_integrals(weighted, integrals_over_steps(drift, t, u, kinds, noise))
+                with_integrals(None, weighted, integrals_over_steps(drift, t, u, kinds, noise))
             )
         if of_steps:
             abstol = tolerance_of(self.options["abstol"], u.shape[1:], u)
@@ -235,8 +235,7 @@ class NeuralSDE(Recorded):
         """``g dW`` of states u (m, ...): g the diffusion there, dw the increments (m, k)."""
         if g.ndim > u.ndim:
             return (g @ dw.reshape(*u.shape[:-1], g.shape[-1], 1))[..., 0]
-        alike = self.noise == "scalar"
-        return g * dw.reshape(*u.shape[:-1], 1 if alike else u.shape[-1])
+        return g * dw.reshape(*u.shape[:-1], -1)
 
     def _problem(self, u0: Any, span: Any) -> SDEProblem:
         """The equation of this batch, its noise's shape as the diffusion gives it."""

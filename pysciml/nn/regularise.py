@@ -28,10 +28,10 @@ __all__ = [
     "StiffnessEstimate",
     "as_regularisers",
     "integrals_in",
-    "mean_of_integrals",
     "require_width",
     "steps_in",
     "sum_over_steps",
+    "with_integrals",
     "with_random_ends",
 ]
 
@@ -137,10 +137,11 @@ def steps_in(regularisers: Iterable[Regulariser]) -> list[Any]:
     return [r for r in regularisers if isinstance(r, (ErrorEstimate, StiffnessEstimate))]
 
 
-def mean_of_integrals(weighted: list[Any], integrals: Tensor) -> Tensor:
-    """The weighted means of integrals (batch, k), summed, 0-d."""
+def with_integrals(penalty: Tensor | None, weighted: list[Any], integrals: Tensor) -> Tensor:
+    """The penalty with the weighted means of integrals (batch, k), 0-d."""
     weights = integrals.new_tensor([r.weight for r in weighted])
-    return (integrals.mean(0) * weights).sum()
+    own = (integrals.mean(0) * weights).sum()
+    return own if penalty is None else penalty + own
 
 
 def sum_over_steps(of_steps: list[Any], error: Tensor, stiffness: Tensor, h: Tensor) -> Tensor:

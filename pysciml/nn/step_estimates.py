@@ -45,6 +45,17 @@ def over_steps(f: Callable[..., Any]) -> Callable[..., Tensor]:
     return values
 
 
+def each_step(t: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Begins and lengths of steps (m,), and the states (m, ...) at both ends of each.
+
+    Both sides of an event are at one time, and no step.
+    """
+    t = t.detach()
+    h = t.diff()
+    real = h != 0
+    return t[:-1][real], h[real], u[:-1][real], u[1:][real]
+
+
 def tolerance_of(abstol: Any, shape: Any, like: Tensor) -> Tensor:
     """The absolute tolerance as a number, or as a tensor of a state's shape."""
     tol = torch.as_tensor(abstol, dtype=like.dtype, device=like.device)

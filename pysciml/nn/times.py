@@ -73,12 +73,17 @@ def end_of(t1: Any) -> Tensor:
     return torch.as_tensor(t1, dtype=torch.float64)[None] if isinstance(t1, Tensor) else _only(t1)
 
 
-def through_end(grid: Tensor, t1: Any) -> Tensor:
-    """Output times, and the end of the time span where it is not their last."""
-    end = end_of(t1)
-    return (
-        grid if float(grid[-1].detach()) == float(end.detach()) else torch.cat([grid, end.to(grid)])
-    )
+def direction_of(tspan: tuple[Any, Any]) -> float:
+    """1.0 for a time span that runs forwards, else -1.0."""
+    t0, t1 = (float(torch.as_tensor(t).detach()) for t in tspan)
+    return 1.0 if t1 > t0 else -1.0
+
+
+def through_end(grid: Tensor, tspan: tuple[Any, Any]) -> Tensor:
+    """Output times, and the end of the time span where they do not reach it."""
+    end = end_of(tspan[1]).to(grid)
+    left = direction_of(tspan) * (float(end.detach()) - float(grid[-1].detach()))
+    return torch.cat([grid, end]) if left > 0.0 else grid
 
 
 def solution_at(sol: Any, times: Tensor) -> Any:

@@ -89,7 +89,7 @@ def test_gradient_by_finite_differences() -> None:
         return model.penalty
 
     got = torch.autograd.grad(penalty(), [u0, w, model.log_lags])
-    for x, g in zip([u0, w], got, strict=False):
+    for x, g in zip([u0, w, model.log_lags], got, strict=True):
         e = torch.randn_like(x)
         values = []
         for sign in (1.0, -1.0):
@@ -99,7 +99,6 @@ def test_gradient_by_finite_differences() -> None:
             with torch.no_grad():
                 x.sub_(sign * 1e-5 * e)
         assert_close((g * e).sum(), f64((values[0] - values[1]) / 2e-5), 1e-4)
-    assert got[2].abs().max() > 0
 
 
 def test_samples_by_themselves_and_random_ends() -> None:

@@ -56,6 +56,12 @@ bare(t::Tuned) = t.alg
 tuning(alg) = (;)
 tuning(t::Tuned) = t.options
 
+# A controller by `make`, of an algorithm; algorithms made of others have one for each.
+controller(make, alg) = make(alg)
+controller(make, w::WithoutPrototype) = controller(make, w.alg)
+controller(make, alg::OrdinaryDiffEqCore.CompositeAlgorithm) =
+    OrdinaryDiffEqCore.CompositeController(map(make, alg.algs))
+
 """
     object(text, packages)
 

@@ -33,8 +33,8 @@ const DELAY_A = [integral(l, c) for c in DELAY_C, l in 1:STAGES]
 const FORMED = 48
 
 # What the way back works with. `starts` and `stages` hold cotangents of the polynomials: of their
-# values at the beginning of each step, and of their slopes at its nodes. What stands below `lags_move` is
-# of one step, one column a node.
+# values at the beginning of each step, and of their slopes at its nodes. What stands below
+# `lags_move` is of one step, one column a node.
 struct DelayedSweep{T, S}
     d::Delayed{T}
     sol::S
@@ -71,10 +71,12 @@ function DelayedSweep(h::Handle{T}, events::Vector{T}, reltol) where {T}
     mesh, passing = delayed_mesh(d, sol, p, same, reltol, jumps)
     steps = length(mesh) - 1
     return DelayedSweep{T, typeof(sol)}(
-        d, sol, p, mesh, passing, jumps, zero(jumps), same, max(min(T(reltol) / 1000, T(1.0e-6)), 100 * eps(T)),
+        d, sol, p, mesh, passing, jumps, zero(jumps), same,
+        max(min(T(reltol) / 1000, T(1.0e-6)), 100 * eps(T)),
         zeros(T, n, steps + 1), zeros(T, n, STAGES, steps),
         Gathered(d.rhs, p, width, n), Gathered(d.asked, p, width, asks),
-        Gathered(d.history, p, width, n), d.times_by_p || any(==(2), d.moved), zeros(T, width, STAGES), zeros(T, asks, STAGES), zeros(T, n, asks, STAGES),
+        Gathered(d.history, p, width, n), d.times_by_p || any(==(2), d.moved),
+        zeros(T, width, STAGES), zeros(T, asks, STAGES), zeros(T, n, asks, STAGES),
         zeros(T, n, asks, STAGES), zeros(T, asks), zeros(T, asks, width), zeros(T, n * STAGES),
         zeros(T, width, STAGES), Matrix{T}[], (zeros(T, n), zeros(T, width), zeros(T, width))
     )

@@ -192,7 +192,7 @@ end
 # Kernels are fetched from Python before the threads start: an implicit method needs these at any
 # time, also where the first member went without.
 function prepare!(f::Functions, alg)
-    (bare(alg) isa EXPLICIT) || foreach(ensure!, (f.jac, f.tgrad))
+    alg isa EXPLICIT || foreach(ensure!, (f.jac, f.tgrad))
     return
 end
 const EXPLICIT = Union{Tsit5, Vern7}

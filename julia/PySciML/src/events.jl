@@ -92,6 +92,8 @@ struct Outside{T} <: Function
     condition::Condition{T}
 end
 (o::Outside)(u, p, t) = o.condition(u, t) != 0
+(o::Outside)(u::AbstractVector{<:ForwardDiff.Dual}, p, t) =
+    o(ForwardDiff.value.(u), p, ForwardDiff.value(t))
 
 "The algorithm with the domain that is among the events, if any."
 function within_domain(alg, events::Vector{Event{T}}) where {T}

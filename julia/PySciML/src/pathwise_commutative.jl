@@ -27,8 +27,8 @@ function back!(s::MilsteinCommutative, b::Backwards{T}, lambda, u, t, dt, dW) wh
     b.x.drift.value(b.f, u, b.p, t)
     b.x.diffusion.value(b.g, u, b.p, t)
     weight(j, k) = (dW[j] * dW[k] - (j == k && !s.stratonovich ? dt : zero(T))) / (2 * root)
-    of_g = fill!(b.work, zero(T))
-    apply_cotangent!(of_g, lambda, dW)
+    of_diffusion!(b, lambda, dW, one(T))
+    of_g = copyto!(b.work, 1, b.w, n + 1, length(b.work))
     fill!(b.mu, zero(T))                         # of all H_k together
     for k in 1:columns
         for j in 1:columns, i in 1:n
@@ -46,14 +46,5 @@ function back!(s::MilsteinCommutative, b::Backwards{T}, lambda, u, t, dt, dW) wh
     copyto!(b.w, n + 1, of_g, 1, length(of_g))
     copyto!(lambda, b.mu)
     add!(lambda, one(T), pull_whole!(b, u, t))
-    return
-end
-
-# of_g += lambda dW'
-function apply_cotangent!(of_g, lambda, dW)
-    n = length(lambda)
-    for k in eachindex(dW), i in 1:n
-        of_g[(k - 1) * n + i] += lambda[i] * dW[k]
-    end
     return
 end

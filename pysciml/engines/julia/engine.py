@@ -169,8 +169,8 @@ def goes_by_outputs(problem: FlatProblem, options: SolveOptions) -> bool:
     """Whether a gradient needs the outputs alone: see ``Checkpointed`` in Julia."""
     if problem.jumps is not None or problem.form in ("sde", "dde", "rode"):
         return False
-    checkpointed = isinstance(options.sensealg, (GaussAdjoint, InterpolatingAdjoint))
-    return checkpointed and options.sensealg.checkpointing  # type: ignore[union-attr]
+    sensealg = options.sensealg
+    return isinstance(sensealg, (GaussAdjoint, InterpolatingAdjoint)) and sensealg.checkpointing
 
 
 def _flat(x: Any, dtype: str) -> Array | None:
@@ -408,7 +408,7 @@ class JuliaEngine(Engine):
         self, problem: FlatProblem, alg: Algorithm | None, tuning: Tuning, sparse: bool = False
     ) -> int:
         made = algorithm_expression(alg, problem.kind, sparse)
-        if tuning is not UNTUNED and tuning != UNTUNED:
+        if tuning != UNTUNED:
             made = tuned_expression(alg, *made, tuning, problem.dtype)
         return self.object(*made)
 
@@ -527,14 +527,20 @@ class JuliaEngine(Engine):
 
     # -- ensembles -----------------------------------------------------------------------------
 
-    def solves_members(self, problem: FlatProblem) -> bool:
+    def solves_members(self, problem: FlatProblem, alg: Algorithm | None) -> bool:
         # what is called back in Python, a derivative or all, holds the parameters of one solve
         called_back = isinstance(problem.functions, CallbackFunctions)
         kernels = getattr(problem.functions, "kernels", None)
         if kernels is not None:
             roles = ("jac:u", "vjp:up" if len(problem.p) else "vjp:u")
             called_back = not all(map(kernels.available, roles))
-        return not (problem.kind != "ode" or problem.form or problem.callbacks or called_back)
+        return not (
+            problem.kind != "ode"
+            or problem.form
+            or problem.callbacks
+            or called_back
+            or is_coarse(alg)
+        )
 
     def solve_members(
         self,

@@ -106,13 +106,9 @@ def tuned_expression(
         used.append("OrdinaryDiffEqCore")
         given = [f"{k} = {_value(x, k, used)}" for k, x in tuning.controller.options.items()]
         number = "Float32" if dtype == "float32" else "Float64"
-        core = "OrdinaryDiffEqCore"
-        one = f"a -> {core}.{tuning.controller.name}({number}, a; {', '.join(given)})"
-        # algorithms made of others have one for each
-        options.append(
-            f"controller = alg isa {core}.CompositeAlgorithm ? "
-            f"{core}.CompositeController(map({one}, alg.algs)) : ({one})(alg)"
-        )
+        name = f"OrdinaryDiffEqCore.{tuning.controller.name}"
+        one = f"a -> {name}({number}, a; {', '.join(given)})"
+        options.append(f"controller = PySciML.controller({one}, alg)")
     text = f"let alg = {text}; PySciML.Tuned(alg, (; {', '.join(options)})) end"
     return text, tuple(dict.fromkeys(used))
 
