@@ -288,8 +288,7 @@ def test_implicit_extrapolation_and_its_gradient(name) -> None:
     sol = ps.solve(prob, ps.algorithms.algorithm(name)(), saveat=[2.0], **TIGHT)
     (gradient,) = torch.autograd.grad(sol.u.sum(), [p])
     np.testing.assert_allclose(sol.u.detach()[-1, 0], math.exp(-1.4), rtol=1e-6)
-    # their steps are long, and between them stands a cubic
-    np.testing.assert_allclose(gradient, -2 * math.exp(-1.4), rtol=2e-4)
+    np.testing.assert_allclose(gradient, -2 * math.exp(-1.4), rtol=1e-6)
 
 
 def test_krylov_solver_gives_the_solution_of_the_direct_one() -> None:
@@ -318,12 +317,13 @@ def test_every_algorithm_by_name(name) -> None:
     options = {"engine": "julia", "saveat": [0.5, 1.0]}
     want = ps.solve(prob, ps.Vern9(), abstol=1e-13, reltol=1e-13, **options).u
     try:
-        got = ps.solve(prob, alg, abstol=1e-7, reltol=1e-7, **options).u
+        got, bound = ps.solve(prob, alg, abstol=1e-7, reltol=1e-7, **options).u, 1e-5
     except (EngineError, InputError) as error:
         if "choice of dt" not in str(error) and name not in NO_ERROR_CONTROL:
             raise
-        got = ps.solve(prob, alg, dt=1e-3, adaptive=False, **options).u
-    assert (got - want).abs().max() < 2e-3
+        # the order of some is one
+        got, bound = ps.solve(prob, alg, dt=1e-3, adaptive=False, **options).u, 2e-3
+    assert (got - want).abs().max() < bound
 
 
 @pytest.mark.filterwarnings("ignore::pysciml.CaptureWarning")

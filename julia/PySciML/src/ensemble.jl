@@ -197,9 +197,10 @@ function prepare!(f::Functions, alg)
 end
 const EXPLICIT = Union{Tsit5, Vern7}
 
-# Vectors of one type, which is known at run time only.
+# Vectors of one type, which is known at run time only: inference would go through all algorithms.
 seats(models, alg, members, tspan, options, dense) =
-    [Seat(m, integrator(m, alg, members, tspan, options, dense)) for m in models]
+    [Seat(m, anew(m, alg, members, tspan, options, dense)) for m in models]
+anew(model, alg, rest...) = Base.inferencebarrier(integrator)(model, alg, rest...)
 
 integrator(model, alg, members, tspan, options, dense) = nothing
 function integrator(model, alg::EXPLICIT, members, tspan, options::Options{T}, dense) where {T}
@@ -232,7 +233,7 @@ function member!(seat::Seat, alg, members, tspan, options, dense, i)
     SciMLBase.solve!(x)
     # what stopped on its way has marks of it left
     SciMLBase.successful_retcode(x.sol.retcode) ||
-        (seat.integrator = integrator(seat.model, alg, members, tspan, options, dense))
+        (seat.integrator = anew(seat.model, alg, members, tspan, options, dense))
     return x.sol, x.t
 end
 
