@@ -20,6 +20,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--problems", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--peers", nargs="+", metavar="NAME", help="only methods that contain NAME")
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, help="how long each point is run, 5 times at least"
+    )
     parser.add_argument("--quick", action="store_true", help="two problems, few and short runs")
     parser.add_argument(
         "--out",
@@ -32,7 +35,8 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", module="torchode|torchtyping|torch.jit")
     warnings.filterwarnings("ignore", message=".*torch.jit.*")
-    budget, reltols, names = Budget(), RELTOLS, arguments.problems
+    budget = Budget(seconds=arguments.seconds)
+    reltols, names = RELTOLS, arguments.problems
     if arguments.quick:
         budget, reltols = Budget(runs=1, seconds=0.0), (1e-3, 1e-5)
         names = [name for name in names if name in ("lotka_volterra_ude", "spiral_node")]
