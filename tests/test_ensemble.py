@@ -350,6 +350,7 @@ def test_members_are_not_moved_by_those_before_them(name: str, saveat: Any) -> N
         want = ps.solve(ps.remake(prob, u0=u0[i], p=p[i : i + 1]), alg, **options)
         assert sim.retcodes[i] == want.retcode
         assert sim[i].stats == want.stats
+        assert bool(want.t[-1] < 1.0) == (i % 3 == 0)
         count = len(want.t) if saveat is None else sum(map(saveat.__contains__, want.t.tolist()))
         assert torch.equal(sim[i].t, want.t[:count]) and torch.equal(sim[i].u, want.u[:count])
     assert [code == "Success" for code in sim.retcodes] == [i % 3 != 0 for i in range(12)]

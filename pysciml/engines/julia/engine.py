@@ -483,16 +483,20 @@ class JuliaEngine(Engine):
             times = array(r.event_times, (k,), "float64").tolist()
             which = array(r.event_indices, (k,), "int64").tolist()
             happened = list(zip(times, which, strict=True))
-        at_saveat = saveat is not None and not k and m == len(saveat)
+        retcode = self.bridge.retcodes[r.retcode]
+        stopped = retcode not in ("Success", "Terminated")
+        at_saveat = saveat is not None and not (k or stopped) and m == len(saveat)
         if saveat is not None and at_saveat:
             t, source = saveat.copy(), np.arange(m)
         else:
             t, source = array(r.t, (m,), "float64"), array(r.source, (m,), "int64")
+            if stopped and m and t[-1] == r.t_reached:
+                source[-1] = FIXED  # the last state, at no time that was asked for
         return FlatSolution(
             t=t,
             u=array(r.u, (m, len(problem.u0)), problem.dtype),
             source=source,
-            retcode=self.bridge.retcodes[r.retcode],
+            retcode=retcode,
             stats=Stats(*r.counts, alg.name if alg else "default"),
             handle=handle,
             t_reached=r.t_reached,
