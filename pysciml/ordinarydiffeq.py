@@ -681,8 +681,10 @@ NO_ERROR_CONTROL: dict[str, str] = {
 }
 
 #: Methods that are wrong in Julia, at any step (OrdinaryDiffEqBDF 2.2, OrdinaryDiffEqStabilizedIRK
-#: 2.0), each with one to use instead.
-WRONG: dict[str, str] = {"SBDF3": "KenCarp3", "SBDF4": "KenCarp4", "IRKC": "KenCarp4"}
+#: 2.0, OrdinaryDiffEqVerner), each with one to use instead.
+WRONG: dict[str, str] = {
+    "SBDF3": "KenCarp3", "SBDF4": "KenCarp4", "IRKC": "KenCarp4", "RKV76IIa": "Vern7"
+}  # fmt: skip
 
 #: The options of algorithms and of ``solve`` that take such values, and which.
 OPTION_VALUES: dict[str, frozenset[str]] = {

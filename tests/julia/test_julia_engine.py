@@ -14,7 +14,7 @@ import torch
 
 import pysciml as ps
 from pysciml.errors import EngineError, InputError
-from pysciml.ordinarydiffeq import ALGORITHMS, COMPOSITES, NEEDS, NO_ERROR_CONTROL, PARTS
+from pysciml.ordinarydiffeq import ALGORITHMS, COMPOSITES, NEEDS, NO_ERROR_CONTROL, PARTS, WRONG
 
 pytestmark = pytest.mark.julia
 
@@ -300,7 +300,7 @@ def test_krylov_solver_gives_the_solution_of_the_direct_one() -> None:
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-8)
 
 
-_EVERY = [n for n in (*ALGORITHMS, *COMPOSITES) if n not in NEEDS and n not in PARTS]
+_EVERY = [n for n in (*ALGORITHMS, *COMPOSITES) if n not in {*NEEDS, *PARTS, *WRONG}]
 #: The first of every package; all of them (a quarter of an hour, mostly compilation) on request.
 _SAMPLE = list({ALGORITHMS.get(n, COMPOSITES.get(n))[0]: n for n in reversed(_EVERY)}.values())
 _NAMES = _EVERY if os.environ.get("PYSCIML_TEST_ALL_ALGORITHMS") else _SAMPLE

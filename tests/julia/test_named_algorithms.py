@@ -56,10 +56,12 @@ def test_orders_of_methods_for_split_equations(alg, order) -> None:
 
 
 @pytest.mark.parametrize(
-    "alg", [ps.SBDF3(), ps.SBDF4(), ps.SBDF(order=3), ps.SBDF(order=4), ps.IRKC()], ids=str
+    "alg",
+    [ps.SBDF3(), ps.SBDF4(), ps.SBDF(order=3), ps.SBDF(order=4), ps.IRKC(), ps.RKV76IIa()],
+    ids=str,
 )
 def test_methods_that_are_wrong_in_julia_are_refused(alg) -> None:
-    with pytest.raises(EngineError, match=r"is wrong in Julia.*use pysciml\.KenCarp"):
+    with pytest.raises(EngineError, match=r"is wrong in Julia.*use pysciml\.(KenCarp|Vern7)"):
         ps.solve(split(), alg, dt=0.01, engine="julia")
 
 

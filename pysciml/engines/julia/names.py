@@ -240,10 +240,7 @@ def refuse_wrong(alg: Algorithm) -> None:
             raise InputError(f"SBDF was given order = {order!r}; give order=1 or order=2.")
         instead = WRONG.get(f"SBDF{order}")
     if instead is not None:
-        raise EngineError(
-            f"{alg!r} is wrong in Julia: its error does not fall with the step; use "
-            f"pysciml.{instead}()."
-        )
+        raise EngineError(f"{alg!r} is wrong in Julia, at any step; use pysciml.{instead}().")
     if alg.package == "OrdinaryDiffEqMultirate" and "m" not in alg.options:
         raise InputError(
             f"{alg.name} takes m steps of the fast part in one of the slow, and m is not given; "
