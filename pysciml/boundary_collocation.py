@@ -342,10 +342,7 @@ class _OnMesh(Engine):
             )
         mesh: Mesh = solution.handle
         times = solution.t if at is None else at
-        dp, of_bc, (t0, t1) = mesh.gradient(times, grad_u, by_times)
-        moved = np.zeros(len(times))
-        if by_times:
-            moved = np.einsum("mn,mn->m", grad_u, mesh.at(times, 1))
+        dp, of_bc, (t0, t1), moved = mesh.gradient(times, grad_u, by_times)
         return FlatGradient(
             u0=np.zeros(self.system.n), p=dp, t0=t0, t1=t1, times=moved,
             callbacks_p=[(of_bc, None)],

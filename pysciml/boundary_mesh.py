@@ -369,9 +369,9 @@ class Mesh:
 
     def gradient(
         self, times: Array, cotangents: Array, by_times: bool = False
-    ) -> tuple[Array, Array, Array]:
-        """The cotangents of f's parameters, of the conditions' and (2,) of the ends of the time
-        span, of those of states (m, n); the last zero without ``by_times``.
+    ) -> tuple[Array, Array, Array, Array]:
+        """The cotangents of f's parameters, of the conditions', (2,) of the ends of the time span
+        and (m,) of the times, of those of states (m, n); the last two zero without ``by_times``.
 
         With the equations ``Phi(y, p) = 0`` and outputs ``U(y, p)``: ``U_p' g - Phi_p' lambda``
         where ``Phi_y' lambda = U_y' g``. The mesh over s stays as it is; the time span moves where
@@ -379,6 +379,7 @@ class Mesh:
         """
         i, k, tau = self.find(times)
         of_pieces = np.zeros((2, len(self.system.pieces))) if by_times else None
+        slopes = np.zeros(len(times))
         if of_pieces is not None:  # what is at s then, was at another s before
             slopes = np.einsum("mn,mn->m", cotangents, self.at(times, 1))
             s = self.system.pieces.find(times)[1]
@@ -399,4 +400,5 @@ class Mesh:
         if of_pieces is not None:
             (starts, rates), length = of_pieces, self.system.pieces.length
             of_ends = np.array([starts[0] - rates[0] / length, rates[-1] / length])
-        return dp, self.system.conditions_pulled(-of_bc, self.y[0], self.y[-1]), of_ends
+        of_conditions = self.system.conditions_pulled(-of_bc, self.y[0], self.y[-1])
+        return dp, of_conditions, of_ends, slopes

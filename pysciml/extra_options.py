@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -98,6 +99,14 @@ class Extra:
             if isinstance(value, AlgorithmName):
                 value = found[name] = value()
             require_value(name, value)
+        controller: Any = found.get("controller")
+        for name, x in controller.options.items() if controller is not None else ():
+            values = x if isinstance(x, (tuple, list)) else (x,)
+            if not all(isinstance(v, numbers.Real) and v == v for v in values):
+                raise InputError(
+                    f"{name} of {controller.name} is {x!r}; give a number, e.g. the default by "
+                    "leaving it out."
+                )
         outside = found.get("isoutofdomain")
         if outside is not None and not callable(outside):
             raise InputError(

@@ -223,7 +223,7 @@ def times_within(times: Any, name: str, t0: float, t1: float, any_order: bool = 
             return found
     try:
         tensor = times if isinstance(times, Tensor) else torch.as_tensor(np.asarray(times, float))
-        if times is None or isinstance(times, bool):
+        if times is None or isinstance(times, (bool, str)):
             raise TypeError
     except (TypeError, ValueError, RuntimeError):
         raise InputError(f"{name} is {times!r}; give a 1-d tensor or sequence of times.") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -101,6 +101,31 @@ def central_difference(loss: Callable[[Tensor], Tensor], x: Tensor, h: float = 1
                 terms.append(loss(moved))
             out[i] = (8.0 * (terms[0] - terms[1]) - (terms[2] - terms[3])) / (12.0 * step)
     return out.reshape(x.shape)
+
+
+def pair_gap(z: Tensor) -> Tensor:
+    """The estimate of Tsit5's pair in a step of ``u' = a u``, relative to u; z is a times the step.
+
+    Their stability functions: exp(z) to z^5, then z^6 / 600; and exp(z) to z^4, then
+    1097 z^5 / 120000 + 161 z^6 / 120000 + z^7 / 24000.
+    """
+    return z**5 / 120 - 1097 * z**5 / 120000 + z**6 / 600 - 161 * z**6 / 120000 - z**7 / 24000
+
+
+def descend(
+    parameters: Iterable[Tensor], loss: Callable[[], Tensor], steps: int, lr: float = 2e-2
+) -> None:
+    """``steps`` of Adam down ``loss()``."""
+    optimiser = torch.optim.Adam(parameters, lr=lr)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        loss().backward()
+        optimiser.step()
+
+
+def penalised(model: Any, x: Tensor, want: Tensor) -> Callable[[], Tensor]:
+    """The mean square of a model's error, and its penalty."""
+    return lambda: (model(x) - want).square().mean() + model.penalty
 
 
 def largest_gap(samples: Tensor) -> float:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 import pysciml as ps
+from delayed import check, constant, decay, oscillator, wave
 from pysciml.errors import EngineError
-from support import F64, assert_close, central_difference, f64
+from support import F64, assert_close, f64
 
 pytestmark = pytest.mark.julia
 TIGHT = {"abstol": 1e-12, "reltol": 1e-12, "engine": "julia"}
@@ -21,25 +22,11 @@ RODAS = ps.MethodOfSteps(ps.Rodas5P())
 ALGORITHMS = [TSIT5, ps.MethodOfSteps(ps.Vern9()), RODAS, None]
 
 
-def check(loss: Callable[[Tensor], Tensor], x: Tensor, rtol: float = 1e-6, h: float = 1e-4) -> None:
-    x = x.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(loss(x), x)
-    assert_close(gradient, central_difference(loss, x, h), rtol=rtol)
-
-
 def check_closed_form(loss: Any, exact: Any, x: Tensor, rtol: float = 1e-8) -> None:
     x = x.clone().requires_grad_()
     value, want = loss(x), exact(x)
     assert_close(value, want, rtol=rtol)
     assert_close(torch.autograd.grad(value, x)[0], torch.autograd.grad(want, x)[0], rtol=rtol)
-
-
-def decay(u: Any, h: Any, p: Any, t: Any) -> Any:
-    return -p[0] * h(p, t - p[1])
-
-
-def constant(p: Any, t: Any) -> Any:
-    return p[2].reshape(1)
 
 
 def term(z: Tensor, a: Tensor, k: int) -> Tensor:
@@ -109,17 +96,6 @@ def test_a_moving_event_in_closed_form(alg: Any, start: float) -> None:
         return (u * WEIGHTS).sum() + 0.3 * t**2 + 2.0 * level * (1 + factor)
 
     check_closed_form(loss, exact, f64(1.3, 0.7, 1.0, start, 0.4, 2.5))
-
-
-def oscillator(u: Any, h: Any, p: Any, t: Any) -> Any:
-    late, later = h(p, t - p["tau"]), h(p, t - 2 * p["tau"] - 0.1)
-    return torch.stack(
-        [p["a"] * late[1] - u[0] * later[0] ** 2, -u[0] + torch.sin(later[1]) + torch.cos(t)]
-    )
-
-
-def wave(p: Any, t: Any) -> Any:
-    return torch.stack([torch.cos(p["w"] * t), p["b"] * t + 0.3])
 
 
 def bounce(x: Tensor) -> ps.ContinuousCallback:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,25 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import pysciml as ps
-from support import F64, assert_close, central_difference, f64
+from delayed import check, constant, decay, oscillator, wave
+from support import F64, assert_close, f64
 
 pytestmark = pytest.mark.julia
 TIGHT = {"abstol": 1e-12, "reltol": 1e-12, "engine": "julia"}
 TSIT5 = ps.MethodOfSteps(ps.Tsit5())
-
-
-def check(loss: Callable[[Tensor], Tensor], x: Tensor, rtol: float = 1e-6, h: float = 1e-4) -> None:
-    x = x.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(loss(x), x)
-    assert_close(gradient, central_difference(loss, x, h), rtol=rtol)
-
-
-def decay(u: Any, h: Any, p: Any, t: Any) -> Any:
-    return -p[0] * h(p, t - p[1])
-
-
-def constant(p: Any, t: Any) -> Any:
-    return p[2].reshape(1)
 
 
 def test_closed_form() -> None:
@@ -65,17 +51,6 @@ def test_every_input_of_the_linear_equation(alg: Any, start: float) -> None:
         return (sol.u[:, 0] * f64(1.0, -2.0, 0.5, 1.5, 0.7, 1.0)).sum() + sol.u[-1, 0] ** 2
 
     check(loss, f64(1.3, 0.7, 0.8, start))
-
-
-def oscillator(u: Any, h: Any, p: Any, t: Any) -> Any:
-    late, later = h(p, t - p["tau"]), h(p, t - 2 * p["tau"] - 0.1)
-    return torch.stack(
-        [p["a"] * late[1] - u[0] * later[0] ** 2, -u[0] + torch.sin(later[1]) + torch.cos(t)]
-    )
-
-
-def wave(p: Any, t: Any) -> Any:
-    return torch.stack([torch.cos(p["w"] * t), p["b"] * t + 0.3])
 
 
 @pytest.mark.parametrize("alg", [TSIT5, ps.MethodOfSteps(ps.Rodas5P())], ids=repr)

@@ -10,13 +10,9 @@ import torch
 
 import pysciml as ps
 from pysciml.errors import EngineError, InputError, PyscimlError
-from support import nonstiff
+from support import f64, nonstiff
 
 TIGHT = {"abstol": 1e-9, "reltol": 1e-9}
-
-
-def f64(*values: float) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def decay(u, p, t):
@@ -24,7 +20,7 @@ def decay(u, p, t):
 
 
 def solved(engine, tspan=(0.0, 2.0), p=0.7, **options):
-    prob = ps.ODEProblem(decay, f64(1.0), tspan, f64(p) if isinstance(p, float) else p)
+    prob = ps.ODEProblem(decay, f64([1.0]), tspan, f64([p]) if isinstance(p, float) else p)
     return ps.solve(prob, nonstiff(engine), engine=engine, **TIGHT, **options)
 
 
@@ -58,7 +54,7 @@ def test_gradients_of_what_is_saved(engine) -> None:
     """By the parameters and by both ends of the time span, which move the times."""
     for options in ({"save_everystep": False}, {"saveat": [1.0], "save_start": True,
                     "save_end": True}, {"save_start": False}):  # fmt: skip
-        p = f64(0.7).requires_grad_()
+        p = f64([0.7]).requires_grad_()
         t0, t1 = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (0.2, 2.0))
         sol = solved(engine, (t0, t1), p, **options)
         got = torch.autograd.grad(sol.u[-1].sum() + sol.t[-1], [p, t0, t1])
@@ -83,7 +79,7 @@ def drive(u, p, t):
 @pytest.mark.parametrize("where", [1.0, [1.0], f64(1.0, 0.4)], ids=["one", "list", "tensor"])
 def test_discontinuities(engine, where) -> None:
     p = f64(1.0, 0.5).requires_grad_()
-    prob = ps.ODEProblem(drive, f64(0.0), (0.0, 2.0), p)
+    prob = ps.ODEProblem(drive, f64([0.0]), (0.0, 2.0), p)
     sol = ps.solve(prob, nonstiff(engine), engine=engine, d_discontinuities=where, **TIGHT)
     grown = 1.0 - math.exp(-0.5)
     np.testing.assert_allclose(sol.u.detach()[-1, 0], grown / 0.5, rtol=1e-6)
@@ -116,6 +112,9 @@ BAD = [
     ({"isoutofdomain": True}, "isoutofdomain is a bool; give a function"),
     ({"controller": "PI"}, "controller is 'PI'; give one of pysciml.IController"),
     ({"controller": ps.Tsit5()}, "controller is Tsit5"),
+    ({"controller": ps.PIController(qmax="5")}, "qmax of PIController is '5'; give a number"),
+    ({"controller": ps.PIController(beta1=math.nan)}, "beta1 of PIController is nan"),
+    ({"d_discontinuities": "0.5"}, "d_discontinuities is '0.5'; give a 1-d tensor or sequence"),
     ({"initializealg": "NoInit"}, r"initializealg is 'NoInit'; give pysciml.NoInit\(\)"),
     ({"verbose": True}, "verbose is True"),
     ({"qmax": 5}, r"does not take 'qmax'.*controller=pysciml.PIController\(qmax="),
@@ -181,7 +180,7 @@ def test_steps_out_of_the_domain_are_rejected(dtype) -> None:
 @pytest.mark.julia
 def test_steps_of_the_least_length_are_forced() -> None:
     prob = ps.ODEProblem(
-        lambda u, p, t: -1000.0 * (u - torch.cos(t)), f64(0.0), (0.0, 0.1)
+        lambda u, p, t: -1000.0 * (u - torch.cos(t)), f64([0.0]), (0.0, 0.1)
     )  # fmt: skip
     options = {"engine": "julia", "dtmin": 1e-3, "abstol": 1e-10, "reltol": 1e-10}
     with pytest.raises(ps.SolveError, match="steps below dtmin = 0.001; lower it, or force_dtmin"):
@@ -202,7 +201,7 @@ def test_steps_of_the_least_length_are_forced() -> None:
 )
 @pytest.mark.parametrize("alg", [ps.Tsit5(), ps.AutoTsit5(ps.Rosenbrock23())], ids=str)
 def test_a_controller_bounds_the_growth_of_steps(alg, controller) -> None:
-    prob = ps.ODEProblem(decay, f64(1.0), (0.0, 5.0), f64(0.7))
+    prob = ps.ODEProblem(decay, f64([1.0]), (0.0, 5.0), f64([0.7]))
     options = {"engine": "julia", "abstol": 1e-6, "reltol": 1e-6}
     free, held = (ps.solve(prob, alg, controller=c, **options) for c in (None, controller))
 
@@ -216,7 +215,7 @@ def test_a_controller_bounds_the_growth_of_steps(alg, controller) -> None:
 
 @pytest.mark.julia
 def test_controllers_that_have_no_such_bound() -> None:
-    prob = ps.ODEProblem(decay, f64(1.0), (0.0, 5.0), f64(0.7))
+    prob = ps.ODEProblem(decay, f64([1.0]), (0.0, 5.0), f64([0.7]))
     options = {"engine": "julia", "abstol": 1e-6, "reltol": 1e-6}
     free = ps.solve(prob, ps.Tsit5(), **options)
     pid = ps.solve(prob, ps.Tsit5(), controller=ps.PIDController(beta=(0.7, -0.4, 0)), **options)
@@ -245,17 +244,19 @@ def test_how_initial_values_are_made_to_fit() -> None:
 
 @pytest.mark.julia
 def test_for_equations_with_noise_or_delays_they_are_refused() -> None:
-    prob = ps.SDEProblem(decay, lambda u, p, t: 0.1 * u, f64(1.0), (0.0, 1.0), f64(1.0))
+    prob = ps.SDEProblem(decay, lambda u, p, t: 0.1 * u, f64([1.0]), (0.0, 1.0), f64([1.0]))
     with pytest.raises(EngineError, match="force_dtmin is for ODEs and DAEs"):
         ps.solve(prob, ps.SOSRI(), force_dtmin=True, engine="julia")
-    late = ps.DDEProblem(lambda u, h, p, t: -h(p, t - 1), f64(1.0), lambda p, t: f64(1.0), (0, 1))
+    late = ps.DDEProblem(
+        lambda u, h, p, t: -h(p, t - 1), f64([1.0]), lambda p, t: f64([1.0]), (0, 1)
+    )
     with pytest.raises(EngineError, match="force_dtmin is for ODEs and DAEs"):
         ps.solve(late, ps.MethodOfSteps(ps.Tsit5()), force_dtmin=True, engine="julia")
 
 
 @pytest.mark.julia
 def test_members_of_an_ensemble_take_them_too() -> None:
-    prob = ps.ODEProblem(decay, f64(1.0), (0.0, 2.0), f64(0.7))
+    prob = ps.ODEProblem(decay, f64([1.0]), (0.0, 2.0), f64([0.7]))
     sim = ps.solve(
         ps.EnsembleProblem(prob, p=torch.tensor([[0.5], [1.0]], dtype=torch.float64)),
         ps.Tsit5(), engine="julia", save_everystep=False, **TIGHT,

@@ -24,6 +24,7 @@ from pysciml.errors import InputError
 from pysciml.flatten import state_spec
 from pysciml.functions import mistakes_named
 from pysciml.nn import paths
+from pysciml.nn.field import require_dtype
 from pysciml.problems import require_finite
 from pysciml.signatures import require_function
 
@@ -256,11 +257,8 @@ def _check_one(z: Any, control: Any, value: Any, product: bool) -> None:
     if not all(isinstance(x, Tensor) for x in (z, control, value)):
         raise InputError("z0 is a tensor, so X.derivative and func must give tensors.")
     for name, x in (("X.derivative", control), ("func", value)):
-        if not product and x.dtype != z.dtype:
-            raise InputError(
-                f"{name} gave {str(x.dtype)[6:]}, but z0 is {str(z.dtype)[6:]}; convert one of "
-                "them."
-            )
+        if not product:
+            require_dtype(x, name, z, "z0")
     if control.shape[:-1] != z.shape[:-1]:
         raise InputError(
             f"X.derivative gave shape {tuple(control.shape)} and z0 has {tuple(z.shape)}; their "

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pysciml.errors import InputError
 
-__all__ = ["Field", "Integrals", "check_field", "require_tensor", "takes_time"]
+__all__ = ["Field", "Integrals", "check_field", "require_dtype", "require_tensor", "takes_time"]
 
 _RANDOM = (nn.modules.dropout._DropoutNd,)
 _RUNNING = (nn.modules.batchnorm._BatchNorm,)
@@ -53,6 +53,15 @@ def require_tensor(x: Any, name: str, shape: str, axes: int = 1) -> None:
         raise InputError(f"{name} is a {type(x).__name__}; give a tensor of shape {shape}.")
     if x.ndim < axes:
         raise InputError(f"{name} has shape {tuple(x.shape)}; give {shape}.")
+
+
+def require_dtype(x: Tensor, name: str, start: Tensor, start_name: str = "u0") -> None:
+    """Raise InputError where what ``name`` gave is of another dtype than the state."""
+    if x.dtype != start.dtype:
+        raise InputError(
+            f"{name} gave {str(x.dtype)[6:]}, but {start_name} is {str(start.dtype)[6:]}; convert "
+            "one of them."
+        )
 
 
 class Field:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pysciml.errors import InputError
-from pysciml.nn.field import Field, Integrals
+from pysciml.nn.field import Field, Integrals, require_dtype
 
 __all__ = ["Event", "Jump", "Noise", "Observed", "Parts", "Rate", "a_kind"]
 
@@ -40,11 +40,7 @@ class Parts:
             raise InputError(
                 f"jump gave {given} for a state of shape {tuple(u.shape)}; it must give that."
             )
-        if change.dtype != u.dtype:
-            raise InputError(
-                f"jump gave {str(change.dtype)[6:]}, but u0 is {str(u.dtype)[6:]}; convert one of "
-                "them."
-            )
+        require_dtype(change, "jump", u)
         return u + change
 
 

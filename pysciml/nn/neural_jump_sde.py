@@ -15,7 +15,7 @@ from pysciml.flatten import is_real, state_spec
 from pysciml.functions import mistakes_named
 from pysciml.jumps import JumpProblem, VariableRateJump
 from pysciml.nn.base import require_known
-from pysciml.nn.field import Field, check_field, takes_time
+from pysciml.nn.field import Field, check_field, require_dtype, takes_time
 from pysciml.nn.jump_parts import Event, Jump, Noise, Observed, Parts, Rate, a_kind
 from pysciml.nn.record import Recorded, last_of
 from pysciml.nn.regularise import (
@@ -281,11 +281,7 @@ class NeuralJumpSDE(Recorded):
             raise InputError(
                 f"intensity gave {what}; it must give ({self.kinds},), one rate a kind of event."
             )
-        if rates.dtype != u0.dtype:
-            raise InputError(
-                f"intensity gave {str(rates.dtype)[6:]}, but u0 is {str(u0.dtype)[6:]}; convert "
-                "one of them."
-            )
+        require_dtype(rates, "intensity", u0)
         if not bool((rates >= 0).all()):
             raise InputError(
                 f"intensity gave {rates.tolist()} at t0; rates must not be negative, e.g. by "

@@ -7,15 +7,12 @@ import pytest
 import torch
 
 import pysciml as ps
+from support import f64
 
 pytestmark = pytest.mark.julia
 
 ADJOINTS = [ps.GaussAdjoint(), ps.InterpolatingAdjoint(), ps.QuadratureAdjoint()]
 CHECKPOINTED = [ps.GaussAdjoint(checkpointing=True), ps.InterpolatingAdjoint(checkpointing=True)]
-
-
-def f64(*values: float) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def forced(u, p, t):
@@ -38,11 +35,11 @@ def test_the_last_step_of_verner_methods(alg, sensealg) -> None:
     """Its stages were lost, and with them the third digit of the gradient at any tolerance."""
     p = f64(1.0, 0.5).requires_grad_()
     sol = ps.solve(
-        ps.ODEProblem(forced, f64(0.0), (0.0, 2.0), p), alg, tstops=[1.0], saveat=[2.0],
+        ps.ODEProblem(forced, f64([0.0]), (0.0, 2.0), p), alg, tstops=[1.0], saveat=[2.0],
         sensealg=sensealg, engine="julia", abstol=1e-9, reltol=1e-9,
     )  # fmt: skip
     (got,) = torch.autograd.grad(sol.u.sum(), p)
-    (want,) = torch.autograd.grad(exact(0.0, p, f64(0.0), f64(2.0)).sum(), p)
+    (want,) = torch.autograd.grad(exact(0.0, p, f64([0.0]), f64([2.0])).sum(), p)
     torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-8)
 
 
@@ -76,7 +73,7 @@ def test_moving_events_of_a_float32_state(sensealg) -> None:
 @pytest.mark.parametrize("span", [(0.3, 3.0), (3.0, 0.3)], ids=["forwards", "backwards"])
 def test_checkpoints_at_the_outputs(alg, sensealg, span) -> None:
     """By everything there is, and at sol(t), where the whole solution is solved for after all."""
-    u0, p = f64(0.4).requires_grad_(), f64(1.0, 0.5).requires_grad_()
+    u0, p = f64([0.4]).requires_grad_(), f64(1.0, 0.5).requires_grad_()
     t0 = torch.tensor(span[0], dtype=torch.float64, requires_grad=True)
     step = 0.9 if span[1] > span[0] else -0.9
     saveat = (span[0] + step * f64(0.0, 1.0, 2.0, 3.0)).requires_grad_()
@@ -100,9 +97,9 @@ def test_checkpoints_at_the_outputs(alg, sensealg, span) -> None:
 @pytest.mark.parametrize("sensealg", CHECKPOINTED, ids=lambda s: s.name)
 def test_checkpointing_through_events_and_along_every_step(sensealg) -> None:
     """Where steps are kept anyway, checkpointing changes nothing."""
-    p = f64(0.7).requires_grad_()
+    p = f64([0.7]).requires_grad_()
     hit = ps.ContinuousCallback(lambda u, p, t: u[0] - 0.5, lambda u, p, t: u + 1.0, direction=-1)
-    prob = ps.ODEProblem(lambda u, p, t: -p * u, f64(1.0), (0.0, 2.0), p)
+    prob = ps.ODEProblem(lambda u, p, t: -p * u, f64([1.0]), (0.0, 2.0), p)
     options = {"sensealg": sensealg, "engine": "julia", "abstol": 1e-9, "reltol": 1e-9}
     for more, last in (({"callback": hit, "saveat": [2.0]}, 3.0), ({}, 1.0)):
         sol = ps.solve(prob, ps.Tsit5(), **options, **more)

@@ -9,12 +9,9 @@ import torch
 
 import pysciml as ps
 from pysciml.errors import EngineError, InputError
+from support import f64
 
 pytestmark = pytest.mark.julia
-
-
-def f64(*values: float) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def split() -> ps.SplitODEProblem:
@@ -137,7 +134,7 @@ def test_long_steps_with_a_cubic_between_them(name) -> None:
 
 @pytest.mark.parametrize("name", COARSE[:1])
 def test_events_between_such_steps_are_refused(name) -> None:
-    prob = ps.ODEProblem(oscillator, f64(0.0, 1.0), (0.0, 6.0), f64(1.0)[0])
+    prob = ps.ODEProblem(oscillator, f64(0.0, 1.0), (0.0, 6.0), f64(1.0))
     hit = ps.ContinuousCallback(lambda u, p, t: u[0])
     with pytest.raises(EngineError, match=f"{name} does not find events.*Vern9"):
         ps.solve(prob, getattr(ps, name)(), callback=hit, engine="julia")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import pysciml as ps
 from pysciml import nn as pn
-from support import F64, assert_close, counted_captures, f64, net
+from support import F64, assert_close, counted_captures, descend, f64, net, pair_gap, penalised
 
 TIGHT = {"abstol": 1e-11, "reltol": 1e-10}
 
@@ -380,12 +380,7 @@ def test_regularised_training_needs_fewer_evaluations() -> None:
                              ("both", [pn.Kinetic(0.05), pn.JacobianFrobenius(0.05)])):  # fmt: skip
         torch.manual_seed(0)
         model = pn.NeuralODE(net(hidden=32), regularise=regularise, engine="sundials")
-        optimiser = torch.optim.Adam(model.parameters(), lr=2e-2)
-        for _ in range(120):
-            optimiser.zero_grad()
-            loss = (model(x) - want).square().mean() + model.penalty
-            loss.backward()
-            optimiser.step()
+        descend(model.parameters(), penalised(model, x, want), 120)
         model.eval()
         model(x)
         cost[name] = model.stats.nf
@@ -405,9 +400,7 @@ def test_estimates_of_the_steps_in_closed_form(engine: str, kind: str) -> None:
     penalty = model.penalty
     t = model.eval().solve(x).t
     h, z = t.diff(), a * t.diff()
-    # their stability functions: exp(z) to z^5, then z^6 / 600; and exp(z) to z^4, then
-    # 1097 z^5 / 120000 + 161 z^6 / 120000 + z^7 / 24000
-    gap = z**5 / 120 - 1097 * z**5 / 120000 + z**6 / 600 - 161 * z**6 / 120000 - z**7 / 24000
+    gap = pair_gap(z)
     start = torch.exp(a * t[:-1]) * x
     scale = (1e-5 + 1e-5 * start).detach()
     error = ((gap * start).abs() / scale).mean(0)
@@ -442,11 +435,7 @@ def test_training_on_the_steps_estimates_needs_fewer_evaluations() -> None:
                              ("stiffness", pn.StiffnessEstimate(1e-3))):  # fmt: skip
         torch.manual_seed(0)
         model = pn.NeuralODE(net(hidden=32), regularise=regularise, engine="sundials")
-        optimiser = torch.optim.Adam(model.parameters(), lr=2e-2)
-        for _ in range(100):
-            optimiser.zero_grad()
-            ((model(x) - want).square().mean() + model.penalty).backward()
-            optimiser.step()
+        descend(model.parameters(), penalised(model, x, want), 100)
         model.eval()
         model(x)
         cost[name] = model.stats.nf

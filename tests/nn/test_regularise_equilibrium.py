@@ -8,7 +8,7 @@ from torch import nn
 
 import pysciml as ps
 from pysciml import nn as pn
-from support import F64, assert_close, net
+from support import F64, assert_close, descend, net
 
 
 def test_value_and_gradient_in_closed_form() -> None:
@@ -40,11 +40,12 @@ def test_training_with_it_saves_iterations() -> None:
         model = pn.DeepEquilibrium(
             lambda z, x, cell=cell: cell(torch.cat([z, x], dim=1)), regularise=regularise
         )
-        optimiser = torch.optim.Adam([*cell.parameters(), *read.parameters()], lr=1e-2)
-        for _ in range(80):
-            optimiser.zero_grad()
-            ((read(model(x)) - want).square().mean() + model.penalty).backward()
-            optimiser.step()
+        descend(
+            [*cell.parameters(), *read.parameters()],
+            lambda model=model, read=read: (read(model(x)) - want).square().mean() + model.penalty,
+            80,
+            1e-2,
+        )
         model.eval()
         model(x)
         cost[name] = model.iterations

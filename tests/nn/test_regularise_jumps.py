@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import pysciml as ps
 from pysciml import nn as pn
-from support import F64, assert_close, f64
+from support import F64, assert_close, descend, f64, pair_gap
 
 TIGHT = {"abstol": 1e-10, "reltol": 1e-10}
 TIMES = f64(0.5, 1.2)
@@ -87,7 +87,7 @@ def test_estimates_of_the_steps_in_closed_form(engine: str, kind: str) -> None:
         at = t[(t >= begin) & (t <= end)].unique()
         h = at.diff()
         z = -decay.b * h
-        gap = z**5 / 120 - 1097 * z**5 / 120000 + z**6 / 600 - 161 * z**6 / 120000 - z**7 / 24000
+        gap = pair_gap(z)
         x = u * torch.exp(-decay.b * (at - begin))
         error = (gap * x[:-1]).abs() / (1e-5 + 1e-5 * x[:-1].detach())
         # of steps too short to move a number nothing is told
@@ -128,6 +128,7 @@ def test_along_noise_by_hand() -> None:
 def test_training_with_each_saves_evaluations() -> None:
     kinds = {"plain": None, "kinetic": pn.Kinetic(0.1), "jacobian": pn.JacobianFrobenius(0.1),
              "error": pn.ErrorEstimate(1.0), "stiffness": pn.StiffnessEstimate(1e-3)}  # fmt: skip
+    times, u0 = f64(0.3, 0.4, 0.5, 1.5, 1.6), f64(0.5, -0.5)
     cost = {}
     for name, regularise in kinds.items():
         torch.manual_seed(0)
@@ -138,12 +139,11 @@ def test_training_with_each_saves_evaluations() -> None:
             drift, rate, lambda u, mark, kick=kick: kick(mark), tspan=(0.0, 2.0),
             engine="sundials", regularise=regularise,
         )  # fmt: skip
-        optimiser = torch.optim.Adam([*model.parameters(), *kick.parameters()], lr=2e-2)
-        times, u0 = f64(0.3, 0.4, 0.5, 1.5, 1.6), f64(0.5, -0.5)
-        for _ in range(60):
-            optimiser.zero_grad()
-            (-model(u0, times) + model.penalty).backward()
-            optimiser.step()
+        descend(
+            [*model.parameters(), *kick.parameters()],
+            lambda model=model: -model(u0, times) + model.penalty,
+            60,
+        )
         model.eval()
         model(u0, times)
         cost[name] = model.stats.nf

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import pysciml as ps
 from pysciml import nn as pn
-from support import F64, assert_close, f64, net
+from support import F64, assert_close, descend, f64, net, penalised
 
 
 class Matrix(nn.Module):
@@ -190,11 +190,7 @@ def test_training_with_each_saves_steps() -> None:
         torch.manual_seed(0)
         model = pn.NeuralSDE(net(hidden=32), nn.Sequential(net(), nn.Tanh()), engine="sundials",
                              regularise=regularise, reltol=5e-3, abstol=5e-3)  # fmt: skip
-        optimiser = torch.optim.Adam(model.parameters(), lr=2e-2)
-        for _ in range(40):
-            optimiser.zero_grad()
-            ((model(x) - want).square().mean() + model.penalty).backward()
-            optimiser.step()
+        descend(model.parameters(), penalised(model, x, want), 40)
         model.eval()
         cost[name] = 0
         for seed in range(5):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pysciml import nn as pn
-from support import F64, f64
+from support import F64, descend, f64, penalised
 
 
 def net(inputs: int, outputs: int, hidden: int = 16) -> nn.Sequential:
@@ -20,11 +20,7 @@ def net(inputs: int, outputs: int, hidden: int = 16) -> nn.Sequential:
 
 def train(model: nn.Module, loss: Callable[[], Tensor], steps: int, lr: float = 2e-2) -> float:
     """The loss after ``steps`` of Adam."""
-    optimiser = torch.optim.Adam(model.parameters(), lr=lr)
-    for _ in range(steps):
-        optimiser.zero_grad()
-        loss().backward()
-        optimiser.step()
+    descend(model.parameters(), loss, steps, lr)
     with torch.no_grad():
         return float(loss())
 
@@ -132,11 +128,7 @@ def evaluations(field: nn.Module, regularise: object, steps: int, lr: float) -> 
     model = pn.NeuralODE(field, regularise=regularise, engine="sundials")
     torch.manual_seed(0)
 
-    def loss() -> Tensor:
-        error = (model(x) - want).square().mean()
-        return error + model.penalty
-
-    train(model, loss, steps, lr)
+    train(model, penalised(model, x, want), steps, lr)
     model.eval()
     model(x)
     assert model.stats is not None and model.stats.nf is not None
