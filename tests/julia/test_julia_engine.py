@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 import warnings
 
 import numpy as np
@@ -317,7 +321,7 @@ def test_every_algorithm_by_name(name) -> None:
     options = {"engine": "julia", "saveat": [0.5, 1.0]}
     want = ps.solve(prob, ps.Vern9(), abstol=1e-13, reltol=1e-13, **options).u
     try:
-        got, bound = ps.solve(prob, alg, abstol=1e-7, reltol=1e-7, **options).u, 1e-5
+        got, bound = ps.solve(prob, alg, abstol=1e-7, reltol=1e-7, **options).u, 2e-5
     except (EngineError, InputError) as error:
         if "choice of dt" not in str(error) and name not in NO_ERROR_CONTROL:
             raise
@@ -380,6 +384,28 @@ def test_a_forked_worker_is_told_that_julia_cannot_run_there() -> None:
     with pytest.raises(EngineError, match="multiprocessing_context='spawn'"):
         list(loader)
     assert in_a_worker(1) == pytest.approx(2.0 * math.exp(-0.2), rel=1e-6)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+def test_other_processes_can_be_ended_and_signals_handled_after_julia_has_started() -> None:
+    """Julia blocks SIGTERM in the thread that starts it, and processes inherit that."""
+    in_a_worker(0)
+    program = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    program.terminate()
+    assert program.wait(30) == -signal.SIGTERM
+    copy = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    copy.start()
+    copy.terminate()
+    copy.join(30)
+    assert copy.exitcode == -signal.SIGTERM
+    seen: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [signal.SIGTERM]
 
 
 def test_spawned_workers_solve() -> None:

@@ -10,7 +10,7 @@ The functions of a delay equation over one data vector, all of them of `(x, p, t
 depend on `u`, `p` and `t`; the `history` at `t`, which depends on `p` and `t`; and all of them one
 after the other (`whole`). `moved` says what moves each lag `t - s_k` besides p: 0 nothing, 1 the
 time, 2 the state; `times_by_p` and `history_by_p`, whether p moves the times and the history. `log`
-holds the events of the solve that goes on.
+holds the events of the solve that goes on, and `passings` where moving lags bring jumps back.
 """
 struct Delayed{T}
     whole::Functions{T}
@@ -25,6 +25,7 @@ struct Delayed{T}
     s::Vector{T}
     at::Vector{T}
     log::Base.RefValue{Vector{EventRecord{T}}}
+    passings::Passings{T}
 end
 function delayed(
         whole::Functions{T}, rhs, asked, history, moved::Vector{Int}, times_by_p, history_by_p, n
@@ -33,7 +34,7 @@ function delayed(
     return Delayed{T}(
         whole, over_(rhs), over_(asked), over_(history), moved, times_by_p, history_by_p, n,
         zeros(T, n * (1 + length(moved))), zeros(T, length(moved)), zeros(T, n),
-        Ref(EventRecord{T}[])
+        Ref(EventRecord{T}[]), Passings{T}(length(moved))
     )
 end
 data(d::Delayed) = data(d.whole)
@@ -64,10 +65,15 @@ function gather!(value!::F, d::Delayed{T}, u, p, t) where {F, T}
     return x
 end
 
-"The history function as SciML calls it, and its derivative by time."
+"""
+The history function as SciML calls it, and its derivative by time. It is the problem's own, and so
+holds what happened in the solve: when which delayed time `passed` which jump.
+"""
 struct History{T} <: Function
     d::Delayed{T}
+    passed::Vector{Tuple{T, Int, T}}
 end
+History(d::Delayed{T}) where {T} = History{T}(d, Tuple{T, Int, T}[])
 (h::History)(out, p, t) = (h.d.history.value(out, h.d.x, p, t); nothing)
 (h::History{T})(p, t) where {T} = (out = zeros(T, h.d.n); h(out, p, t); out)
 (h::History)(out, p, t, ::Type{Val{1}}) = (h.d.history.tgrad(out, h.d.x, p, t); nothing)
@@ -75,7 +81,8 @@ end
 # The state at s for a step from `start`, of which t is a stage. The state jumps at t0, from the
 # history's value to u0, and at events: a step that ends where s passes such a moment has seen what
 # was before it only, and one that begins there what comes after it.
-function earlier!(out, d::Delayed, h, p, s, t, t0, start)
+function earlier!(out, d::Delayed, h, p, s, k, t, t0, start)
+    d.moved[k] > 0 && d.passings.watched && return seen!(out, d, h, p, s, k, Val{0})
     near = 8 * eps(max(abs(t0), abs(t), abs(t - s)))
     begins = t - start <= near
     if abs(s - t0) <= near
@@ -99,7 +106,7 @@ end
 function (f::DelayedRate)(du, u, h, p, t)
     d = f.d
     t0, start = start_of(h)
-    gather!((out, s, _) -> earlier!(out, d, h, p, s, t, t0, start), d, u, p, t)
+    gather!((out, s, k) -> earlier!(out, d, h, p, s, k, t, t0, start), d, u, p, t)
     d.rhs.value(du, d.x, p, t)
     return nothing
 end
@@ -129,30 +136,18 @@ function (j::DelayedJacobian{T})(J, u, h, p, t) where {T}
     isempty(j.full[]) && (j.full[] = zeros(T, n, length(d.x)))
     full = j.full[]
     t0, start = start_of(h)
-    gather!((out, s, _) -> earlier!(out, d, h, p, s, t, t0, start), d, u, p, t)
+    gather!((out, s, k) -> earlier!(out, d, h, p, s, k, t, t0, start), d, u, p, t)
     d.rhs.jac(full, d.x, p, t)
     copyto!(J, view(full, :, 1:n))
     any(==(2), d.moved) || return nothing
     d.asked.jac(j.asked, d.x, p, t)
     for k in eachindex(d.s)
         d.moved[k] == 2 && d.s[k] <= t || continue
-        h(j.slope, p, d.s[k], Val{1})
+        d.passings.watched ? seen!(j.slope, d, h, p, d.s[k], k, Val{1}) :
+            h(j.slope, p, d.s[k], Val{1})
         mul!(J, view(full, :, range_of(d, k)) * j.slope, view(j.asked, k, 1:n)', true, true)
     end
     return nothing
-end
-
-"A lag that depends on the state or on time, as SciML asks for it."
-struct DependentLag{T} <: Function
-    d::Delayed{T}
-    k::Int
-    x::Vector{T}
-    s::Vector{T}
-end
-function (lag::DependentLag)(u, p, t)
-    copyto!(lag.x, 1, u, 1, lag.d.n)
-    lag.d.asked.value(lag.s, lag.x, p, t)
-    return t - lag.s[lag.k]
 end
 
 function Model(d::Delayed{T}, n::Integer) where {T}
@@ -172,12 +167,9 @@ function problem(m::Model{T, <:Delayed}, u0, p, tspan, ::Nothing, ::Nothing) whe
     copyto!(d.x, 1, u0, 1, d.n)
     d.asked.value(d.s, d.x, p, t0)
     constant = T[t0 - d.s[k] for k in eachindex(d.s) if d.moved[k] == 0]
-    dependent = [
-        DependentLag{T}(d, k, copy(d.x), copy(d.s)) for k in eachindex(d.s) if d.moved[k] > 0
-    ]
+    # lags that move are not among them: see delayed_passings.jl
     return DDEProblem(
-        m.f, u0, History{T}(d), tspan, p; constant_lags = unique!(sort!(constant)),
-        dependent_lags = dependent
+        m.f, u0, History(d), tspan, p; constant_lags = unique!(sort!(constant))
     )
 end
 

@@ -68,7 +68,7 @@ function DelayedSweep(h::Handle{T}, events::Vector{T}, reltol) where {T}
     n, width, asks = d.n, length(d.x), length(d.s)
     same = 64 * eps(max(abs(first(sol.t)), abs(last(sol.t))))
     jumps = [first(sol.t); events]
-    mesh, passing = delayed_mesh(d, sol, p, same, reltol, jumps)
+    mesh, passing = delayed_mesh(d, sol, p, same, reltol, jumps, h.prob.h.passed)
     steps = length(mesh) - 1
     return DelayedSweep{T, typeof(sol)}(
         d, sol, p, mesh, passing, jumps, zero(jumps), same,

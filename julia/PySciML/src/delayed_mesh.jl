@@ -5,13 +5,14 @@
 const SMOOTHED = 2
 
 """
-    delayed_mesh(d, sol, p, same, reltol, jumps) -> mesh, passing
+    delayed_mesh(d, sol, p, same, reltol, jumps, passed) -> mesh, passing
 
 The solver's steps, cut where a delayed time passes one of the `jumps`, times at which the state
 jumps, or a moment at which one did; and for each point of the mesh the delayed times and (numbers of)
-jumps of which one passes the other there.
+jumps of which one passes the other there. The solver has ended steps where lags that move `passed`
+jumps (as in `History`): the solution alone tells that moment only as well as its interpolant is.
 """
-function delayed_mesh(d::Delayed{T}, sol, p, same, reltol, jumps) where {T}
+function delayed_mesh(d::Delayed{T}, sol, p, same, reltol, jumps, passed) where {T}
     steps = unique(sol.t)
     ends = Ends(d, sol, p, steps, jumps)
     mesh, passing = copy(steps), Tuple{T, Int, Int}[]
@@ -19,7 +20,7 @@ function delayed_mesh(d::Delayed{T}, sol, p, same, reltol, jumps) where {T}
     # each with the number of its jump, and how smooth the state is there
     moments = [(t, findfirst(==(t), jumps), 1) for t in known]
     for (at, j, order) in moments                              # grows as it is gone through
-        for k in eachindex(d.moved), t in passes(ends, k, at)
+        for k in eachindex(d.moved), t in passes(ends, k, at, passed, same)
             t = joined!(mesh, t, same)
             order == 1 && push!(passing, (t, k, j))
             order < SMOOTHED && !(t in known) && push!(moments, (t, 0, order + 1))
@@ -55,7 +56,9 @@ function Ends(d::Delayed{T}, sol::S, p, steps, jumps) where {T, S}
 end
 
 # When the k-th delayed time passes `at`.
-function passes(e::Ends{T}, k, at) where {T}
+function passes(e::Ends{T}, k, at, passed, same) where {T}
+    e.d.moved[k] > 0 &&
+        return [t for (t, of, jump) in passed if of == k && abs(jump - at) <= same]
     found = T[]
     for i in searchsortedfirst(e.steps, at):(length(e.steps) - 1)
         past = e.from[k, i] > at

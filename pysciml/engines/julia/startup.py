@@ -242,7 +242,7 @@ def _start() -> Julia:
             os.environ.pop(sysimage.VARIABLE, None)
     if running:
         _warn_of_settings(juliacall)
-    _keep_ctrl_c()
+    _keep_signals()
     main = juliacall.Main
     try:
         # text in, text out: each of juliacall's conversions costs compilation in every session
@@ -262,15 +262,20 @@ def _start() -> Julia:
     return Julia(main)
 
 
-def _keep_ctrl_c() -> None:
-    """Leave Ctrl-C to Python: Julia, once it handles signals, would end the process by it.
+def _keep_signals() -> None:
+    """Leave signals to Python: Julia, once it handles them, would end the process by Ctrl-C.
 
-    Julia blocks the signal in the thread that starts it and waits for it in one of its own; what
-    the main thread does not block is delivered there first.
+    Julia blocks them in the thread that starts it and waits for them in one of its own; what the
+    main thread does not block is delivered there first. Processes inherit what is blocked: none
+    could be ended by ``terminate()``, and Python waited for forked ones at its end.
     """
     if threading.current_thread() is threading.main_thread() and hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT))
+        kept = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, kept)
+        for number in kept:
+            handler = signal.getsignal(number)
+            if handler is not None:  # else made by what is not Python
+                signal.signal(number, handler)
 
 
 def _quoted(text: str) -> str:
