@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 import pysciml as ps
+from pysciml.engines.julia import twin
 from pysciml.errors import EngineError, InputError
 from support import f64
 
@@ -138,3 +140,21 @@ def test_events_between_such_steps_are_refused(name) -> None:
     hit = ps.ContinuousCallback(lambda u, p, t: u[0])
     with pytest.raises(EngineError, match=f"{name} does not find events.*Vern9"):
         ps.solve(prob, getattr(ps, name)(), callback=hit, engine="julia")
+
+
+def test_a_solve_that_stopped_is_read_between_its_outputs_up_to_there(monkeypatch) -> None:
+    """``u' = u^2`` from 1 is 1 / (1 - t), and ends at t = 1."""
+    prob = ps.ODEProblem(lambda u, p, t: u**2, f64(1.0).reshape(1), (0.0, 2.0))
+    sol = ps.solve(prob, ps.Feagin10(), engine="julia", raise_on_failure=False, reltol=1e-8)
+    assert not sol.success
+    assert float(sol(0.51)[0]) == pytest.approx(1.0 / 0.49, rel=1e-6)
+
+    def stopped(engine, handle, saveat, gradient):
+        return replace(made(engine, handle, saveat, gradient), retcode="MaxIters", t_reached=0.5)
+
+    made = twin.twin
+    monkeypatch.setattr(twin, "twin", stopped)
+    sol = ps.solve(prob, ps.Feagin10(), engine="julia", raise_on_failure=False, reltol=1e-8)
+    assert float(sol(0.49)[0]) == pytest.approx(1.0 / 0.51, rel=1e-6)
+    with pytest.raises(EngineError, match=r"Feagin10 tells no states.*stopped at t = 0.5.*saveat"):
+        sol(0.51)

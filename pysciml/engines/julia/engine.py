@@ -517,8 +517,8 @@ class JuliaEngine(Engine):
         out = np.empty((len(ts), len(handle.problem.u0)), handle.problem.dtype)
         if len(ts) == 0:
             return out
-        twin = twin_between(self, handle) if is_coarse(handle.alg) else None
-        if twin is not None:
+        if is_coarse(handle.alg):
+            twin = twin_between(self, handle, ts)
             return self.interpolate(twin, ts, deriv).astype(handle.problem.dtype)
         self.use(handle)
         what = (handle.number, ts.ctypes.data, len(ts), deriv, out.ctypes.data)

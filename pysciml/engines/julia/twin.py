@@ -53,11 +53,23 @@ def twin(engine: JuliaEngine, handle: Handle, saveat: Array | None, gradient: bo
     )  # fmt: skip
 
 
-def twin_between(engine: JuliaEngine, handle: Handle) -> FlatSolution | None:
-    """The solution to be read between the outputs; None where it was not to be had."""
-    if handle.twin is None:
-        handle.twin = twin(engine, handle, None, handle.options.gradient)
-    return handle.twin if handle.twin.success else None
+def twin_between(engine: JuliaEngine, handle: Handle, ts: Array) -> FlatSolution:
+    """The solution to be read between the outputs.
+
+    Raises EngineError where its solve stopped before one of ``ts``.
+    """
+    made, alg = handle.twin, handle.alg
+    if made is None:
+        made = handle.twin = twin(engine, handle, None, handle.options.gradient)
+    t0 = handle.problem.t0
+    if not made.success and np.abs(ts - t0).max() > abs(made.t_reached - t0):
+        name = alg.name if alg else "The algorithm"
+        raise EngineError(
+            f"{name} tells no states between outputs, and the second solve, which does, stopped at "
+            f"t = {made.t_reached:g} with retcode {made.retcode}; ask for the times by saveat, or "
+            "solve by an algorithm for any ODE, e.g. pysciml.Vern7()."
+        )
+    return made
 
 
 def adjoint_of_twin(
