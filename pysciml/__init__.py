@@ -32,6 +32,8 @@ from pysciml.delay import DDEProblem
 from pysciml.discrete import DiscreteProblem
 from pysciml.ensemble import (
     EnsembleExecutor,
+    EnsembleGPUArray,
+    EnsembleGPUKernel,
     EnsembleProblem,
     EnsembleSerial,
     EnsembleSolution,
@@ -93,6 +95,8 @@ __all__ = [
     "DynamicalODEProblem",
     "EngineError",
     "EnsembleExecutor",
+    "EnsembleGPUArray",
+    "EnsembleGPUKernel",
     "EnsembleProblem",
     "EnsembleSerial",
     "EnsembleSolution",

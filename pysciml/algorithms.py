@@ -4,8 +4,8 @@ An algorithm object says what to run; the engines know how. ``Tsit5()``, ``CVODE
 rest are instances of :class:`Algorithm` made by calling an :class:`AlgorithmName`.
 The names of OrdinaryDiffEq stand in :mod:`pysciml.ordinarydiffeq`, a plain table, those of
 StochasticDiffEq in :mod:`pysciml.stochasticdiffeq`, those of DelayDiffEq in
-:mod:`pysciml.delaydiffeq`, those of BoundaryValueDiffEqMIRK in
-:mod:`pysciml.boundaryvaluediffeq`, the aggregators of JumpProcesses in
+:mod:`pysciml.delaydiffeq`, those of DiffEqGPU in :mod:`pysciml.diffeqgpu`, those of
+BoundaryValueDiffEqMIRK in :mod:`pysciml.boundaryvaluediffeq`, the aggregators of JumpProcesses in
 :mod:`pysciml.jumpprocesses`.
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 
 from pysciml.boundaryvaluediffeq import BVP_ALGORITHMS
 from pysciml.delaydiffeq import DDE_ALGORITHMS
+from pysciml.diffeqgpu import GPU_ALGORITHMS
 from pysciml.errors import InputError, did_you_mean
 from pysciml.jumpprocesses import AGGREGATORS, STEPPER
 from pysciml.ordinarydiffeq import ALGORITHMS, COMMON_OPTIONS, COMPOSITES, OPTION_VALUES, PARTS
@@ -165,6 +166,8 @@ for _name, _options in BVP_ALGORITHMS.items():
     _NAMES[_name] = AlgorithmName(_name, "BoundaryValueDiffEqMIRK", _options)
 for _name in RODE_ALGORITHMS:
     _NAMES[_name] = AlgorithmName(_name, "StochasticDiffEq")
+for _name in GPU_ALGORITHMS:
+    _NAMES[_name] = AlgorithmName(_name, "DiffEqGPU")
 for _name in (*AGGREGATORS, STEPPER):
     _NAMES[_name] = AlgorithmName(_name, "JumpProcesses")
 

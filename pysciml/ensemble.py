@@ -23,6 +23,8 @@ from pysciml.solution import drawn, new_axes
 __all__ = [
     "EnsembleAlgorithm",
     "EnsembleExecutor",
+    "EnsembleGPUArray",
+    "EnsembleGPUKernel",
     "EnsembleProblem",
     "EnsembleSerial",
     "EnsembleSolution",
@@ -82,6 +84,51 @@ class EnsembleExecutor(EnsembleAlgorithm):
                 f"executor is {what}; give an executor, e.g. "
                 "concurrent.futures.ProcessPoolExecutor()."
             )
+
+
+@dataclass(frozen=True)
+class EnsembleGPU(EnsembleAlgorithm):
+    """On a GPU.
+
+    backend : str, optional
+        Whose GPU: ``"cuda"``, NVIDIA's, is the one that there is.
+    """
+
+    backend: str = "cuda"
+
+    def __post_init__(self) -> None:
+        if self.backend != "cuda":
+            raise InputError(
+                f'backend is {self.backend!r}; give "cuda" (an NVIDIA card), or leave it out.'
+            )
+
+
+@dataclass(frozen=True)
+class EnsembleGPUKernel(EnsembleGPU):
+    """Each member whole by one thread of an NVIDIA card, with steps of its own (``julia``).
+
+    DiffEqGPU.jl's methods solve ODEs of few states (at most 64, implicit methods 16): ``Tsit5``,
+    ``Vern7``, ``Vern9``, ``Rosenbrock23``, ``Rodas4``, ``Rodas5P``, ``Kvaerno3`` and ``Kvaerno5``,
+    or their names there (``GPUTsit5``, ...). Outputs are at ``saveat``, else at both ends of tspan.
+    Tensors on the CPU are copied to the card, and the solution back. Gradients are forward
+    sensitivities in the same kernel, by at most 256 numbers a member (u0, and what of p and
+    closures requires grad). No callbacks, mass matrices or tstops.
+
+    Needs ``python -m pysciml setup --gpu``.
+    """
+
+
+@dataclass(frozen=True)
+class EnsembleGPUArray(EnsembleGPU):
+    """All members as one state on an NVIDIA card, with one step size (``julia``).
+
+    Any f that the device's solver takes, by its methods (``Tsit5`` where None), with its adjoints:
+    for members of many states or parameters, as networks are. Methods with Jacobians form one of
+    all members together, and suit few. The step is that of the member that needs the shortest, and
+    the tolerance is for the mean square over all of them.
+
+    Needs ``python -m pysciml setup --gpu``, and tensors that are on the card.
+    """
 
 
 _CALLED_WITH = {

@@ -24,6 +24,15 @@ from pysciml.engines.base import (
 )
 from pysciml.engines.choice import engine as choose_engine
 from pysciml.ensemble import EnsembleProblem
+from pysciml.ensemble_gpu import (
+    MOST_DIRECTIONS,
+    batched,
+    gpu_algorithm,
+    plain_algorithm,
+    require_for_gpu,
+    require_for_kernel,
+)
+from pysciml.errors import EngineError, InputError
 from pysciml.flatten import to_numpy
 from pysciml.flattened import Flattened
 from pysciml.options import (
@@ -54,6 +63,40 @@ def solve_batch(
 
     ``given`` are the options of a solve, all of them, ``options`` those that the user gave.
     """
+    return _solve(solve, ensemble, alg, numbers, given, unknown, threads, options)
+
+
+def solve_by_kernels(
+    solve: Callable[..., Any],
+    ensemble: EnsembleProblem,
+    alg: Any,
+    numbers: range,
+    given: dict[str, Any],
+    unknown: dict[str, Any],
+    options: dict[str, Any],
+) -> tuple[_Members, Tensor | None, Any]:
+    """As ``solve_batch``, each member by one thread of a GPU. Raises where that cannot be."""
+    ensemble, numbers = batched(ensemble, numbers, "EnsembleGPUKernel")
+    require_for_gpu(ensemble.prob, "EnsembleGPUKernel", given, unknown)
+    alg = gpu_algorithm(alg, "EnsembleGPUKernel")
+    require_for_kernel(alg, given)
+    solved = _solve(solve, ensemble, alg, numbers, given, unknown, None, options)
+    assert solved is not None
+    return solved
+
+
+def _solve(
+    solve: Callable[..., Any],
+    ensemble: EnsembleProblem,
+    alg: Any,
+    numbers: range,
+    given: dict[str, Any],
+    unknown: dict[str, Any],
+    threads: int | None,
+    options: dict[str, Any],
+) -> tuple[_Members, Tensor | None, Any] | None:
+    """On ``threads`` threads, or a GPU where None."""
+    on_gpu = threads is None
     compiler = leave_compiler()
     try:
         refuse_transforms(ensemble.u0, ensemble.p, given["saveat"])
@@ -66,11 +109,21 @@ def solve_batch(
         alg = as_algorithm(alg, "Tsit5")
         engine = choose_engine(o["engine"])
         mass = getattr(template, "mass_matrix", None)
-        engine.check(template.kind, alg, mass is not None)
+        if on_gpu and engine.name != "julia":
+            raise EngineError(
+                f"EnsembleGPUKernel solves on the julia engine, but engine is {engine.name!r}; "
+                "install it with 'python -m pysciml setup --gpu', or use EnsembleThreads()."
+            )
+        engine.check(template.kind, plain_algorithm(alg), mass is not None)
         with plain_mode():
-            setup = Flattened(template, engine, ())
+            setup = Flattened(template, engine, (), tensors=on_gpu)
+            if on_gpu and not setup.keeps_tensors:
+                raise EngineError(
+                    "f could not be captured (see the CaptureWarning), and no thread of a GPU can "
+                    "call Python; write f with torch operations only, or use EnsembleThreads()."
+                )
             problem = setup.flat_problem()
-            if not engine.solves_members(problem, alg):
+            if not on_gpu and not engine.solves_members(problem, alg):
                 return None
             grid = saveat_grid(o["saveat"], setup.t0_t, setup.t1_t)
             index = state_indices(o["save_idxs"], setup.state)
@@ -80,6 +133,8 @@ def solve_batch(
             want = torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, *grid.inputs))
             if want:
                 setup.require_differentiable()
+                if on_gpu:
+                    batch.require_few([x.requires_grad for x in batch.leaves])
             run = _Run(
                 setup, batch, alg, threads,
                 SolveOptions(
@@ -101,7 +156,8 @@ def solve_batch(
     t = None
     if grid.values is not None:
         t = grid.tensor if grid.tensor is not None else setup.from_numpy(grid.values, time=True)
-    members = _Members(solve, ensemble, numbers, alg, options, run, t, u, index)
+    alone = plain_algorithm(alg)
+    members = _Members(solve, ensemble, numbers, alone, options, run, t, u, index)
     if t is None or (run.flat.counts != len(t)).any():
         return members, None, None
     u = u.reshape(len(numbers), len(t), -1)
@@ -136,48 +192,77 @@ class _Batch:
         count, n = len(numbers), spec.size
         chosen = slice(numbers.start, numbers.stop)
         parts = [
-            self._flat(x[chosen] if r else x.expand(count, *x.shape))
+            x[chosen] if r else x.expand(count, *x.shape)
             for x, r in zip(given_u, self.rows, strict=False)
         ]
-        at, values, position = [], [np.empty((count, 0))], 0
+        at, values, position = [], [], 0
         for x, r, size in zip(given_p, self.rows[n_u:], params.sizes, strict=True):
             if r:
                 at.append(np.arange(position, position + size))
-                values.append(self._flat(x[chosen]))
+                values.append(x[chosen])
             position += size
         self.members = FlatMembers(
-            u0=np.concatenate(parts, axis=1).reshape(count, n),
+            u0=self._beside(parts, count, n),
             at=np.concatenate(at) if at else np.empty(0, np.int64),
-            own=np.concatenate(values, axis=1),
+            own=self._beside(values, count, sum(map(len, at))),
         )
 
-    @staticmethod
-    def _flat(x: Tensor) -> np.ndarray:
-        return to_numpy(x).reshape(x.shape[0], -1)
+    def _beside(self, parts: list[Tensor], count: int, width: int) -> Any:
+        """Rows beside each other, (count, width): an array, or a tensor where these are kept."""
+        spec = self.setup.state
+        flat = [x.detach().reshape(count, -1) for x in parts]
+        joined = torch.cat(flat, 1) if flat else torch.empty((count, 0), dtype=spec.dtype)
+        joined = joined.reshape(count, width)
+        if self.setup.keeps_tensors:
+            return joined.to(spec.device, spec.dtype).contiguous()
+        return to_numpy(joined)
+
+    def directions(self, wanted: Sequence[bool]) -> tuple[bool, np.ndarray]:
+        """Whether u0 is among the leaves that are ``wanted``, and which parameters are."""
+        n_u = self.setup.counts[0]
+        sizes = [x.numel() for x in self.leaves[len(self.rows) :]]
+        found, position = [np.empty(0, np.int64)], 0
+        for size, want in zip((*self.setup.params.sizes, *sizes), wanted[n_u:], strict=True):
+            if want:
+                found.append(np.arange(position, position + size))
+            position += size
+        return any(wanted[:n_u]), np.concatenate(found)
+
+    def require_few(self, wanted: Sequence[bool]) -> None:
+        """Raise InputError where a member has too many numbers for forward sensitivities."""
+        by_state, parameters = self.directions(wanted)
+        size = self.setup.state.size * by_state + len(parameters)
+        if size > MOST_DIRECTIONS:
+            raise InputError(
+                f"Gradients by {size} numbers a member were asked for (u0 and what of p and "
+                f"closures requires grad), but EnsembleGPUKernel takes at most {MOST_DIRECTIONS}, "
+                "since each is one more solve; use EnsembleGPUArray() or EnsembleThreads()."
+            )
 
     def cotangents(self, g: FlatEnsembleGradient, wanted: Sequence[bool]) -> list[Tensor | None]:
         """The gradient as tensors like ``leaves``; None for those that are not ``wanted``."""
         spec, params = self.setup.state, self.setup.params
         n_u = self.setup.counts[0]
         out: list[Tensor | None] = []
-        u0 = np.split(g.u0, np.cumsum(spec.sizes)[:-1], axis=1)
+        u0 = torch.as_tensor(g.u0).split(list(spec.sizes), 1)
+        every_own, every_p = torch.as_tensor(g.own), torch.as_tensor(g.p)
         for x, r, block in zip(self.leaves, self.rows, u0, strict=False):
             out.append(self._like(x, r, block if r else block.sum(0)))
         position = column = 0
         for x, r, size in zip(self.leaves[n_u:], self.rows[n_u:], params.sizes, strict=False):
             if r:
-                block, column = g.own[:, column : column + size], column + size
+                block, column = every_own[:, column : column + size], column + size
             else:
-                block = g.p[position : position + size]
+                block = every_p[position : position + size]
             position += size
             out.append(self._like(x, r, block))
         for x in self.leaves[len(self.rows) :]:
-            out.append(self._like(x, False, g.p[position : position + x.numel()]))
+            out.append(self._like(x, False, every_p[position : position + x.numel()]))
             position += x.numel()
         return [x if want else None for x, want in zip(out, wanted, strict=True)]
 
-    def _like(self, x: Tensor, rows: bool, block: np.ndarray) -> Tensor:
-        flat = torch.from_numpy(np.ascontiguousarray(block)).to(x.device, x.dtype)
+    def _like(self, x: Tensor, rows: bool, block: Tensor) -> Tensor:
+        flat = block.to(x.device, x.dtype)
         if not rows or len(self.numbers) == len(x):
             return flat.reshape(x.shape)
         full = torch.zeros_like(x)
@@ -189,18 +274,29 @@ class _Run:
     """One solve of a batch, kept for its backward."""
 
     def __init__(
-        self, setup: Flattened, batch: _Batch, alg: Any, threads: int, options: SolveOptions
+        self, setup: Flattened, batch: _Batch, alg: Any, threads: int | None, options: SolveOptions
     ) -> None:
         self.setup, self.batch, self.alg, self.threads = setup, batch, alg, threads
         self.options = options
         self.flat: FlatEnsemble | None = None
 
     def forward(self) -> FlatEnsemble:
-        engine = self.setup.engine
-        self.flat = engine.solve_members(
-            self.setup.flat_problem(), self.batch.members, self.alg, self.options, self.threads
-        )
+        engine, problem = self.setup.engine, self.setup.flat_problem()
+        what = (problem, self.batch.members, self.alg, self.options)
+        if self.threads is None:
+            self.flat = engine.solve_members_on_gpu(*what)
+        else:
+            self.flat = engine.solve_members(*what, self.threads)
         return self.flat
+
+    def pull(self, grad_u: Tensor, by_times: bool, wanted: Sequence[bool]) -> FlatEnsembleGradient:
+        """The gradient of ``sum(grad_u * u)``, by the leaves that are ``wanted``."""
+        engine, flat = self.setup.engine, self.flat
+        assert flat is not None
+        if self.threads is None:
+            which = self.batch.directions(wanted)
+            return engine.adjoint_members_on_gpu(flat, grad_u, by_times, *which)
+        return engine.adjoint_members(flat, to_numpy(grad_u), by_times)
 
     def rows(self, i: int) -> slice:
         """The outputs of member ``i``."""
@@ -226,7 +322,7 @@ class _SolveBatch(torch.autograd.Function):
         run.setup.require_unchanged()
         wanted = ctx.needs_input_grad[1:]
         with plain_mode():
-            g = run.setup.engine.adjoint_members(flat, to_numpy(grad_u), any(wanted[:3]))
+            g = run.pull(grad_u, any(wanted[:3]), wanted[3:])
         d_t0, d_t1, d_grid = float(g.t0.sum()), 0.0, None
         if saveat is None:
             assert (flat.source > FIRST_EVENT).all()
@@ -249,6 +345,11 @@ class Summary:
     algorithm: str
 
 
+def _stats(counts: list[int]) -> Stats:
+    nf, njacs, naccept, nreject, nsolve, nnonliniter = (k if k >= 0 else None for k in counts)
+    return Stats(nf, njacs, naccept, nreject, nsolve, nnonliniter)
+
+
 class _Members:
     """The solutions of a batch, each made when it is asked for."""
 
@@ -268,7 +369,7 @@ class _Members:
         """Of all members, without a solution of each."""
         flat = self.run.flat
         assert flat is not None
-        stats = Stats(*flat.stats.sum(0).tolist())
+        stats = _stats(flat.stats.sum(0).tolist())
         stats.algorithm = flat.algorithm
         return Summary(flat.retcodes, stats, self.run.setup.engine.name, flat.algorithm)
 
@@ -295,7 +396,7 @@ class _Members:
             value: Tensor = inner[0]._interpolate(at, deriv)
             return value
 
-        stats = Stats(*flat.stats[i].tolist())
+        stats = _stats(flat.stats[i].tolist())
         stats.algorithm = flat.algorithm
         return Solution(
             t=t,

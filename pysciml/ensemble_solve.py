@@ -20,12 +20,14 @@ from pysciml.engines.base import Stats
 from pysciml.ensemble import (
     EnsembleAlgorithm,
     EnsembleExecutor,
+    EnsembleGPUArray,
+    EnsembleGPUKernel,
     EnsembleProblem,
     EnsembleSerial,
     EnsembleSolution,
     EnsembleThreads,
 )
-from pysciml.ensemble_batch import Summary, solve_batch
+from pysciml.ensemble_batch import Summary, solve_batch, solve_by_kernels
 from pysciml.ensemble_remote import solve_by_executor
 from pysciml.errors import InputError, SolveError
 from pysciml.extra_options import EXTRA
@@ -135,12 +137,13 @@ def _trajectories(prob: EnsembleProblem, given: Any) -> int:
 def _algorithm(given: Any) -> EnsembleAlgorithm:
     if given is None:
         return EnsembleThreads()
-    if given is EnsembleSerial or given is EnsembleThreads:
-        return given()
+    if given in (EnsembleSerial, EnsembleThreads, EnsembleGPUKernel, EnsembleGPUArray):
+        made: EnsembleAlgorithm = given()
+        return made
     if not isinstance(given, EnsembleAlgorithm):
         raise InputError(
-            f"ensemblealg is {given!r}; give EnsembleThreads(), EnsembleSerial() or "
-            "EnsembleExecutor(an executor)."
+            f"ensemblealg is {given!r}; give EnsembleThreads(), EnsembleSerial(), "
+            "EnsembleGPUKernel(), EnsembleGPUArray() or EnsembleExecutor(an executor)."
         )
     return given
 
@@ -166,6 +169,12 @@ class _Solved:
         )
 
 
+def _given(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All options of a solve, and those given that it does not have."""
+    given = {**_DEFAULTS, **options}
+    return given, {key: given.pop(key) for key in options if key not in _DEFAULTS}
+
+
 def _members(
     solve: Callable[..., Any], prob: EnsembleProblem, alg: Any, where: EnsembleAlgorithm,
     numbers: range, options: dict[str, Any],
@@ -176,6 +185,8 @@ def _members(
         seeds = None if first is None else [first + i for i in numbers]
         found, error = solve_by_executor(where.executor, problems, alg, options, seeds)
         return _together(found, error)
+    if isinstance(where, EnsembleGPUKernel):
+        return _Solved(*solve_by_kernels(solve, prob, alg, numbers, *_given(options), options))
     threads = 1
     if isinstance(where, EnsembleThreads):
         threads = where.threads or os.cpu_count() or 1
@@ -184,9 +195,7 @@ def _members(
     seed = options.get("seed")
     at_once = isinstance(prob.prob, (ODEProblem, DAEProblem)) and seed is None
     if prob.members is not None and plain and at_once:
-        given = {**_DEFAULTS, **options}
-        unknown = {key: given.pop(key) for key in options if key not in _DEFAULTS}
-        solved = solve_batch(solve, prob, alg, numbers, given, unknown, threads, options)
+        solved = solve_batch(solve, prob, alg, numbers, *_given(options), threads, options)
         if solved is not None:
             return _Solved(*solved)
     gradient = torch.is_grad_enabled()

@@ -449,6 +449,32 @@ class Engine(ABC):
         """Solve all members of an ensemble at once, on at most ``threads`` threads."""
         raise NotImplementedError
 
+    def solve_members_on_gpu(
+        self, problem: FlatProblem, members: FlatMembers, alg: Algorithm, options: SolveOptions
+    ) -> FlatEnsemble:
+        """As ``solve_members``, each member by one thread of a GPU.
+
+        The vectors of ``problem`` and ``members`` are tensors, and so is the solution's ``u``,
+        where a member has the rows that it did not reach too (NaN). Where nobody asked for output
+        times the outputs are the states at both ends.
+        """
+        raise EngineError(
+            f"The {self.name} engine does not solve on a GPU; use engine='julia', installed with "
+            "'python -m pysciml setup --gpu', or EnsembleThreads()."
+        )
+
+    def adjoint_members_on_gpu(
+        self,
+        solution: FlatEnsemble,
+        grad_u: Any,
+        by_times: bool,
+        by_state: bool,
+        directions: npt.NDArray[np.int64],
+    ) -> FlatEnsembleGradient:
+        """Gradient of ``sum(grad_u * u)`` by u0 where ``by_state``, and by the parameters at
+        ``directions``, as tensors; all others are zero."""
+        raise NotImplementedError
+
     def adjoint_members(
         self, solution: FlatEnsemble, grad_u: Array, by_times: bool = True
     ) -> FlatEnsembleGradient:

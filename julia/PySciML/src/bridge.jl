@@ -220,6 +220,18 @@ function entry_points()
         ensemble_adjoint = @cfunction(
             c_ensemble_adjoint, Cint, (Ptr{EnsembleAdjointRequest}, Ptr{Ptr{UInt8}})
         ),
+        new_members_model = @cfunction(
+            c_new_members_model, Cint,
+            (
+                Int64, Int64, Ptr{Int64}, Ptr{UInt8}, Int64, Ptr{Int64}, Ptr{Ptr{UInt8}},
+            )
+        ),
+        solve_members = @cfunction(
+            c_solve_members, Cint, (Ptr{MembersRequest}, Ptr{Ptr{UInt8}})
+        ),
+        differentiate_members = @cfunction(
+            c_differentiate_members, Cint, (Ptr{MembersAdjointRequest}, Ptr{Ptr{UInt8}})
+        ),
         free = @cfunction(c_free, Cvoid, (Ptr{UInt8},)),
         drop = @cfunction(c_drop, Cvoid, (Int64, Int64)),
         set_loader = @cfunction(c_set_loader, Cvoid, (Ptr{Cvoid},)),

@@ -118,7 +118,8 @@ function c_provide(source::Ptr{Source}, message::Ptr{Ptr{UInt8}})::Cint
         )
         text = unsafe_string(s.text, s.length)
         T = s.single != 0 ? Float32 : Float64
-        provided!(s.functions, s.role, compile(text, s.sizes, constants, T))
+        made = s.role >= STATIC_ROLES ? compile_static : compile
+        provided!(s.functions, s.role, made(text, s.sizes, constants, T))
     end
 end
 

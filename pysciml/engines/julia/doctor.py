@@ -64,6 +64,7 @@ print(f"torch and pysciml imported after {imported:.1f} s, first solution after 
 #: The optional packages of ``setup --gpu``, as juliapkg.add takes them.
 GPU_PACKAGES = {
     "CUDA": {"uuid": "052768ef-5323-5732-b1bb-66c8b64840ba", "version": "5, 6"},
+    "DiffEqGPU": {"uuid": "071ae1c0-96b5-11e9-1965-c90190d839ea", "version": "~3.15"},
 }
 
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from pysciml.algorithms import Algorithm
+from pysciml.diffeqgpu import GPU_ALGORITHMS
 from pysciml.engines.base import (
     FIRST_EVENT,
     FIXED,
@@ -33,7 +34,7 @@ from pysciml.engines.base import (
     Stats,
     Tuning,
 )
-from pysciml.engines.julia import boundary, delay, device, ensemble, jumps, stochastic
+from pysciml.engines.julia import boundary, delay, device, ensemble, jumps, members, stochastic
 from pysciml.engines.julia.again import Again, Differentiation
 from pysciml.engines.julia.bridge import (
     HANDLES,
@@ -255,6 +256,12 @@ class JuliaEngine(Engine):
             raise EngineError(
                 f"{alg.name} is for boundary value problems (BVProblem, TwoPointBVProblem), but "
                 f"this is {_GIVEN[problem_kind][0]}; use {_GIVEN[problem_kind][1]}."
+            )
+        if alg is not None and alg.package == "DiffEqGPU":
+            raise EngineError(
+                f"{alg.name} solves the members of an ensemble on a GPU: give it with an "
+                "EnsembleProblem and EnsembleGPUKernel(), or use "
+                f"pysciml.{GPU_ALGORITHMS[alg.name]}()."
             )
         stochastic.check_stochastic(problem_kind, alg)
         alg = delay.checked(problem_kind, alg)
@@ -562,6 +569,21 @@ class JuliaEngine(Engine):
         handle: ensemble.Handle = solution.handle
         refuse_adjoint(handle.problem, handle.sensealg)
         return ensemble.adjoint(self, solution, grad_u, by_times)
+
+    def solve_members_on_gpu(
+        self, problem: FlatProblem, members_: FlatMembers, alg: Algorithm, options: SolveOptions
+    ) -> FlatEnsemble:
+        return members.solve(self, problem, members_, alg, options)
+
+    def adjoint_members_on_gpu(
+        self,
+        solution: FlatEnsemble,
+        grad_u: Any,
+        by_times: bool,
+        by_state: bool,
+        directions: npt.NDArray[np.int64],
+    ) -> FlatEnsembleGradient:
+        return members.adjoint(self, solution, grad_u, by_times, by_state, directions)
 
     def use(self, handle: Handle) -> None:
         for functions in (handle.functions, *handle.parts):

@@ -44,8 +44,12 @@ ROLES = (
 #: Roles of kernels over arrays of a device, by the numbers of ``ROLES`` plus this.
 DEVICE_ROLES = 100
 
-#: Values of at most this many elements become scalar code.
-SCALAR_LIMIT = 8
+#: Roles of kernels for one thread of a GPU, by the numbers of ``ROLES`` plus this.
+STATIC_ROLES = 200
+
+#: Values of at most this many elements become scalar code; in a thread of a GPU, whose arrays are
+#: registers only where no index is computed.
+SCALAR_LIMIT, STATIC_LIMIT = 8, 64
 
 _LOAD = ct.CFUNCTYPE(ct.c_int, ct.c_int64, ct.c_int64)
 _CALL = ct.CFUNCTYPE(ct.c_int, ct.c_double)
@@ -60,6 +64,11 @@ def device_graph(graph: Graph) -> Graph:
     """The graph as it is emitted for a device: matrices as Julia lays them out."""
     outputs = tuple(make("permute", o, perm=(1, 0)) if o.ndim == 2 else o for o in graph.outputs)
     return Graph(graph.inputs, outputs, graph.name)
+
+
+def static_graph(graph: Graph) -> Graph:
+    """The graph as it is emitted for one thread of a GPU."""
+    return scalarise(device_graph(graph), STATIC_LIMIT)
 
 
 def gains_by_points(value: Graph) -> bool:
@@ -83,6 +92,9 @@ class Loader:
     def _load(self, functions: int, role: int) -> int:
         """0: provided; 1: it failed, and why is pending; 2: there is none, do without."""
         found = self.known[functions]
+        if role >= STATIC_ROLES:
+            name = ROLES[role - STATIC_ROLES]
+            return self.bridge.guard(lambda: found.provide_static(name, role))
         if role >= DEVICE_ROLES:
             name = ROLES[role - DEVICE_ROLES]
             return self.bridge.guard(lambda: found.provide_on_device(name, role))
@@ -114,6 +126,7 @@ class JuliaFunctions:
         loader.known[self.id] = self
         self.done: set[tuple[Any, ...]] = set()  # what they have been used for
         self._models: dict[Any, int] = {}
+        self._static: dict[str, KernelText] = {}
         self._callbacks: list[Any] = []
         self._p: Array | None = None
         self._c: Array | None = None
@@ -163,6 +176,29 @@ class JuliaFunctions:
                 "new_device_model", self.id, int(self.single), n, nc, device.encode(), index
             )
         return self._models[key]
+
+    def members_model(self, sizes: npt.NDArray[np.int64], device: str, index: int) -> int:
+        """The number of the model whose members are solved by threads of a device.
+
+        ``sizes``: how many states, parameters and data. 0 or less where there is none: see
+        ``new_members_model`` in Julia.
+        """
+        key = ("members", device, index)
+        if key not in self._models:
+            made = self.bridge.number(
+                "new_members_model", self.id, int(self.single), address(sizes), device.encode(),
+                index,
+            )  # fmt: skip
+            if made <= 0:
+                return made
+            self._models[key] = made
+        return self._models[key]
+
+    def static_source(self, role: str) -> KernelText:
+        """The source of a role for one thread of a GPU."""
+        if role not in self._static:
+            self._static[role] = emit(static_graph(self._graph(role)), self.dtype)
+        return self._static[role]
 
     def model_of_delay(
         self, n: int, parts: tuple[JuliaFunctions, ...], flags: npt.NDArray[np.int64]
@@ -216,6 +252,9 @@ class JuliaFunctions:
     def provide_on_device(self, role: str, number: int) -> None:
         graph = device_graph(self._graph(role))
         self._hand_over(emit_julia_device.emit(graph, self.dtype), number)
+
+    def provide_static(self, role: str, number: int) -> None:
+        self._hand_over(self.static_source(role), number)
 
     def _hand_over(self, source: KernelText, number: int) -> None:
         text = source.text.encode()

@@ -23,7 +23,7 @@ from pysciml.engines.julia import sysimage
 from pysciml.errors import EngineError
 
 __all__ = [
-    "Julia", "how_to_add", "image_in_use", "installed_at", "is_set_up", "julia",
+    "Julia", "how_to_add", "how_to_add_gpu", "image_in_use", "installed_at", "is_set_up", "julia",
     "missing_packages", "package_folder", "require_this_process", "started", "was_forked",
 ]  # fmt: skip
 
@@ -88,6 +88,13 @@ def how_to_add(missing: tuple[str, ...]) -> str:
         f"{executable} --project={project} -e 'import Pkg; Pkg.add([{names}])'; or unset "
         "PYTHON_JULIACALL_EXE and PYTHON_JULIACALL_PROJECT and run 'python -m pysciml setup'"
     )
+
+
+def how_to_add_gpu() -> str:
+    """What to do where Julia's project lacks the packages of GPUs."""
+    if not chosen_by_user():
+        return "install it with 'python -m pysciml setup --gpu'"
+    return how_to_add(("CUDA", "DiffEqGPU"))
 
 
 def _why_not() -> str:
