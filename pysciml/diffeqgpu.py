@@ -18,6 +18,5 @@ GPU_ALGORITHMS: dict[str, str] = {
 
 #: Those that form a Jacobian, and factor it.
 IMPLICIT = frozenset("GPURosenbrock23 GPURodas4 GPURodas5P GPUKvaerno3 GPUKvaerno5".split())
-#: Their fixed steps ask f at the end of the step before for all of its stages, which is wrong where
-#: f depends on the time.
-NO_FIXED_STEPS = frozenset({"GPUKvaerno3", "GPUKvaerno5"})
+#: Those that ask for f at wrong times within a step: right where f does not depend on the time.
+WRONG_TIMES = frozenset({"GPUKvaerno3", "GPUKvaerno5"})

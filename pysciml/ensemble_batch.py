@@ -79,7 +79,7 @@ def solve_by_kernels(
     ensemble, numbers = batched(ensemble, numbers, "EnsembleGPUKernel")
     require_for_gpu(ensemble.prob, "EnsembleGPUKernel", given, unknown)
     alg = gpu_algorithm(alg, "EnsembleGPUKernel")
-    require_for_kernel(alg, given)
+    require_for_kernel(given)
     solved = _solve(solve, ensemble, alg, numbers, given, unknown, None, options)
     assert solved is not None
     return solved

@@ -10,9 +10,9 @@ from torch.utils import _pytree as pytree
 
 from pysciml.algorithms import Algorithm, algorithm, as_algorithm
 from pysciml.callbacks import as_callbacks
-from pysciml.diffeqgpu import GPU_ALGORITHMS, NO_FIXED_STEPS
+from pysciml.diffeqgpu import GPU_ALGORITHMS
 from pysciml.ensemble import EnsembleProblem
-from pysciml.errors import EngineError, InputError
+from pysciml.errors import InputError
 from pysciml.extra_options import EXTRA
 from pysciml.julia_function import JuliaFunction
 from pysciml.problems import ODEProblem, number
@@ -107,21 +107,15 @@ def require_for_gpu(prob: Any, name: str, given: dict[str, Any], unknown: dict[s
         )
 
 
-def require_for_kernel(alg: Algorithm, given: dict[str, Any]) -> None:
+def require_for_kernel(given: dict[str, Any]) -> None:
     """Raise InputError for options that a thread of a GPU does not take."""
     if given["sensealg"] is not None:
         raise InputError(
             f"sensealg is {given['sensealg']!r}, but gradients through EnsembleGPUKernel are "
             "forward sensitivities; leave it out, or use EnsembleThreads()."
         )
-    if given["adaptive"] is False:
-        if given["dt"] is None:
-            raise InputError("adaptive is False, and dt is not given; give the step, e.g. dt=0.01.")
-        if alg.name in NO_FIXED_STEPS:
-            raise EngineError(
-                f"{alg.name} asks for f at wrong times where its steps are fixed (DiffEqGPU 3.15); "
-                "leave adaptive out, or use pysciml.Rodas5P()."
-            )
+    if given["adaptive"] is False and given["dt"] is None:
+        raise InputError("adaptive is False, and dt is not given; give the step, e.g. dt=0.01.")
 
 
 def batched(ensemble: EnsembleProblem, numbers: range, name: str) -> tuple[EnsembleProblem, range]:

@@ -403,7 +403,7 @@ def cotangents_of_times(
 ) -> list[Tensor | None]:
     """Cotangents of the output times and the time span like these; None where not wanted."""
     return [
-        torch.as_tensor(value).to(ref.device, ref.dtype).reshape(ref.shape)
+        torch.as_tensor(value, dtype=torch.float64).to(ref.device, ref.dtype).reshape(ref.shape)
         if want and value is not None and ref is not None
         else None
         for value, ref, want in zip(values, like, wanted, strict=True)

@@ -8,16 +8,15 @@ the first step is longer. So only its `init`, `step!` and interpolants are used.
 """
 module PySciMLDiffEqGPUExt
 
-using Adapt: Adapt, adapt
-using DiffEqGPU: DiffEqGPU, GPUKvaerno3, GPUKvaerno5, GPURodas4, GPURodas5P, GPURosenbrock23,
-    GPUTsit5, GPUVern7, GPUVern9
-using KernelAbstractions: KernelAbstractions, @index, @kernel, get_backend
+using DiffEqGPU: DiffEqGPU, GPUKvaerno3, GPUKvaerno5, GPURodas4, GPURodas5P, GPURosenbrock23
+using DiffEqGPU.Adapt: Adapt, adapt
+using DiffEqGPU.KernelAbstractions: KernelAbstractions, @index, @kernel, get_backend
+using DiffEqGPU.StaticArrays: MVector, SArray, SVector
 using PySciML: MembersAdjointRequest, MembersModel, MembersRequest, PySciML, activate, settle, source,
     upload, vector, wrap
 using PySciML.ForwardDiff: Dual, Partials, partials, value
 using PySciML.LinearAlgebra: I, UniformScaling
 using PySciML.SciMLBase: AbstractODEFunction, CallbackSet, ReturnCode
-using StaticArrays: MVector, SArray, SVector
 
 include("members/static.jl")
 include("members/walk.jl")

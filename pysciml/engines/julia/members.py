@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pysciml.algorithms import Algorithm
-from pysciml.diffeqgpu import IMPLICIT
+from pysciml.diffeqgpu import IMPLICIT, WRONG_TIMES
 from pysciml.engines.base import (
     FROM_T0,
     FROM_T1,
@@ -122,6 +122,11 @@ def prepared(
         raise EngineError(_missing(model))
     for role in ("value", "jac:u", "jac:t") if implicit else ("value",):
         _require_small(functions, role)
+    if alg.name in WRONG_TIMES and _depends_on_time(functions):
+        raise EngineError(
+            f"f depends on t, and {alg.name} asks for it at wrong times (DiffEqGPU 3.15); use "
+            "pysciml.Rodas5P()."
+        )
     number = engine.object(f"DiffEqGPU.{alg.name}()", ("DiffEqGPU",))
     return functions, model, number
 
@@ -143,6 +148,14 @@ def _missing(model: int) -> str:
         f"{what} needs an NVIDIA card, but CUDA.jl finds none that works here ('python -m pysciml "
         "doctor' says more); use EnsembleThreads()."
     )
+
+
+def _depends_on_time(functions: JuliaFunctions) -> bool:
+    kernels = functions.functions.kernels
+    assert kernels is not None
+    graph = kernels.graph("value")
+    t = graph.input("t")
+    return any(a is t for node in graph.nodes() for a in node.args)
 
 
 def _require_small(functions: JuliaFunctions, role: str) -> None:

@@ -2,15 +2,22 @@
 
 # -- what becomes of outputs -------------------------------------------------------------------
 
+# Column (k, i), entry by entry without a loop: an index that is computed takes an array out of the
+# registers.
+@inline function write!(to, u::SVector{N}, k, i) where {N}
+    ntuple(j -> (@inbounds to[j, k, i] = u[j]; nothing), Val(N))
+    return
+end
+@inline column(::Val{N}, ::Type{T}, from, k, i) where {N, T} =
+    SVector{N, T}(ntuple(j -> (@inbounds from[j, k, i]), Val(N)))
+
 "Outputs are kept."
 struct Keep{U}
     u::U                             # (n, m, N)
     i::Int
 end
 @inline function give(x::Keep, total, k, u, t)
-    for (j, y) in enumerate(u)
-        @inbounds x.u[j, k, x.i] = y
-    end
+    write!(x.u, u, k, x.i)
     return total
 end
 
@@ -19,13 +26,13 @@ struct Pull{W}
     w::W                             # (n, m, N)
     i::Int
 end
-@inline function give(x::Pull, total::SVector{K}, k, u, t) where {K}
-    for (j, y) in enumerate(u)
-        w = @inbounds x.w[j, k, x.i]
-        # where nobody looks, an infinite derivative is none
-        iszero(w) || (total = total + w * SVector{K}(partials(y).values))
-    end
-    return total
+@inline function give(x::Pull, total::SVector{K, T}, k, u::SVector{N}, t) where {K, T, N}
+    w = column(Val(N), T, x.w, k, x.i)
+    return total + sum(map(seen, w, u))
+end
+# Where nobody looks, an infinite derivative is none.
+@inline function seen(w, y::Dual{G, T, K}) where {G, T, K}
+    return iszero(w) ? zero(SVector{K, T}) : w * SVector{K, T}(partials(y).values)
 end
 
 # -- kernels -----------------------------------------------------------------------------------
@@ -50,7 +57,7 @@ Adapt.adapt_structure(to, x::Data) =
 end
 
 @kernel function solve_kernel!(
-        u, report, reached, @Const(data), f, alg, times, steps, ::Val{N}, ::Val{NP}, ::Type{T}
+        u, report, reached, data, f, alg, times, steps, ::Val{N}, ::Val{NP}, ::Val{T}
     ) where {N, NP, T}
     i = @index(Global, Linear)
     all_p = Parameters{T}(data.p, data.own, data.slot, data.directions, i, 0)
@@ -66,8 +73,8 @@ end
 end
 
 @kernel function pull_kernel!(
-        gradient, report, @Const(w), @Const(data), f, alg, times, steps, by_state, members,
-        ::Val{N}, ::Val{NP}, ::Type{T}, ::Val{K}
+        gradient, report, w, data, f, alg, times, steps, by_state, members, ::Val{N}, ::Val{NP},
+        ::Val{T}, ::Val{K}
     ) where {N, NP, T, K}
     thread = @index(Global, Linear)
     i, chunk = (thread - 1) % members + 1, (thread - 1) ÷ members
@@ -87,17 +94,17 @@ end
 
 # f at outputs: the slopes by which a cotangent of the state is one of the time.
 @kernel function slope_kernel!(
-        slopes, @Const(u), @Const(data), f, times, ::Val{N}, ::Val{NP}, ::Type{T}
+        slopes, u, data, f, times, ::Val{N}, ::Val{NP}, ::Val{T}
     ) where {N, NP, T}
     thread = @index(Global, Linear)
     m = size(u, 2)
     k, i = (thread - 1) % m + 1, (thread - 1) ÷ m + 1
     all_p = Parameters{T}(data.p, data.own, data.slot, data.directions, i, 0)
-    x = SVector{N, T}(ntuple(j -> (@inbounds u[j, k, i]), Val(N)))
-    v = f(x, parameters(Val(NP), all_p), output_time(times, span_of(times, i), k))
-    for j in 1:N
-        @inbounds slopes[j, k, i] = v[j]
-    end
+    v = f(
+        column(Val(N), T, u, k, i), parameters(Val(NP), all_p),
+        output_time(times, span_of(times, i), k)
+    )
+    write!(slopes, v, k, i)
 end
 
 # -- the host's side ---------------------------------------------------------------------------
@@ -159,10 +166,10 @@ backend_of(data::Data) = get_backend(data.u0)
 # A group of the processor's is a task: few members, and all of its threads have some.
 group(::KernelAbstractions.CPU, n) = clamp(cld(n, 4 * Threads.nthreads()), 1, GROUP)
 group(backend, n) = GROUP
-function launch(kernel, data, n, args...)
+function launch(m::MembersModel, kernel, data, n, args...)
     backend = backend_of(data)
     kernel(backend)(args...; ndrange = n, workgroupsize = group(backend, n))
-    KernelAbstractions.synchronize(backend)
+    settle(m.device)
     return
 end
 
@@ -176,8 +183,8 @@ function PySciML.solve_members(r::MembersRequest, m::MembersModel{T}, alg) where
         fill!(u, T(NaN))
         report, reached = upload(m.device, zeros(Int, 4, N)), upload(m.device, zeros(T, N))
         launch(
-            solve_kernel!, data, N, reshape(u, m.n, M, N), report, reached, data, f, alg,
-            times_of_request(r, m), steps_of(r, m), Val(m.n), Val(m.np), T
+            m, solve_kernel!, data, N, reshape(u, m.n, M, N), report, reached, data, f, alg,
+            times_of_request(r, m), steps_of(r, m), Val(m.n), Val(m.np), Val(T)
         )
         bring(r, m, r.u, u)
         found = Array(report)
@@ -216,9 +223,9 @@ function PySciML.differentiate_members(a::MembersAdjointRequest, m::MembersModel
             gradient = filled(r, m, a.gradient, D * N, data.u0)
             report = upload(m.device, zeros(Int, 2, N, chunks))
             launch(
-                pull_kernel!, data, N * chunks, reshape(gradient, D, N), report,
+                m, pull_kernel!, data, N * chunks, reshape(gradient, D, N), report,
                 reshape(w, n, M, N), data, f, alg, times, steps_of(r, m), by_state, N, Val(n),
-                Val(m.np), T, Val(K)
+                Val(m.np), Val(T), Val(K)
             )
             bring(r, m, a.gradient, gradient)
             require_outputs(Array(report), vector(Int64, r.counts, 4 * N), N)
@@ -226,9 +233,9 @@ function PySciML.differentiate_members(a::MembersAdjointRequest, m::MembersModel
         if a.slopes != C_NULL
             slopes = filled(r, m, a.slopes, n * M * N, data.u0)
             launch(
-                slope_kernel!, data, M * N, reshape(slopes, n, M, N),
+                m, slope_kernel!, data, M * N, reshape(slopes, n, M, N),
                 reshape(taken(r, m, r.u, n * M * N), n, M, N), data, f.f, times, Val(n), Val(m.np),
-                T
+                Val(T)
             )
             bring(r, m, a.slopes, slopes)
         end

@@ -66,12 +66,14 @@ end
     return map(y -> Base.ifelse(short, oftype(y, NaN), y), v)
 end
 
+# A derivative, where each of `K` own times in it counts `rate`.
 struct Rated{F, K}
     f::F
 end
 Rated{K}(f::F) where {F, K} = Rated{F, K}(f)
-@inline (x::Rated{F, K})(u, h::Held, s) where {F, K} =
-    h.rate^K * x.f(u, h.p, time_of(h, s))
+@inline (x::Rated{F, 1})(u, h::Held, s) where {F} = h.rate * x.f(u, h.p, time_of(h, s))
+@inline (x::Rated{F, 2})(u, h::Held, s) where {F} =
+    h.rate * h.rate * x.f(u, h.p, time_of(h, s))
 Adapt.adapt_structure(to, x::Rated{F, K}) where {F, K} = Rated{K}(adapt(to, x.f))
 Adapt.adapt_structure(to, x::MemberFunction) =
     MemberFunction(adapt(to, x.f), adapt(to, x.jac), adapt(to, x.tgrad), x.mass_matrix)

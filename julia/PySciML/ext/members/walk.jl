@@ -20,6 +20,16 @@ end
 Steps{Adaptive}(abstol::A, reltol::T, rest...) where {Adaptive, A, T} =
     Steps{Adaptive, T, A}(abstol, reltol, rest...)
 
+# Tolerances of each state by itself, where DiffEqGPU has `abstol .+ x * reltol` and one type for both.
+struct PerState{S}
+    values::S
+end
+Base.:*(x::SVector, reltol::PerState) = x .* reltol.values
+Base.broadcasted(::typeof(+), abstol::PerState, x) = Base.broadcasted(+, abstol.values, x)
+@inline tolerances(o::Steps) = o.abstol, o.reltol
+@inline tolerances(o::Steps{A, T, <:SVector}) where {A, T} =
+    PerState(o.abstol), PerState(map(_ -> o.reltol, o.abstol))
+
 "Members' time spans and output times, in the device's memory."
 struct Times{S, V}
     spans::S                         # (2, N), or (2, 1) for all
@@ -84,8 +94,8 @@ Solve a member. `total = give(sink, total, k, u, t)` for output `k`, in their or
     end
     held = Held(p, t0, rate, zero(T), zero(T))
     integ = DiffEqGPU.init(
-        alg, f, false, u0, zero(T), T(Inf), min(first_ / abs(rate), stop), held, o.abstol, o.reltol,
-        root_mean_square, nothing, CallbackSet(), nothing
+        alg, f, false, u0, zero(T), T(Inf), min(first_ / abs(rate), stop), held,
+        tolerances(o)..., root_mean_square, nothing, CallbackSet(), nothing
     )
     code, accepted, trials, wild = SUCCESS, 0, 0, false
     while true
