@@ -27,6 +27,7 @@ from pysciml.ensemble import (
     EnsembleSolution,
     EnsembleThreads,
 )
+from pysciml.ensemble_array import solve_as_one
 from pysciml.ensemble_batch import Summary, solve_batch, solve_by_kernels
 from pysciml.ensemble_remote import solve_by_executor
 from pysciml.errors import InputError, SolveError
@@ -187,6 +188,8 @@ def _members(
         return _together(found, error)
     if isinstance(where, EnsembleGPUKernel):
         return _Solved(*solve_by_kernels(solve, prob, alg, numbers, *_given(options), options))
+    if isinstance(where, EnsembleGPUArray):
+        return _Solved(*solve_as_one(solve, prob, alg, numbers, *_given(options), options))
     threads = 1
     if isinstance(where, EnsembleThreads):
         threads = where.threads or os.cpu_count() or 1

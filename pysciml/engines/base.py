@@ -434,6 +434,10 @@ class Engine(ABC):
             f"{self.name} engine pysciml.SolveBVP() or pysciml.Shooting()."
         )
 
+    def why_no_tensors(self, prob: Any, alg: Algorithm | None, sensealg: Any, name: str) -> str:
+        """Why :meth:`takes_tensors` says no, as a sentence about ``name``."""
+        return f"{name} needs a device, which the {self.name} engine does not solve on."
+
     def solves_members(self, problem: FlatProblem, alg: Algorithm | None) -> bool:
         """Whether :meth:`solve_members` takes ensembles of such a problem."""
         return False

@@ -294,8 +294,9 @@ def test_networks_and_other_arrays(main_place) -> None:
     net = nn.Sequential(nn.Linear(3, 12), nn.Tanh(), nn.Linear(12, 3)).double().to(main_place)
 
     def f(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
-        late = torch.where(t > 0.5, p[0] * u, u)
-        return net(u) - late.cumsum(0) - torch.sort(u).values * p[1] - 0.1 * (u @ u)
+        chosen = torch.where(p[0] > 1.0, p[0] * u, u.sin())
+        matrix = 3 * torch.eye(3, dtype=u.dtype, device=u.device) + torch.outer(u, u)
+        return net(u) - chosen.cumsum(0) - torch.linalg.solve(matrix, u) * p[1] - 0.1 * (u @ u)
 
     u0 = torch.randn(6, 3, dtype=F64).to(main_place).requires_grad_()
     p = (0.5 + torch.rand(6, 2, dtype=F64)).to(main_place).requires_grad_()

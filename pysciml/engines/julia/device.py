@@ -21,6 +21,7 @@ from pysciml.engines.julia.bridge import HANDLES, address, array
 from pysciml.engines.julia.dlpack import tensor_at
 from pysciml.engines.julia.models import JuliaFunctions
 from pysciml.engines.julia.names import algorithm_expression
+from pysciml.engines.julia.startup import how_to_add_gpu
 from pysciml.julia_function import JuliaFunction
 from pysciml.sensitivity import DiscreteAdjoint, GaussAdjoint
 
@@ -68,6 +69,29 @@ def suits(prob: Any, alg: Algorithm | None, sensealg: Any, has_callbacks: bool) 
         and prob.state_spec.dtype in (torch.float64, torch.float32)
         and type(sensealg) in _SENSEALGS
         and (alg is None or (alg.package in _PACKAGES and not alg.parts))
+    )
+
+
+def why_not(prob: Any, alg: Algorithm | None, sensealg: Any, name: str) -> str:
+    """Why an ODE that is to be solved on a device cannot be, as a sentence about ``name``."""
+    if type(sensealg) not in _SENSEALGS:
+        return (
+            f"sensealg is {sensealg!r}, but {name} has GaussAdjoint and, after Tsit5, "
+            "DiscreteAdjoint; leave it out."
+        )
+    if alg is not None and (alg.package not in _PACKAGES or alg.parts):
+        return (
+            f"{alg!r} does not run on a GPU's arrays; give {name} an explicit Runge-Kutta method, "
+            "e.g. pysciml.Tsit5(), or for few members pysciml.Rodas5P() or pysciml.FBDF()."
+        )
+    if device_of(prob.state_spec.device) is None:
+        return (
+            f"u0 is on the CPU, but {name} solves where the tensors are; move u0, p and what f "
+            "closes over to the card, e.g. u0.to('cuda'), or use EnsembleThreads()."
+        )
+    return (
+        f"{name} needs CUDA.jl and an NVIDIA card that it finds; {how_to_add_gpu()} ('python -m "
+        "pysciml doctor' says more), or use EnsembleThreads()."
     )
 
 

@@ -331,6 +331,9 @@ class JuliaEngine(Engine):
             )
         return self._devices[where]
 
+    def why_no_tensors(self, prob: Any, alg: Algorithm | None, sensealg: Any, name: str) -> str:
+        return device.why_not(prob, alg, sensealg, name)
+
     # -- forward -------------------------------------------------------------------------------
 
     def prepared(
