@@ -159,9 +159,10 @@ class _Together:
             raise IndexError(i)
         sol, prob = self.sol, self.ensemble.member(self.numbers[i])
         spec: StateSpec = prob.state_spec
+        whole: Any = sol
 
         def interpolate(at: Tensor, deriv: int) -> Tensor:
-            series = sol.spec.unflatten(sol._interpolate(at, deriv))
+            series = whole.spec.unflatten(whole._interpolate(at, deriv))
             rows = pytree.tree_map(lambda x: x[:, i], series)
             return spec.flatten_series(rows)
 
