@@ -61,7 +61,8 @@ print(f"torch and pysciml imported after {imported:.1f} s, first solution after 
       f"first gradient after {gradient:.1f} s; a later solve takes {1e3 * again:.1f} ms")
 """
 
-#: The optional packages of ``setup --gpu``, as juliapkg.add takes them.
+#: The optional packages of ``setup --gpu``, as juliapkg.add takes them: arrays on a card, and
+#: ensembles whose members its threads solve.
 GPU_PACKAGES = {
     "CUDA": {"uuid": "052768ef-5323-5732-b1bb-66c8b64840ba", "version": "5, 6"},
     "DiffEqGPU": {"uuid": "071ae1c0-96b5-11e9-1965-c90190d839ea", "version": "~3.15"},
@@ -250,6 +251,12 @@ def _packages(project: Path | None) -> list[Finding]:
             continue
         version = re.search(r'^version = "(.*?)"', entry[1], re.MULTILINE)
         findings.append(Finding(name, version[1] if version else "of no stated version"))
+    there = [name for name in GPU_PACKAGES if f"[[deps.{name}]]" in text]
+    absent = [name for name in GPU_PACKAGES if name not in there]
+    found = [", ".join(there)] if there else []
+    if absent:
+        found.append(f"{', '.join(absent)} not installed ({_SETUP} --gpu adds them)")
+    findings.append(Finding("packages for GPUs", "; ".join(found)))
     others = tuple(name for name in missing if name not in _PACKAGES)
     if others:
         found = f"{', '.join(others)} missing"
@@ -349,10 +356,11 @@ def _make_image(package: Path) -> None:
 def _add_gpu_packages() -> None:
     """Have juliapkg install the packages for states on a GPU."""
     if chosen_by_user():
+        names = ", ".join(f'"{name}"' for name in GPU_PACKAGES)
         raise EngineError(
             "PYTHON_JULIACALL_PROJECT names a Julia project of your own, which is left as it is; "
             f"add {', '.join(GPU_PACKAGES)} to it yourself: julia --project="
-            f"{os.environ['PYTHON_JULIACALL_PROJECT']} -e 'import Pkg; Pkg.add(\"CUDA\")'."
+            f"{os.environ['PYTHON_JULIACALL_PROJECT']} -e 'import Pkg; Pkg.add([{names}])'."
         )
     import juliapkg
 
@@ -362,8 +370,8 @@ def _add_gpu_packages() -> None:
     card = nvidia_card()
     if card is None:
         print(
-            "No NVIDIA card is found on this machine: CUDA.jl is installed all the same, and "
-            "serves where nvidia-smi lists a card and torch.cuda.is_available() is true."
+            "No NVIDIA card is found on this machine: the packages are installed all the same, "
+            "and serve where nvidia-smi lists a card and torch.cuda.is_available() is true."
         )
     else:
         print(f"NVIDIA card: {card}.")
