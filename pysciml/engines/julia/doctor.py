@@ -253,10 +253,10 @@ def _packages(project: Path | None) -> list[Finding]:
         findings.append(Finding(name, version[1] if version else "of no stated version"))
     there = [name for name in GPU_PACKAGES if f"[[deps.{name}]]" in text]
     absent = [name for name in GPU_PACKAGES if name not in there]
-    found = [", ".join(there)] if there else []
+    said = [", ".join(there)] if there else []
     if absent:
-        found.append(f"{', '.join(absent)} not installed ({_SETUP} --gpu adds them)")
-    findings.append(Finding("packages for GPUs", "; ".join(found)))
+        said.append(f"{', '.join(absent)} not installed ({_SETUP} --gpu adds them)")
+    findings.append(Finding("packages for GPUs", "; ".join(said)))
     others = tuple(name for name in missing if name not in _PACKAGES)
     if others:
         found = f"{', '.join(others)} missing"
