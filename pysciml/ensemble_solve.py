@@ -135,10 +135,13 @@ def _trajectories(prob: EnsembleProblem, given: Any) -> int:
     return prob.members
 
 
+_MADE_WITHOUT = (EnsembleSerial, EnsembleThreads, EnsembleGPUKernel, EnsembleGPUArray)
+
+
 def _algorithm(given: Any) -> EnsembleAlgorithm:
     if given is None:
         return EnsembleThreads()
-    if given in (EnsembleSerial, EnsembleThreads, EnsembleGPUKernel, EnsembleGPUArray):
+    if any(given is x for x in _MADE_WITHOUT):
         made: EnsembleAlgorithm = given()
         return made
     if not isinstance(given, EnsembleAlgorithm):
