@@ -100,6 +100,7 @@ def check_gradient(
     tol: float,
     most: float,
     sensealg: ps.SensitivityAlgorithm | None = None,
+    at: torch.device | str = "cpu",
 ) -> None:
     make, n = PROBLEMS[name]
     f, start = make(n)
@@ -107,13 +108,13 @@ def check_gradient(
     matrix = torch.stack([f(e, one, one) for e in torch.eye(len(start)).double()], 1)
     which = max(1, len(start) // 3)
     want = torch.matrix_exp(END * matrix)[which]
-    u0, p = start.clone().requires_grad_(), one.clone().requires_grad_()
+    u0, p = (x.clone().to(at).requires_grad_() for x in (start, one))
     prob = ps.ODEProblem(f, u0, (0.0, END), p)
     sol = ps.solve(
         prob, alg, engine=engine, saveat=[0.5 * END, END], abstol=tol, reltol=tol, sensealg=sensealg
     )
     by_u0, _ = torch.autograd.grad(sol.u[-1, which], (u0, p))
-    error = float((by_u0 - want).norm() / want.norm())
+    error = float((by_u0.cpu() - want).norm() / want.norm())
     assert error < most, f"the gradient is off by {error:.1e}"
 
 

@@ -1,20 +1,49 @@
-"""JLArrays: GPU arrays in the memory of the CPU, for tests of what runs on a device."""
+"""Devices of Julia's: JLArrays, in the memory of the CPU, and CUDA, where there is a GPU."""
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
+
+from pysciml.engines.julia import device
 
 
-@pytest.fixture(scope="session")
-def jlarrays() -> Any:
-    """Julia's Main with PySciML, PythonCall and JLArrays, and no scalar indexing."""
+@dataclass(frozen=True)
+class Place:
+    """A kind of arrays in Julia, and where the tensors are that are solved on it."""
+
+    name: str
+    main: Any  # Julia's Main, with PySciML, PythonCall and the package of the arrays
+
+    @property
+    def torch(self) -> torch.device:
+        return torch.device("cuda" if self.name == "cuda" else "cpu")
+
+    @property
+    def arrays(self) -> Any:
+        """Julia's type of arrays."""
+        return self.main.seval("CuArray" if self.name == "cuda" else "JLArray")
+
+    def solving(self) -> contextlib.AbstractContextManager[None]:
+        """Within it, problems whose tensors are at this place are solved there."""
+        return contextlib.nullcontext() if self.name == "cuda" else device.standing_in(self.name)
+
+
+@pytest.fixture(scope="session", params=["jlarrays", pytest.param("cuda", marks=pytest.mark.gpu)])
+def place(request: pytest.FixtureRequest) -> Place:
+    """Each device in turn, with scalar indexing forbidden."""
     from pysciml.engines.julia.startup import julia
 
+    package = "CUDA" if request.param == "cuda" else "JLArrays"
     main = julia().main
-    if main.seval('Base.identify_package("JLArrays") === nothing'):
-        pytest.skip("the Julia project has no JLArrays (a package for tests)")
-    main.seval("using PythonCall, JLArrays")
-    main.seval("JLArrays.allowscalar(false)")
-    return main
+    if main.seval(f'Base.identify_package("{package}") === nothing'):
+        pytest.skip(f"the Julia project has no {package} (a package for tests)")
+    main.seval(f"using PythonCall, {package}")
+    if package == "CUDA" and not main.seval("CUDA.functional()"):
+        pytest.skip("CUDA.jl does not find the GPU")
+    main.seval(f"{package}.allowscalar(false)")
+    return Place(request.param, main)

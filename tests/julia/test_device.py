@@ -1,4 +1,4 @@
-"""Solves on a device of Julia's: on JLArrays, with scalar indexing forbidden, as on CuArrays."""
+"""Solves on a device of Julia's: on JLArrays and, where there is a GPU, on CuArrays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import pysciml as ps
-from pysciml.engines.julia import device, dlpack
+from pysciml.engines.julia import dlpack
 from test_gradients_of_modes import check_gradient
 
 pytestmark = pytest.mark.julia
@@ -20,19 +20,20 @@ F64 = torch.float64
 TIGHT = {"abstol": 1e-10, "reltol": 1e-10}
 
 
-def neural_ode() -> tuple[Any, list[torch.Tensor]]:
+def neural_ode(at: torch.device) -> tuple[Any, list[torch.Tensor]]:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3)).double()
-    u0 = torch.randn(4, 3, dtype=F64, requires_grad=True)
+    u0 = torch.randn(4, 3, dtype=F64).to(at).requires_grad_()
+    net.to(at)
     return ps.ODEProblem(lambda u, p, t: net(u) - 0.1 * t * u, u0, (0.0, 1.0)), [
         u0, *net.parameters(),
     ]  # fmt: skip
 
 
-def reaction_diffusion() -> tuple[Any, list[torch.Tensor]]:
-    x = torch.linspace(0, 1, 24, dtype=F64)
+def reaction_diffusion(at: torch.device) -> tuple[Any, list[torch.Tensor]]:
+    x = torch.linspace(0, 1, 24, dtype=F64, device=at)
     u0 = torch.exp(-40 * (x - 0.4) ** 2).requires_grad_()
-    p = torch.tensor([0.8, 1.7], dtype=F64, requires_grad=True)
+    p = torch.tensor([0.8, 1.7], dtype=F64, device=at, requires_grad=True)
 
     def f(u, p, t):
         around = torch.cat([u[1:2], u, u[-2:-1]])
@@ -41,13 +42,14 @@ def reaction_diffusion() -> tuple[Any, list[torch.Tensor]]:
     return ps.ODEProblem(f, u0, (0.0, 1.0), p), [u0, p]
 
 
-def outcome(made: Any, alg: Any, **options: Any) -> tuple[Any, list[np.ndarray]]:
-    prob, leaves = made()
+def outcome(made: Any, at: torch.device, alg: Any, **options: Any) -> tuple[Any, list[np.ndarray]]:
+    prob, leaves = made(at)
     sol = ps.solve(prob, alg, engine="julia", saveat=[0.0, 0.25, 0.6, 1.0], **TIGHT, **options)
-    weights = torch.linspace(0.5, 1.5, sol.u.numel(), dtype=F64).reshape(sol.u.shape)
+    assert sol.u.device.type == at.type
+    weights = torch.linspace(0.5, 1.5, sol.u.numel(), dtype=F64, device=at).reshape(sol.u.shape)
     loss = (weights * sol.u).square().sum() + sol(0.4).sum()
     grads = torch.autograd.grad(loss, leaves)
-    return sol, [x.detach().numpy() for x in (sol.u, sol(0.7), sol(0.7, 1), *grads)]
+    return sol, [x.detach().cpu().numpy() for x in (sol.u, sol(0.7), sol(0.7, 1), *grads)]
 
 
 @pytest.mark.parametrize(
@@ -62,10 +64,10 @@ def outcome(made: Any, alg: Any, **options: Any) -> tuple[Any, list[np.ndarray]]
     ids=["default", "Tsit5", "Tsit5-GaussAdjoint", "Vern7", "Rodas5P"],
 )
 @pytest.mark.parametrize("made", [neural_ode, reaction_diffusion])
-def test_values_and_gradients_are_those_of_the_cpu(made, alg, options, jlarrays) -> None:
-    _, on_cpu = outcome(made, ps.Vern9())
-    with device.standing_in("jlarrays"):
-        sol, found = outcome(made, alg, **options)
+def test_values_and_gradients_are_those_of_the_cpu(made, alg, options, place) -> None:
+    _, on_cpu = outcome(made, torch.device("cpu"), ps.Vern9())
+    with place.solving():
+        sol, found = outcome(made, place.torch, alg, **options)
     assert sol.retcode == "Success"
     assert sol.algorithm == (alg.name if alg else "Tsit5")
     for k, (got, want) in enumerate(zip(found, on_cpu, strict=True)):
@@ -74,28 +76,28 @@ def test_values_and_gradients_are_those_of_the_cpu(made, alg, options, jlarrays)
         np.testing.assert_allclose(got, want, rtol=0, atol=bound * size)
 
 
-def test_times_have_gradients(jlarrays) -> None:
-    def grads() -> list[torch.Tensor]:
+def test_times_have_gradients(place) -> None:
+    def grads(on: torch.device) -> list[torch.Tensor]:
         t0, t1 = (torch.tensor(x, dtype=F64, requires_grad=True) for x in (0.1, 1.2))
         at = torch.tensor([0.5, 0.9], dtype=F64, requires_grad=True)
-        u0 = torch.tensor([1.0, 0.5], dtype=F64)
+        u0 = torch.tensor([1.0, 0.5], dtype=F64, device=on)
         prob = ps.ODEProblem(lambda u, p, t: torch.cos(t) * u.flip(0) - u, u0, (t0, t1))
         sol = ps.solve(prob, ps.Tsit5(), engine="julia", saveat=at, **TIGHT)
         steps = ps.solve(prob, ps.Tsit5(), engine="julia", **TIGHT)
         return list(torch.autograd.grad(sol.u.sum() + steps.u[-1].prod(), (t0, t1, at)))
 
-    want = grads()
-    with device.standing_in("jlarrays"):
-        got = grads()
+    want = grads(torch.device("cpu"))
+    with place.solving():
+        got = grads(place.torch)
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
 
 
-def test_every_algorithm_that_goes_to_a_device(jlarrays) -> None:
-    u0, rate = torch.tensor([1.0, 2.0], dtype=F64), torch.tensor([0.5, 3.0], dtype=F64)
+def test_every_algorithm_that_goes_to_a_device(place) -> None:
+    u0, rate = torch.tensor([[1.0, 2.0], [0.5, 3.0]], dtype=F64, device=place.torch)
     prob = ps.ODEProblem(lambda u, p, t: -p * u, u0, (0.0, 1.0), rate)
     for name in ("BS3", "DP5", "DP8", "SSPRK43", "TRBDF2", "KenCarp4", "FBDF", "Rosenbrock23"):
-        with device.standing_in("jlarrays"):
+        with place.solving():
             sol = ps.solve(prob, getattr(ps, name)(), engine="julia", saveat=[0.5, 1.0],
                            abstol=1e-8, reltol=1e-8)  # fmt: skip
         assert sol.algorithm == name
@@ -104,51 +106,50 @@ def test_every_algorithm_that_goes_to_a_device(jlarrays) -> None:
         torch.testing.assert_close(sol.u, exact, rtol=1e-3, atol=1e-6, msg=name)
 
 
-def test_single_precision_and_each_step(jlarrays) -> None:
-    u0 = torch.ones(3, dtype=torch.float32, requires_grad=True)
+def test_single_precision_and_each_step(place) -> None:
+    u0 = torch.ones(3, dtype=torch.float32, device=place.torch, requires_grad=True)
     prob = ps.ODEProblem(lambda u, p, t: -u, u0, (1.0, 0.0))
-    with device.standing_in("jlarrays"):
+    with place.solving():
         sol = ps.solve(prob, ps.Tsit5(), engine="julia")
         (grad,) = torch.autograd.grad(sol.u[-1].sum(), u0)
     assert sol.u.dtype == torch.float32 and sol.t[0] == 1.0 and sol.t[-1] == 0.0
-    torch.testing.assert_close(
-        grad, torch.full((3,), 2.71828, dtype=torch.float32), rtol=1e-3, atol=0
-    )
+    torch.testing.assert_close(grad, torch.full_like(u0, 2.71828), rtol=1e-3, atol=0)
 
 
-def test_what_does_not_suit_a_device_is_solved_on_the_cpu(jlarrays) -> None:
-    u0 = torch.tensor([1.0, 0.0], dtype=F64)
+def test_what_does_not_suit_a_device_is_solved_on_the_cpu(place) -> None:
+    u0 = torch.tensor([1.0, 0.0], dtype=F64, device=place.torch)
 
     def f(u, p, t):
         return torch.stack([u[1], -u[0]])
 
     stop = ps.ContinuousCallback(lambda u, p, t: u[0], ps.terminate)
-    with device.standing_in("jlarrays"):
+    with place.solving():
         ended = ps.solve(ps.ODEProblem(f, u0, (0.0, 3.0)), ps.Tsit5(), engine="julia",
                          callback=stop, **TIGHT)  # fmt: skip
         other = ps.solve(ps.ODEProblem(f, u0, (0.0, 3.0)), ps.RadauIIA5(), engine="julia", **TIGHT)
     assert abs(float(ended.t[-1]) - np.pi / 2) < 1e-7
-    torch.testing.assert_close(other.u[-1, 0], torch.tensor(np.cos(3.0)), rtol=0, atol=1e-6)
+    assert abs(float(other.u[-1, 0]) - np.cos(3.0)) < 1e-6
 
 
 @pytest.mark.parametrize("name", ["wave-20", "heat-30"])
-def test_modes_that_the_steps_do_not_resolve(name, jlarrays) -> None:
-    with device.standing_in("jlarrays"):
-        check_gradient(name, ps.Tsit5(), "julia", 1e-6, 2e-3)
+def test_modes_that_the_steps_do_not_resolve(name, place) -> None:
+    with place.solving():
+        check_gradient(name, ps.Tsit5(), "julia", 1e-6, 2e-3, at=place.torch)
 
 
-def test_states_come_back_without_a_copy_and_outlive_their_solution(jlarrays) -> None:
+def test_states_come_back_without_a_copy_and_outlive_their_solution(place) -> None:
     gc.collect()
-    jlarrays.seval("GC.gc()")
+    place.main.seval("GC.gc()")
     gc.collect()
     before = len(dlpack._alive)
-    with device.standing_in("jlarrays"):
-        prob = ps.ODEProblem(lambda u, p, t: -u, torch.ones(5, dtype=F64), (0.0, 1.0))
+    with place.solving():
+        u0 = torch.ones(5, dtype=F64, device=place.torch)
+        prob = ps.ODEProblem(lambda u, p, t: -u, u0, (0.0, 1.0))
         u = ps.solve(prob, ps.Tsit5(), engine="julia", saveat=[0.0, 1.0], **TIGHT).u
     gc.collect()
-    jlarrays.seval("GC.gc()")
+    place.main.seval("GC.gc()")
     assert len(dlpack._alive) == before + 1
-    torch.testing.assert_close(u[1], torch.full((5,), np.exp(-1.0), dtype=F64))
+    torch.testing.assert_close(u[1], torch.full_like(u0, np.exp(-1.0)))
     del u
     gc.collect()
     assert len(dlpack._alive) == before

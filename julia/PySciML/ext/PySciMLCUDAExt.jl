@@ -3,9 +3,10 @@ NVIDIA's GPUs: arrays of CUDA.jl. All else that runs there is proven on JLArrays
 """
 module PySciMLCUDAExt
 
-using CUDA: CUDA, CuArray, CuMatrix, CuPtr
+using CUDA: CUDA, CuArray, CuMatrix, CuPtr, @device_override
 using LinearSolve: LUFactorization
-using PySciML: DEVICES, Device, DeviceRuntime, PySciML
+using PySciML: DEVICES, Device, DeviceRuntime, PySciML, Runtime
+using SpecialFunctions: loggamma
 
 struct CUDADevice <: Device
     index::Int
@@ -21,6 +22,10 @@ PySciML.linear_solver(::CUDADevice) = LUFactorization()
 
 # One large system: CUSOLVER's LU. X A = B is A' X' = B'.
 DeviceRuntime.solved(A::CuMatrix, B::CuMatrix) = permutedims(permutedims(A) \ permutedims(B))
+
+# SpecialFunctions' log|gamma| calls C, which kernels cannot; CUDA's loggamma is log|gamma| too.
+@device_override Runtime.lgamma_(x::Float64) = loggamma(x)
+@device_override Runtime.lgamma_(x::Float32) = loggamma(x)
 
 function __init__()
     DEVICES["cuda"] = function (index)
