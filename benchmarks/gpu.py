@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -91,9 +91,9 @@ def reaction_diffusion(n: int) -> Case:
 
 
 CASES = {
-    "net-1024": lambda: neural_ode(1024),
     "net-16384": lambda: neural_ode(16384),
     "net-131072": lambda: neural_ode(131072, on_cpu=False, parts=8),
+    "net-1024": lambda: neural_ode(1024),
     "gray-scott": lambda: reaction_diffusion(256),
 }
 
@@ -236,17 +236,13 @@ class Bench:
             found = [*(by_pysciml(case, device, dtype) for device in places), *found]
         return [m for m in found if m and any(word in m.label for word in self.peers)]
 
-    def rows(self, exact: Exact) -> list[str]:
-        rows = []
+    def rows(self, exact: Exact) -> Iterator[str]:
         wanted = dict(zip(("forward", "gradient"), ERRORS[self.dtype], strict=True))
         for method in self.methods:
             points = sweep(method, exact, RELTOLS[self.dtype], self.budget, wanted)  # type: ignore[arg-type]
             cells = [cell(points, what, error) for what, error in wanted.items()]
-            rows.append(
-                f"| {self.case.title} | {self.dtype} | {method.label} | {' | '.join(cells)} |"
-            )
             torch.cuda.empty_cache()
-        return rows
+            yield f"| {self.case.title} | {self.dtype} | {method.label} | {' | '.join(cells)} |"
 
 
 def cell(points: list[Point], what: str, error: float) -> str:
@@ -278,11 +274,11 @@ def main() -> None:
         "|---|---|---|---:|---:|---:|---:|"
     )
     budget = Budget(runs=arguments.runs, seconds=0.2, longest=20.0)
-    for name in arguments.cases:
-        case = CASES[name]()
-        exact = Exact(case)
-        for dtype in arguments.dtypes:
-            for row in Bench(case, dtype, arguments.peers or [""], budget).rows(exact):
+    cases = {name: CASES[name]() for name in arguments.cases}
+    exact = {name: Exact(case) for name, case in cases.items()}
+    for dtype in arguments.dtypes:
+        for name, case in cases.items():
+            for row in Bench(case, dtype, arguments.peers or [""], budget).rows(exact[name]):
                 page.say(row)
 
 
