@@ -265,6 +265,9 @@ def test_what_a_project_of_the_users_own_lacks_and_how_it_is_added(project):
     assert f"--project={project} -e 'import Pkg; Pkg.add([\"SciMLSensitivity\"])'" in said
     (found,) = [f for f in doctor.diagnose().findings if f.what == "SciMLSensitivity"]
     assert not found.ok and "Pkg.add" in found.mend and "unset" in found.mend
+    (found,) = [f for f in doctor.diagnose().findings if f.what == "packages for GPUs"]
+    assert found.ok and "CUDA, DiffEqGPU not installed" in found.found
+    assert 'Pkg.add(["CUDA", "DiffEqGPU"])' in found.found
     (project / "Manifest.toml").unlink()
     (found,) = [f for f in doctor.diagnose().findings if f.found.startswith("no manifest")]
     assert "Pkg.add" in found.mend and '"PythonCall"' in found.mend

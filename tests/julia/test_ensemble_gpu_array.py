@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_ensemble_gpu import gap, require_jlarrays
 from torch import Tensor, nn
 
 import pysciml as ps
@@ -25,7 +26,7 @@ def place(request: Any) -> Iterator[str]:
     """The device of the tensors, as solves run on JLArrays or a card."""
     inside: Any = contextlib.nullcontext()
     if request.param == "jlarrays":
-        request.getfixturevalue("jlarrays")
+        require_jlarrays()
         inside = device.standing_in("jlarrays")
     with inside:
         yield "cuda" if request.param == "cuda" else "cpu"
@@ -47,11 +48,6 @@ def oscillators(place: str) -> tuple[Any, list[Tensor]]:
     prob = ps.ODEProblem(f, start, (0.0, 2.0), {"k": k[0].detach(), "c": damping})
     ensemble = ps.EnsembleProblem(prob, u0={"x": x, "v": start["v"]}, p={"k": k, "c": damping})
     return ensemble, [x, k, damping, *net.parameters()]
-
-
-def gap(a: Tensor, b: Tensor) -> float:
-    a, b = a.detach().to("cpu", F64), b.detach().to("cpu", F64)
-    return float((a - b).abs().max() / b.abs().max())
 
 
 def outcome(where: Any, place: str, alg: Any, **options: Any) -> tuple[Any, list[Tensor]]:
@@ -121,21 +117,25 @@ def decay() -> Any:
     ],
     ids=["alg", "composite", "sensealg", "engine", "tstops"],
 )
-def test_what_cannot_be_is_refused(options: Any, said: str, jlarrays: Any) -> None:
+def test_what_cannot_be_is_refused(options: Any, said: str) -> None:
+    require_jlarrays()
     ensemble = ps.EnsembleProblem(decay(), u0=torch.ones(3, 1, dtype=F64))
     given = {"alg": None, "engine": "julia", **options}
     with device.standing_in("jlarrays"), pytest.raises((ps.InputError, ps.EngineError), match=said):
         ps.solve(ensemble, ensemblealg=ARRAY, **given)
 
 
-def test_one_jacobian_of_many_members_is_refused(jlarrays: Any) -> None:
+def test_one_jacobian_of_many_members_is_refused() -> None:
+    require_jlarrays()
     ensemble = ps.EnsembleProblem(decay(), u0=torch.ones(5000, 1, dtype=F64))
     said = r"Rodas5P forms the Jacobian of all members together, \(5000, 5000\)"
     with device.standing_in("jlarrays"), pytest.raises(ps.EngineError, match=said):
         ps.solve(ensemble, ps.Rodas5P(), ARRAY, engine="julia")
 
 
-def test_what_cannot_be_captured_is_refused(jlarrays: Any) -> None:
+def test_what_cannot_be_captured_is_refused() -> None:
+    require_jlarrays()
+
     def f(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
         return -u if float(t) >= 0 else u
 

@@ -20,6 +20,7 @@ from pysciml.engines.julia.startup import (
     SETTINGS,
     chosen_by_user,
     how_to_add,
+    how_to_add_gpu,
     image_in_use,
     installed_at,
     is_set_up,
@@ -255,7 +256,7 @@ def _packages(project: Path | None) -> list[Finding]:
     absent = [name for name in GPU_PACKAGES if name not in there]
     said = [", ".join(there)] if there else []
     if absent:
-        said.append(f"{', '.join(absent)} not installed ({_SETUP} --gpu adds them)")
+        said.append(f"{', '.join(absent)} not installed (for a GPU, {how_to_add_gpu()})")
     findings.append(Finding("packages for GPUs", "; ".join(said)))
     others = tuple(name for name in missing if name not in _PACKAGES)
     if others:
