@@ -107,9 +107,9 @@ class EnsembleGPU(EnsembleAlgorithm):
 class EnsembleGPUKernel(EnsembleGPU):
     """Each member whole by one thread of an NVIDIA card, with steps of its own (``julia``).
 
-    DiffEqGPU.jl's methods solve ODEs of few states (at most 64, implicit methods 16): ``Tsit5``,
-    ``Vern7``, ``Vern9``, ``Rosenbrock23``, ``Rodas4``, ``Rodas5P``, ``Kvaerno3`` and ``Kvaerno5``,
-    or their names there (``GPUTsit5``, ...). Outputs are at ``saveat``, else at both ends of tspan.
+    DiffEqGPU.jl's methods solve ODEs of few states: ``Tsit5`` (at most 64), ``Vern7`` and ``Vern9``
+    (32), and ``Rosenbrock23``, ``Rodas4``, ``Rodas5P``, ``Kvaerno3`` and ``Kvaerno5`` (16), or
+    their names there (``GPUTsit5``, ...). Outputs are at ``saveat``, else at both ends of tspan.
     Tensors on the CPU are copied to the card, and the solution back. Gradients are forward
     sensitivities in the same kernel, by at most 256 numbers a member (u0, and what of p and
     closures requires grad). No callbacks, mass matrices or tstops.

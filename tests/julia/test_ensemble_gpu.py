@@ -496,7 +496,10 @@ BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
     "engine": (
         decay, {"engine": "sundials"}, "solves on the julia engine, but engine is 'sundials'",
     ),
-    "many states": (lambda: wide(65), {}, "A member has 65 states, but .* at most 64"),
+    "many states": (lambda: wide(65), {}, "A member has 65 states, but by GPUTsit5 .* at most 64"),
+    "verner states": (
+        lambda: wide(33), {"alg": ps.Vern9()}, "33 states, but by GPUVern9 .* at most 32",
+    ),
     "implicit": (
         lambda: wide(17), {"alg": ps.Rodas5P()}, "17 states, but by GPURodas5P .* at most 16",
     ),

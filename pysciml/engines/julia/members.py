@@ -37,8 +37,9 @@ from pysciml.errors import EngineError
 if TYPE_CHECKING:
     from pysciml.engines.julia.engine import JuliaEngine
 
-#: The most states of a member, and of one whose Jacobian is factored.
-MOST_STATES, MOST_IMPLICIT = 64, 16
+#: The most states of a member, by the method: its stages are registers, and straight-line code,
+#: which takes a minute to compile where there are more.
+MOST_STATES = {"GPUTsit5": 64, "GPUVern7": 32, "GPUVern9": 32, **dict.fromkeys(IMPLICIT, 16)}
 #: The most numbers and operations of a kernel: a thread keeps the former to itself.
 MOST_NUMBERS, MOST_LINES = 2048, 4096
 
@@ -104,12 +105,11 @@ def prepared(
     """
     n = len(problem.u0)
     implicit = alg.name in IMPLICIT
-    most = MOST_IMPLICIT if implicit else MOST_STATES
-    if n > most:
+    if n > MOST_STATES[alg.name]:
         raise EngineError(
-            f"A member has {n} states, but {'by ' + alg.name + ' ' if implicit else ''}"
-            f"EnsembleGPUKernel takes at most {most}, which one thread of a GPU can hold; use "
-            "EnsembleGPUArray() or EnsembleThreads()."
+            f"A member has {n} states, but by {alg.name} EnsembleGPUKernel takes at most "
+            f"{MOST_STATES[alg.name]}, which one thread of a GPU can hold; use EnsembleGPUArray() "
+            "or EnsembleThreads()."
         )
     functions = engine.functions(problem.functions, problem.kind, problem.dtype)
     given: Any = problem

@@ -203,7 +203,7 @@ How many directions a thread takes: the numbers of a stage stay within what a th
 for, and all chunks have about the same size.
 """
 function chunk(n, directions)
-    most = clamp(48 ÷ n, 1, 8)
+    most = clamp(32 ÷ n, 1, 8)
     return cld(directions, cld(directions, most))
 end
 
