@@ -14,7 +14,7 @@ from pysciml.engines.base import Engine
 from pysciml.engines.choice import engine as choose_engine
 from pysciml.ensemble import EnsembleProblem
 from pysciml.ensemble_batch import Summary
-from pysciml.ensemble_gpu import batched, plain_algorithm, require_for_gpu
+from pysciml.ensemble_gpu import batched, made_by, plain_algorithm, require_for_gpu
 from pysciml.errors import EngineError
 from pysciml.flatten import StateSpec
 from pysciml.flattened import Flattened
@@ -42,8 +42,8 @@ def solve_as_one(
 ) -> tuple[_Together, Tensor, Any]:
     """The members' solutions, their times and states together. Raises where that cannot be."""
     refuse_transforms(ensemble.u0, ensemble.p, given["saveat"])
-    ensemble, numbers = batched(ensemble, numbers, _NAME)
     require_for_gpu(ensemble.prob, _NAME, given, unknown)
+    ensemble, numbers = batched(ensemble, numbers, made_by(ensemble, numbers), _NAME)
     o, prob = given, ensemble.prob
     check_options(
         prob, unknown, o["abstol"], o["reltol"], o["dt"], o["dtmax"], o["dtmin"], o["maxiters"],

@@ -28,9 +28,11 @@ from pysciml.ensemble_gpu import (
     MOST_DIRECTIONS,
     batched,
     gpu_algorithm,
+    made_by,
     plain_algorithm,
     require_for_gpu,
     require_for_kernel,
+    spans_of,
 )
 from pysciml.errors import EngineError, InputError
 from pysciml.flatten import to_numpy
@@ -42,6 +44,7 @@ from pysciml.options import (
     state_indices,
     stops_within,
 )
+from pysciml.problems import number, remake
 from pysciml.solution import Solution
 from pysciml.solve import cotangents_of_times, once
 from pysciml.transforms import leave_compiler, plain_mode, refuse_transforms, resume_compiler
@@ -76,11 +79,14 @@ def solve_by_kernels(
     options: dict[str, Any],
 ) -> tuple[_Members, Tensor | None, Any]:
     """As ``solve_batch``, each member by one thread of a GPU. Raises where that cannot be."""
-    ensemble, numbers = batched(ensemble, numbers, "EnsembleGPUKernel")
-    require_for_gpu(ensemble.prob, "EnsembleGPUKernel", given, unknown)
-    alg = gpu_algorithm(alg, "EnsembleGPUKernel")
+    name = "EnsembleGPUKernel"
+    require_for_gpu(ensemble.prob, name, given, unknown)
+    alg = gpu_algorithm(alg, name)
     require_for_kernel(given)
-    solved = _solve(solve, ensemble, alg, numbers, given, unknown, None, options)
+    made = made_by(ensemble, numbers)
+    spans = spans_of(made, given["saveat"])
+    ensemble, numbers = batched(ensemble, numbers, made, name, spans is not None)
+    solved = _solve(solve, ensemble, alg, numbers, given, unknown, None, options, spans)
     assert solved is not None
     return solved
 
@@ -94,8 +100,9 @@ def _solve(
     unknown: dict[str, Any],
     threads: int | None,
     options: dict[str, Any],
+    spans: np.ndarray | None = None,
 ) -> tuple[_Members, Tensor | None, Any] | None:
-    """On ``threads`` threads, or a GPU where None."""
+    """On ``threads`` threads, or a GPU where None, there with time spans (N, 2) of their own."""
     on_gpu = threads is None
     compiler = leave_compiler()
     try:
@@ -128,7 +135,7 @@ def _solve(
             grid = saveat_grid(o["saveat"], setup.t0_t, setup.t1_t)
             index = state_indices(o["save_idxs"], setup.state)
             tstops = stops_within(o["tstops"], setup.t0, setup.t1)
-            batch = _Batch(ensemble, setup, numbers)
+            batch = _Batch(ensemble, setup, numbers, spans)
             inputs = (setup.t0_t, setup.t1_t, *batch.leaves)
             want = torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, *grid.inputs))
             if want:
@@ -171,7 +178,13 @@ class _Batch:
     of them have one row a member.
     """
 
-    def __init__(self, ensemble: EnsembleProblem, setup: Flattened, numbers: range) -> None:
+    def __init__(
+        self,
+        ensemble: EnsembleProblem,
+        setup: Flattened,
+        numbers: range,
+        spans: np.ndarray | None = None,
+    ) -> None:
         self.setup, self.numbers = setup, numbers
         spec, params, prob = setup.state, setup.params, ensemble.prob
         n_u, n_p = setup.counts
@@ -205,6 +218,7 @@ class _Batch:
             u0=self._beside(parts, count, n),
             at=np.concatenate(at) if at else np.empty(0, np.int64),
             own=self._beside(values, count, sum(map(len, at))),
+            spans=spans,
         )
 
     def _beside(self, parts: list[Tensor], count: int, width: int) -> Any:
@@ -380,7 +394,9 @@ class _Members:
         flat = run.flat
         assert flat is not None
         rows = run.rows(i)
-        prob = self.ensemble.member(self.numbers[i])
+        prob, spans = self.ensemble.member(self.numbers[i]), run.batch.members.spans
+        if spans is not None:
+            prob = remake(prob, tspan=tuple(spans[i].tolist()))
         t = (
             run.setup.from_numpy(flat.t[rows], time=True) if self.t is None
             else self.t[: int(flat.counts[i])]
@@ -409,5 +425,5 @@ class _Members:
             spec=spec,
             save_idxs=self.entries,
             _interpolate=interpolate,
-            _span=(run.setup.t0, float(flat.t_reached[i])),
+            _span=(number(prob.tspan[0]), float(flat.t_reached[i])),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -21,9 +22,11 @@ __all__ = [
     "MOST_DIRECTIONS",
     "batched",
     "gpu_algorithm",
+    "made_by",
     "plain_algorithm",
     "require_for_gpu",
     "require_for_kernel",
+    "spans_of",
 ]
 
 #: The most numbers by which a member's outputs are differentiated.
@@ -118,21 +121,53 @@ def require_for_kernel(given: dict[str, Any]) -> None:
         raise InputError("adaptive is False, and dt is not given; give the step, e.g. dt=0.01.")
 
 
-def batched(ensemble: EnsembleProblem, numbers: range, name: str) -> tuple[EnsembleProblem, range]:
-    """The members as a batch, and their numbers in it.
+def _span(prob: Any) -> tuple[float, ...]:
+    return tuple(map(number, prob.tspan))
 
-    Raises InputError where prob_func changes more than the values of u0 and p.
+
+def made_by(ensemble: EnsembleProblem, numbers: range) -> list[Any]:
+    """The problems that prob_func makes, each once: it may draw. None of them for a batch."""
+    return [] if ensemble.members is not None else [ensemble.member(i) for i in numbers]
+
+
+def spans_of(problems: list[Any], saveat: Any) -> np.ndarray | None:
+    """Time spans (N, 2) of members that prob_func gives their own; None where all have one.
+
+    Raises InputError where they have, and what is asked for needs one.
+    """
+    spans = [_span(prob) for prob in problems]
+    if len(set(spans)) <= 1:
+        return None
+    if saveat is not None:
+        raise InputError(
+            "saveat was given, but members have time spans of their own; leave it out, for the "
+            "states at both ends of each, or use EnsembleThreads()."
+        )
+    if any(isinstance(t, Tensor) and t.requires_grad for prob in problems for t in prob.tspan):
+        raise InputError(
+            "tspan requires grad, but members have time spans of their own; detach it, or use "
+            "EnsembleThreads()."
+        )
+    return np.array(spans)
+
+
+def batched(
+    ensemble: EnsembleProblem, numbers: range, problems: list[Any], name: str, spans: bool = False
+) -> tuple[EnsembleProblem, range]:
+    """The members as a batch, and their numbers in it; ``problems`` are those of ``made_by``.
+
+    Raises InputError where prob_func changes more than the values of u0 and p, and with ``spans``
+    tspan.
     """
     if ensemble.members is not None:
         return ensemble, numbers
-    problems = [ensemble.member(i) for i in numbers]
     first = problems[0]
     require_for_gpu(first, name, {}, {})
     for i, prob in zip(numbers, problems, strict=True):
         changed = (
             "the kind of problem" if type(prob) is not type(first)
             else "f" if prob.f is not first.f
-            else "tspan" if list(map(number, prob.tspan)) != list(map(number, first.tspan))
+            else "tspan" if not spans and _span(prob) != _span(first)
             else "callback" if prob.callback
             else "the structure of u0" if prob.state_spec != first.state_spec
             else "the structure of p" if prob.params_spec.layout != first.params_spec.layout

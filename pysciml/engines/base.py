@@ -273,12 +273,14 @@ class FlatMembers:
     """What the members of an ensemble have of their own.
 
     ``u0`` (N, n): one row a member. ``own`` (N, k): each member's values of the parameters at the
-    positions ``at`` (k,); all others are the problem's ``p``.
+    positions ``at`` (k,); all others are the problem's ``p``. ``spans`` (N, 2): time spans of their
+    own, which ``solve_members_on_gpu`` takes.
     """
 
     u0: Array
     at: npt.NDArray[np.int64]
     own: Array
+    spans: Array | None = None
 
 
 @dataclass

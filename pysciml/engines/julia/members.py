@@ -219,18 +219,22 @@ def solve(
     for name in ("dt", "dtmax", "dtmin"):
         value = getattr(options, name)
         setattr(r, name, math.nan if value is None else float(value))
+    spans = None if members.spans is None else np.ascontiguousarray(members.spans, np.float64)
+    r.spans = address(spans)
     r.u, r.counts, r.reached = u.data_ptr(), address(counts), address(reached)
     _wait(u0)
     what = ("members", number, options.adaptive, r.nabstol > 1)
     with engine.first(functions, what):
         engine.bridge.interruptibly(lambda: engine.bridge.call("solve_members", ct.addressof(r)))
-    handle = Handle(problem, members, functions, r, (u0, p, c, own, u, at, saveat, abstol, counts))
+    keep = (u0, p, c, own, u, at, saveat, abstol, spans, counts)
+    handle = Handle(problem, members, functions, r, keep)
     every = saveat is None
+    ends = np.tile([problem.t0, problem.t1], count) if spans is None else spans.reshape(-1)
     stats = np.full((count, 6), -1, np.int64)
     stats[:, 2] = counts[:, 2]
     return FlatEnsemble(
         counts=counts[:, 0].copy(),
-        t=np.tile([problem.t0, problem.t1], count) if every else np.empty(0),
+        t=ends if every else np.empty(0),
         u=u,  # type: ignore[arg-type]
         source=np.tile([FROM_T0, FROM_T1], count) if every else np.empty(0, np.int64),
         retcodes=[engine.bridge.retcodes[k] for k in counts[:, 1].tolist()],
