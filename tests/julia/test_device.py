@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from typing import Any
 
 import numpy as np
@@ -135,6 +136,15 @@ def test_what_does_not_suit_a_device_is_solved_on_the_cpu(place) -> None:
 def test_modes_that_the_steps_do_not_resolve(name, place) -> None:
     with place.solving():
         check_gradient(name, ps.Tsit5(), "julia", 1e-6, 2e-3, at=place.torch)
+
+
+def test_a_thread_that_waits_for_a_device_waits_by_itself(place) -> None:
+    # torch's backward pass over a GPU's tensors has a thread of its own, for which the first waits
+    wait = place.main.seval("() -> PySciML.attended(() -> sleep(0.01))")
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
 
 
 def test_states_come_back_without_a_copy_and_outlive_their_solution(place) -> None:

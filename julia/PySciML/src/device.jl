@@ -244,4 +244,4 @@ function with_model(body::F, h::DeviceHandle) where {F}
 end
 
 interpolate(h::DeviceHandle, ts, deriv::Integer) =
-    with_model(() -> columns(h, ts, Val{Int(deriv)}), h)
+    attended(() -> with_model(() -> columns(h, ts, Val{Int(deriv)}), h))

@@ -1,8 +1,25 @@
 # The border with Python for solves on a device: the same C functions and structures, in which the
 # addresses of states, parameters and their gradients are the device's; times are the host's.
 
+"""
+    attended(body)
+
+Do something that may wait for a device, or for its compiler, on any thread. Only Julia's first
+thread watches for events, but torch differentiates functions of a GPU's tensors on a thread of
+its own, for which the first one waits outside Julia. In what Julia counts as a threaded region
+whoever waits watches.
+"""
+function attended(body::F) where {F}
+    ccall(:jl_enter_threaded_region, Cvoid, ())
+    try
+        return body()
+    finally
+        ccall(:jl_exit_threaded_region, Cvoid, ())
+    end
+end
+
 solve_request(r::Request, model::DeviceModel, alg) =
-    Base.invokelatest(solve_on_device, r, model, alg)
+    attended(() -> Base.invokelatest(solve_on_device, r, model, alg))
 
 function solve_on_device(r::Request, m::DeviceModel{T}, alg) where {T}
     activate(m.device)
@@ -26,7 +43,7 @@ function deliver(h::DeviceHandle{T}, to::Ptr, x) where {T}
 end
 
 adjoint_request(r::AdjointRequest, h::DeviceHandle, sensealg) =
-    Base.invokelatest(adjoint_on_device, r, h, sensealg)
+    attended(() -> Base.invokelatest(adjoint_on_device, r, h, sensealg))
 
 function adjoint_on_device(r::AdjointRequest, h::DeviceHandle{T}, sensealg) where {T}
     m = h.model
