@@ -2,7 +2,7 @@
 
 A neural ODE with two hidden layers of 64 at growing batches, and the Gray-Scott equations on a
 grid of 256 x 256: forward, and forward with the gradient of the last state's mean square by all
-parameters. pysciml's Julia engine on the GPU and on the CPU, torchdiffeq (by backpropagation) and
+parameters. pysciml's Julia engine on the GPU and on one thread of the CPU, torchdiffeq (by backpropagation) and
 diffrax (compiled, in full precision rather than TF32) on the GPU. Errors are those of the last
 state and of the gradient against torchdiffeq's dopri8 at 1e-10 in double precision; times are
 compared at equal error, results brought to the host.
@@ -27,7 +27,8 @@ from benchmarks.measure import Budget, Point, at_equal_error, sweep
 from benchmarks.peers.base import Method
 from benchmarks.peers.pysciml import julia_is_set_up
 
-# JAX would take most of the card's memory for itself
+# the other benchmarks keep JAX on the CPU; and it would take most of the card's memory for itself
+os.environ["JAX_PLATFORMS"] = ""
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 #: Errors at which times are compared, of the solution and of the gradient, and the tolerances.
