@@ -2,10 +2,10 @@
 
 A neural ODE with two hidden layers of 64 at growing batches, and the Gray-Scott equations on a
 grid of 256 x 256: forward, and forward with the gradient of the last state's mean square by all
-parameters. pysciml's Julia engine on the GPU and on one thread of the CPU, torchdiffeq (by backpropagation) and
-diffrax (compiled, in full precision rather than TF32) on the GPU. Errors are those of the last
-state and of the gradient against torchdiffeq's dopri8 at 1e-10 in double precision; times are
-compared at equal error, results brought to the host.
+parameters. pysciml's Julia engine on the GPU and on one thread of the CPU; torchdiffeq (by
+backpropagation) and diffrax (compiled, in full precision rather than TF32) on the GPU. Errors are
+those of the last state and of the gradient against torchdiffeq's dopri8 at 1e-10 in double
+precision; times are compared at equal error, results brought to the host.
 """
 
 from __future__ import annotations
