@@ -105,6 +105,28 @@ def test_solutions_are_the_exact_ones(made, delayed, kicks, alg, bound) -> None:
     np.testing.assert_allclose(coarse, want, rtol=0, atol=3e-4)
 
 
+@pytest.mark.parametrize(
+    "alg", [ps.Tsit5(), ps.Vern7(), ps.Rodas5P(), ps.FBDF(), None], ids=lambda a: a and a.name
+)
+def test_the_equation_of_feldstein_and_neves(alg) -> None:
+    """``y' = y(y(t))`` from y(2) = 1, 0.5 before: y passes the jump at 2, and what it brings back.
+
+    Paul, "A test set of functional differential equations" (Manchester, 1994); the closed form is
+    by steps, with 4 + 2 log(2) where y = 4.
+    """
+    prob = ps.DDEProblem(
+        lambda u, h, p, t: h(p, u[0]), f64(1.0).reshape(1), lambda p, t: f64(0.5).reshape(1),
+        (2.0, 5.8),
+    )  # fmt: skip
+    alg = None if alg is None else ps.MethodOfSteps(alg)
+    sol = ps.solve(prob, alg, engine="julia", abstol=1e-10, reltol=1e-10)
+    t = torch.linspace(2.0, 5.8, 60, dtype=F64)
+    second = 4.0 + 2.0 * np.log(2.0)
+    want = torch.where(t < 4.0, t / 2.0, 2.0 * torch.exp(t / 2.0 - 2.0))
+    want = torch.where(t < second, want, 4.0 - 2.0 * torch.log(1.0 + second - t))
+    np.testing.assert_allclose(sol(t)[:, 0], want, rtol=0, atol=1e-7)
+
+
 def test_a_history_that_ends_at_t0_is_not_asked_beyond() -> None:
     """The square root is none past t0: what continues the history is its last value."""
 

@@ -95,6 +95,7 @@ function PySciML.integrate(
     # that it was ended is forgotten (DelayDiffEq 6.0)
     sol.retcode == ReturnCode.Success && integrator.t < prob.tspan[2] &&
         (sol = SciMLBase.solution_new_retcode(sol, ReturnCode.Terminated))
+    d.passings.negative && (sol = SciMLBase.solution_new_retcode(sol, ReturnCode.Unstable))
     return sol, integrator.t
 end
 

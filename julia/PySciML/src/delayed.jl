@@ -47,8 +47,8 @@ clone(d::Delayed) = delayed(
 range_of(d::Delayed, k) = (k * d.n + 1):((k + 1) * d.n)
 
 # `x` and `s` at a state: `value!(to, s, k)` gives the state at an earlier time, which the k-th call
-# of h asks for. Equal times are looked up once. A time that is not earlier makes the value NaN, at
-# which the solver tries a shorter step.
+# of h asks for. Equal times are looked up once. A step that tries a state whose lag is negative sees
+# the present; one that ends there ends the solve (`Pass`).
 function gather!(value!::F, d::Delayed{T}, u, p, t) where {F, T}
     x, s, n = d.x, d.s, d.n
     copyto!(x, 1, u, 1, n)
@@ -59,7 +59,7 @@ function gather!(value!::F, d::Delayed{T}, u, p, t) where {F, T}
             copyto!(x, k * n + 1, x, known * n + 1, n)
             continue
         end
-        s[k] <= t + 10 * eps(t) ? value!(d.at, min(s[k], t), k) : fill!(d.at, T(NaN))
+        isnan(s[k]) ? fill!(d.at, T(NaN)) : value!(d.at, min(s[k], t), k)
         copyto!(x, k * n + 1, d.at, 1, n)
     end
     return x

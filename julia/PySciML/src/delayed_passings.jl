@@ -19,12 +19,13 @@ mutable struct Passings{T}
     const stretch::Vector{Int}
     const pieces::Vector{Any}        # polynomials that continue each stretch at its two ends
     watched::Bool
+    negative::Bool                   # whether a lag was, which has ended the solve
     near::T                          # of a jump: at it
     far::T                           # past a jump: unseen
     lags::Vector{T}                  # that nothing moves: they carry jumps on
 end
 Passings{T}(asks::Int) where {T} =
-    Passings{T}(T[], Int[], zeros(Int, asks), Any[nothing for _ in 1:(2asks)], false, zero(T), zero(T), T[])
+    Passings{T}(T[], Int[], zeros(Int, asks), Any[nothing for _ in 1:(2asks)], false, false, zero(T), zero(T), T[])
 
 "Orders up to which a jump is one: past them the slope's jump of what it brings back is no matter."
 const MOST_SMOOTH = 2
@@ -35,7 +36,7 @@ function begin!(q::Passings{T}, s, tspan, gap::Bool, lags) where {T}
     empty!(q.jumps)
     empty!(q.orders)
     fill!(q.stretch, 0)
-    q.watched, q.near, q.lags = true, 16 * eps(max(abs(t0), abs(t1))), lags
+    q.watched, q.negative, q.near, q.lags = true, false, 16 * eps(max(abs(t0), abs(t1))), lags
     q.far = T(1.0e6) * q.near
     jump!(q, t0, gap ? 0 : 1)
     foreach(k -> locate!(q, k, s[k]), eachindex(s))
@@ -138,14 +139,13 @@ end
 
 moving(d) = (k for k in eachindex(d.moved) if d.moved[k] > 0)
 
-# How far the delayed times are from the next jump.
+# How far the delayed times are from the next jump, and from the present.
 struct NextPassing{D} <: Function
     d::D
 end
 function (c::NextPassing)(u, t, integrator)
-    s = asked_times!(c.d, u, integrator.p, t)
-    least = minimum(margin(c.d.passings, k, s[k]) for k in moving(c.d))
-    return isfinite(least) ? least : one(least)
+    q, s = c.d.passings, asked_times!(c.d, u, integrator.p, t)
+    return minimum(min(margin(q, k, s[k]), t - s[k] + q.far) for k in moving(c.d))
 end
 
 struct Pass{T, D} <: Function
@@ -155,6 +155,10 @@ end
 function (a::Pass)(integrator)
     d, q, t = a.d, a.d.passings, integrator.t
     s = asked_times!(d, integrator.u, integrator.p, t)
+    if any(s[k] - t > q.far / 2 for k in moving(d))
+        q.negative = true
+        return terminate!(integrator)
+    end
     reached = max(minimum(margin(q, k, s[k]) for k in moving(d)), 0) + q.near
     order = MOST_SMOOTH
     for k in moving(d)
@@ -208,9 +212,11 @@ function passing(d, prob)
     d.history.value(d.at, d.x, prob.p, t0)
     gap = d.at != prob.u0
     begin!(q, asked_times!(d, prob.u0, prob.p, t0), prob.tspan, gap, prob.constant_lags)
+    # only from positive to negative: just after an end, interpolants of multistep methods may still be
+    # on the other side
     at_ends = ContinuousCallback(
-        NextPassing(d), Pass(d, empty!(prob.h.passed)); save_positions = (true, false), abstol = typeof(t0)(Inf),
-        repeat_nudge = nudge(typeof(t0))
+        NextPassing(d), nothing, Pass(d, empty!(prob.h.passed)); save_positions = (true, false),
+        abstol = typeof(t0)(Inf), repeat_nudge = nudge(typeof(t0))
     )
     unseen = DiscreteCallback(Beyond(d), Relocate(d); save_positions = (false, false))
     return at_ends, unseen
