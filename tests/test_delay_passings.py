@@ -105,6 +105,14 @@ def test_solutions_are_the_exact_ones(made, delayed, kicks, alg, bound) -> None:
     np.testing.assert_allclose(coarse, want, rtol=0, atol=3e-4)
 
 
+@pytest.mark.parametrize("made", [moved_by_time, moved_by_state])
+def test_float32(made) -> None:
+    x = torch.tensor([1.3, 1.0, 0.4, *TURNING])
+    got = solved(made, ps.Tsit5(), x, KICKS[1], 1e-5)
+    assert got.dtype is torch.float32
+    np.testing.assert_allclose(got, exactly(1.3, TURNING, 1.0, 0.4, KICKS[1]), rtol=0, atol=2e-3)
+
+
 @pytest.mark.parametrize(
     "alg", [ps.Tsit5(), ps.Vern7(), ps.Rodas5P(), ps.FBDF(), None], ids=lambda a: a and a.name
 )

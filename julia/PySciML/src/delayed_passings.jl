@@ -37,7 +37,7 @@ function begin!(q::Passings{T}, s, tspan, gap::Bool, lags) where {T}
     empty!(q.orders)
     fill!(q.stretch, 0)
     q.watched, q.negative, q.near, q.lags = true, false, 16 * eps(max(abs(t0), abs(t1))), lags
-    q.far = T(1.0e6) * q.near
+    q.far = sqrt(eps(T)) / 4 * max(abs(t0), abs(t1))
     jump!(q, t0, gap ? 0 : 1)
     foreach(k -> locate!(q, k, s[k]), eachindex(s))
     return
@@ -87,7 +87,7 @@ function pass!(q::Passings, k, s)
 end
 
 # The state (or its slope) at s as the k-th delayed time sees it.
-function seen!(out, d, h, p, s, k, D)
+function seen!(out, d, h, p, s, k, ::Type{D}) where {D}
     q = d.passings
     i = q.stretch[k]
     if h isa History
@@ -106,7 +106,7 @@ function seen!(out, d, h, p, s, k, D)
     return
 end
 
-function continued!(out, q::Passings, h, p, s, slot, at, after::Bool, D)
+function continued!(out, q::Passings, h, p, s, slot, at, after::Bool, ::Type{D}) where {D}
     q.pieces[slot] === nothing && (q.pieces[slot] = piece(h, at, q.near, after))
     polynomial = q.pieces[slot]
     if polynomial !== nothing
