@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -102,9 +103,8 @@ class MultipleShooting(torch.nn.Module):
             )
         self.starts = torch.nn.Parameter(starts.detach().clone().to(like.dtype))
         self._place_data(t.detach().to(torch.float64), begin, end)
-        self.prob = ODEProblem(
-            _Segments(prob.f, t, begin, end, like), self.starts, (0.0, 1.0), prob.p
-        )
+        self._segments = _Segments(prob.f, t, begin, end, like)
+        self.prob = ODEProblem(self._segments, self.starts, (0.0, 1.0), prob.p)
 
     def _place_data(self, t: Tensor, begin: list[int], end: list[int]) -> None:
         """Where each datum lies in the batched solution: index of its time, and its segment."""
@@ -125,12 +125,34 @@ class MultipleShooting(torch.nn.Module):
         ``p`` replaces the problem's parameters where given.
         """
         prob = remake(self.prob, u0=self.starts, **({} if p is None else {"p": p}))
-        u = solve(prob, self.alg, saveat=self._grid, **self.options).u
+        return self._read(solve(prob, self.alg, saveat=self._grid, **self.options).u)
+
+    def _read(self, u: Tensor) -> tuple[Tensor, Tensor]:
         return u[self._time, self._segment], u[-1, :-1] - self.starts[1:]
+
+    def beside(self, f: Any) -> _Segments:
+        """Another equation on the same segments."""
+        return self._segments.of(f)
+
+    def predict_beside(self, f: _Segments, p: Any, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`predict`, and integrals over each segment (segments, k).
+
+        ``f``, by :meth:`beside`, is the equation of a flat state and these integrals behind it.
+        """
+        count = len(self.starts)
+        nothing = self.starts.new_zeros(count, k)
+        full = torch.cat([self.starts.reshape(count, -1), nothing], dim=1)
+        prob = ODEProblem(f, full, (0.0, 1.0), p)
+        u = solve(prob, self.alg, saveat=self._grid, **self.options).u
+        states = u[..., :-k].reshape(len(u), *self.starts.shape)
+        return (*self._read(states), u[-1, :, -k:])
 
     def forward(self, p: Any = None) -> Tensor:
         """The loss at parameters ``p`` (the problem's own where None), gaps included."""
-        states, gaps = self.predict(p)
+        return self.value(*self.predict(p))
+
+    def value(self, states: Tensor, gaps: Tensor) -> Tensor:
+        """The loss of what :meth:`predict` gives."""
         prediction = states if self.observe is None else self.observe(states)
         if prediction.shape != self.data.shape:
             raise InputError(
@@ -181,6 +203,11 @@ class _Segments:
     def __init__(self, f: Any, t: Tensor, begin: list[int], end: list[int], like: Tensor) -> None:
         times = t.detach().to(like.device, like.dtype)
         self.f, self.start, self.width = f, times[begin], times[end] - times[begin]
+
+    def of(self, f: Any) -> _Segments:
+        made = copy.copy(self)
+        made.f = f
+        return made
 
     def __call__(self, u: Tensor, p: Any, s: Tensor) -> Tensor:
         def one(v: Tensor, a: Tensor, h: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ Given as ``regularise=`` to a module, they are integrated beside the state durin
 summed over the solver's steps, and their weighted sum is the module's ``penalty`` after each call,
 to be added to the loss. Every module takes those that mean something for it: stochastic and delay
 equations and hybrid automata all of them, jump processes and controlled equations all but random
-ends, an equilibrium its Jacobian; the others are refused with the reason.
+ends, segments of a record the integrals, an equilibrium its Jacobian; the others are refused with
+the reason.
 """
 
 from __future__ import annotations

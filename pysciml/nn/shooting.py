@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from pysciml import fit
 from pysciml.errors import InputError
 from pysciml.nn.base import ContinuousModule
-from pysciml.nn.field import check_field, require_tensor
+from pysciml.nn.field import Integrals, check_field, require_tensor
+from pysciml.nn.record import Recorded, last_of
+from pysciml.nn.regularise import integrals_in, with_integrals
 from pysciml.nn.times import check_times
 from pysciml.problems import ODEProblem
 
 __all__ = ["MultipleShooting"]
 
 
-class MultipleShooting(nn.Module):
+class MultipleShooting(Recorded):
     """The loss of ``model`` on a record, by :class:`pysciml.fit.MultipleShooting`.
 
     Its parameters are the model's and the segments' initial states, for one optimiser.
@@ -25,7 +28,8 @@ class MultipleShooting(nn.Module):
     ----------
     model : ContinuousModule
         Its vector field, algorithm, engine and options are used; its ``tspan`` is not. One
-        without ``regularise`` and ``per_sample``.
+        without ``per_sample``. Its ``Kinetic`` and ``JacobianFrobenius`` make the ``penalty``, in
+        training: integrals over the whole record, segment by segment.
     t : tensor (m,); data : tensor (m, ...)
     options
         ``intervals``, ``continuity``, ``observe``, ``starts``, ``loss``: see
@@ -40,11 +44,18 @@ class MultipleShooting(nn.Module):
                 "a problem use pysciml.fit.MultipleShooting."
             )
         check_field(model.vector_field)
-        if model.regularise or model.per_sample:
+        if model.per_sample:
             raise InputError(
-                "MultipleShooting solves all segments together and has no penalty, but the model "
-                "was made with regularise or per_sample; leave these out there."
+                "MultipleShooting solves all segments together, but the model was made with "
+                "per_sample; leave it out there."
             )
+        self._weighted, self._kinds = integrals_in(model.regularise)
+        for r in model.regularise:
+            if r not in self._weighted:
+                raise InputError(
+                    f"The model was made with {type(r).__name__}, but segments are solved together "
+                    "and end where the data are; give Kinetic() or JacobianFrobenius()."
+                )
         self.model = model
         check_times(t, "t")
         require_tensor(data, "data", f"({len(t)}, ...)")
@@ -54,6 +65,9 @@ class MultipleShooting(nn.Module):
         self.shooting = fit.MultipleShooting(
             prob, t, data, alg=model.alg, engine=model.engine, **model.options, **options
         )
+
+        field = Integrals(model._field, self._kinds, tuple(like.shape))
+        self._beside = self.shooting.beside(field)
 
     @property
     def continuity(self) -> float:
@@ -76,4 +90,14 @@ class MultipleShooting(nn.Module):
     def forward(self) -> Tensor:
         """The loss, gaps included, 0-d."""
         check_field(self.model.vector_field)
-        return self.shooting()
+        last = last_of(self)
+        last.penalty = None
+        if not (self.training and self._kinds):
+            return self.shooting()
+        # one vector for all segments: each has the right mean
+        noise = torch.randn_like(self.starts[0]) if "jacobian" in self._kinds else ()
+        states, gaps, integrals = self.shooting.predict_beside(
+            self._beside, ((), noise), len(self._kinds)
+        )
+        last.penalty = with_integrals(None, self._weighted, integrals.sum(0, keepdim=True))
+        return self.shooting.value(states, gaps)

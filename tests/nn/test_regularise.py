@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import pysciml as ps
 from pysciml import nn as pn
-from support import F64, assert_close, f64, net
+from support import F64, assert_close, descend, f64, net
 
 TIGHT = {"abstol": 1e-11, "reltol": 1e-10}
 
@@ -257,6 +257,57 @@ def test_outputs_at_a_step(engine: str) -> None:
     assert_close(grad, f64(1.0), 1e-6)
 
 
+# ---- segments of a record
+
+
+def test_penalties_of_shooting_in_closed_form(engine: str) -> None:
+    """``u' = a u`` on segments of two lengths: the integral of ``|a u|^2`` over each is known."""
+    a = f64([-0.7]).requires_grad_()
+    t = f64(0.0, 0.3, 0.7, 1.0, 1.6)
+    data = torch.exp(-0.5 * t)[:, None]
+
+    def shot(*regularise: Any) -> Any:
+        model = pn.NeuralODE(
+            lambda u: a * u, regularise=regularise, engine=engine, abstol=1e-10, reltol=1e-10
+        )
+        return pn.MultipleShooting(model, t, data, intervals=2, continuity=3.0)
+
+    plain, both = shot(), shot(pn.Kinetic(0.5), pn.JacobianFrobenius(2.0))
+    torch.manual_seed(3)
+    loss = both()
+    assert_close(loss, plain(), 1e-7)
+    assert float(plain.penalty) == 0.0
+    torch.manual_seed(3)
+    e = torch.randn(1, dtype=F64)
+    starts, width = both.starts[:, 0], f64(0.7, 0.9)
+    kinetic = (a * starts**2 * (torch.exp(2 * a * width) - 1) / 2).sum()
+    want = 0.5 * kinetic + 2.0 * (a * e).square().sum() * 1.6
+    assert_close(both.penalty, want, 1e-7)
+    for x in (a, both.starts):
+        got, exact = (torch.autograd.grad(y, x, retain_graph=True)[0] for y in (both.penalty, want))
+        assert_close(got, exact, 1e-6)
+    both.eval()
+    assert_close(both(), plain(), 1e-7)
+    assert float(both.penalty) == 0.0
+
+
+def test_shooting_learns_slower_fields_with_a_penalty(engine: str) -> None:
+    torch.manual_seed(0)
+    t = torch.linspace(0.0, 3.0, 13, dtype=F64)
+    data = torch.stack([torch.cos(t), torch.sin(t)], dim=1)
+
+    def trained(weight: float) -> tuple[float, float]:
+        torch.manual_seed(1)
+        model = pn.NeuralODE(net(), regularise=pn.Kinetic(weight), engine=engine)
+        shot = pn.MultipleShooting(model, t, data, intervals=4)
+        descend(shot.parameters(), lambda: shot() + shot.penalty, 60)
+        loss = float(shot().detach())
+        return loss, float(shot.penalty.detach()) / weight
+
+    (small, fast), (_, slow) = trained(1e-6), trained(0.1)
+    assert small < 0.05 and slow < 0.7 * fast
+
+
 # ---- bad input
 
 
@@ -270,8 +321,11 @@ def test_outputs_at_a_step(engine: str) -> None:
         (lambda: pn.LatentODE(2, 3, saveat=[1.0]), "does not take 'saveat'"),
         (lambda: pn.LatentODE("a", 3), "channels is 'a'; give a positive whole number"),
         (lambda: pn.LatentODE(2, 3, noise="a"), "noise is 'a'"),
-        (lambda: pn.MultipleShooting(pn.NeuralODE(net(), regularise=pn.Kinetic()), f64(0.0, 1.0),
-                                     torch.ones(2, 2, dtype=F64)), "leave these out there"),
+        (lambda: pn.MultipleShooting(pn.NeuralODE(net(), regularise=pn.RandomEndTime(0.1)),
+                                     f64(0.0, 1.0), torch.ones(2, 2, dtype=F64)),
+         "made with RandomEndTime.*end where the data are"),
+        (lambda: pn.MultipleShooting(pn.NeuralODE(net(), per_sample=True), f64(0.0, 1.0),
+                                     torch.ones(2, 2, dtype=F64)), "per_sample; leave it out"),
         (lambda: pn.MultipleShooting(pn.NeuralODE(net()), f64(0.0, 1.0), [[1.0, 2.0]] * 2),
          "data is a list; give a tensor of shape"),
         (lambda: pn.MultipleShooting(pn.NeuralODE(net()), "t", torch.ones(2, 2)), "t is 't'; give"),
