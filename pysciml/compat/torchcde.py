@@ -7,6 +7,7 @@ Names, shapes and defaults are those of torchcde 0.2.5. What differs:
 * On a linear path an adaptive solver stops at the knots, where the path's derivative jumps.
 * Gradients reach the path's coefficients without being asked for in ``adjoint_params``.
 * ``logsig_windows`` is not there: it needs signatory.
+* Coefficients are torchcde's to rounding, beside it on data with gaps (``tests/compat``).
 """
 
 from __future__ import annotations
@@ -42,13 +43,29 @@ __all__ = [
 
 
 def natural_cubic_coeffs(x: Tensor, t: Tensor | None = None) -> Tensor:
-    """See :func:`pysciml.nn.natural_cubic_coefficients`; for :class:`CubicSpline`."""
+    """See :func:`pysciml.nn.natural_cubic_coefficients`; for :class:`CubicSpline`.
+
+    As in torchcde, what is missing before a channel's first value, or after its last one, is that
+    value, at each of those times.
+    """
+    return paths.natural_cubic_coefficients(_with_ends(x), t)
+
+
+def natural_cubic_spline_coeffs(x: Tensor, t: Tensor | None = None) -> Tensor:
+    """torchcde's older form: the first and the last value stand at the very ends alone."""
     return paths.natural_cubic_coefficients(x, t)
 
 
-#: The older name. torchcde's extends the first and last pieces over missing ends, where they run
-#: away; here both names hold the first and last value.
-natural_cubic_spline_coeffs = natural_cubic_coeffs
+def _with_ends(x: Any) -> Any:
+    """``x`` (..., m, c) with missing ends filled; what is not of this form as it is."""
+    if not isinstance(x, Tensor) or x.ndim < 2 or not x.is_floating_point() or not len(x):
+        return x
+    seen = (~x.isnan()).int()
+    m = x.shape[-2]
+    first = seen.argmax(-2, keepdim=True)
+    last = m - 1 - seen.flip(-2).argmax(-2, keepdim=True)
+    at = torch.arange(m, device=x.device)[:, None].expand(x.shape)
+    return x.gather(-2, torch.minimum(torch.maximum(at, first), last))
 
 
 def hermite_cubic_coefficients_with_backward_differences(
@@ -168,7 +185,7 @@ def cdeint(
     field = _field(X, func, product)
     method = kwargs.get("method")
     if method not in FIXED_METHODS:
-        _stop_at_kinks(X, t, kwargs)
+        _stop_at_kinks(X, adjoint, kwargs)
     if adjoint:
         kwargs.setdefault("adjoint_params", _parameters(X, func))
         out = odeint_adjoint(field, z0, t, **kwargs)
@@ -195,7 +212,7 @@ def _field(X: Any, func: Any, product: bool) -> Callable[[Tensor, Any], Any]:
     return field
 
 
-def _stop_at_kinks(X: Any, t: Tensor, kwargs: dict[str, Any]) -> None:
+def _stop_at_kinks(X: Any, adjoint: bool, kwargs: dict[str, Any]) -> None:
     parts = list(X.controls) if isinstance(X, TupleControl) else [X]
     knots = [p.times for p in parts if isinstance(p, paths.Path) and p.kinks]
     given = kwargs.get("options")
@@ -205,7 +222,8 @@ def _stop_at_kinks(X: Any, t: Tensor, kwargs: dict[str, Any]) -> None:
     if knots and "jump_t" not in options:
         options["jump_t"] = torch.cat(knots).detach().unique()
         kwargs["options"] = options
-        kwargs.setdefault("adjoint_options", {})
+        if adjoint:
+            kwargs.setdefault("adjoint_options", {})
 
 
 def _parameters(X: Any, func: Any) -> tuple[Tensor, ...]:

@@ -178,3 +178,56 @@ def test_paths_of_other_intervals_do_not_go_together() -> None:
         torchcde.TupleControl(3)
     with pytest.raises(ps.InputError, match="one path or more"):
         torchcde.TupleControl()
+
+
+# -- beside torchcde itself --------------------------------------------------------------------
+
+
+def irregular() -> tuple[torch.Tensor, torch.Tensor]:
+    """Series with gaps inside, at the start, at the end, and a channel that was never seen."""
+    torch.manual_seed(0)
+    x = torch.randn(5, 6, 3, dtype=F64)
+    for place in ((0, 2, 1), (1, slice(0, 2), 0), (2, 5, 2), (3, slice(None), 1)):
+        x[place] = float("nan")
+    return x, torch.tensor([0.0, 0.4, 1.0, 1.3, 2.1, 3.0], dtype=F64)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hermite_cubic_coefficients_with_backward_differences", "linear_interpolation_coeffs",
+        "natural_cubic_coeffs", "natural_cubic_spline_coeffs",
+    ],
+)  # fmt: skip
+def test_coefficients_are_those_of_torchcde(name) -> None:
+    theirs = pytest.importorskip("torchcde")
+    x, t = irregular()
+    want, got = getattr(theirs, name)(x, t), getattr(torchcde, name)(x, t)
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("path", ["CubicSpline", "LinearInterpolation"])
+def test_a_solve_beside_torchcde(engine: str, path: str) -> None:
+    """Both against torchcde's at 1e-11, with a step at each time of the data."""
+    theirs = pytest.importorskip("torchcde")
+    x, t = torch.randn(5, 6, 3, dtype=F64), irregular()[1]
+    linear = path == "LinearInterpolation"
+    make = theirs.linear_interpolation_coeffs if linear else theirs.natural_cubic_coeffs
+    torch.manual_seed(0)
+    net = torch.nn.Linear(4, 12, dtype=F64)
+    z0 = torch.randn(5, 4, dtype=F64)
+
+    def func(t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(net(z)).view(*z.shape[:-1], 4, 3)
+
+    def solved(module: Any, tolerance: float, **options: Any) -> list[torch.Tensor]:
+        made = getattr(module, path)(make(x, t), t)
+        z = module.cdeint(
+            X=made, func=func, z0=z0, t=made.interval, adjoint=False, method="dopri5",
+            rtol=tolerance, atol=tolerance, options=options,
+        )  # fmt: skip
+        return [z.detach(), *torch.autograd.grad(z.sum(), list(net.parameters()))]
+
+    want = solved(theirs, 1e-11, jump_t=t[1:-1])
+    for got, exact in zip(solved(torchcde, 1e-9, engine=engine), want, strict=True):
+        torch.testing.assert_close(got, exact, rtol=0, atol=2e-5)
