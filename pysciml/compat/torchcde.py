@@ -58,7 +58,7 @@ def natural_cubic_spline_coeffs(x: Tensor, t: Tensor | None = None) -> Tensor:
 
 def _with_ends(x: Any) -> Any:
     """``x`` (..., m, c) with missing ends filled; what is not of this form as it is."""
-    if not isinstance(x, Tensor) or x.ndim < 2 or not x.is_floating_point() or not len(x):
+    if not isinstance(x, Tensor) or x.ndim < 2 or not x.is_floating_point() or not x.numel():
         return x
     seen = (~x.isnan()).int()
     m = x.shape[-2]

@@ -180,6 +180,13 @@ def test_paths_of_other_intervals_do_not_go_together() -> None:
         torchcde.TupleControl()
 
 
+@pytest.mark.parametrize("shape", [(3, 0, 2), (1, 2)])
+def test_series_without_two_times_are_refused(shape) -> None:
+    for make in (torchcde.natural_cubic_coeffs, torchcde.natural_cubic_spline_coeffs):
+        with pytest.raises(ps.InputError, match="a path needs two or more"):
+            make(torch.ones(shape))
+
+
 # -- beside torchcde itself --------------------------------------------------------------------
 
 
