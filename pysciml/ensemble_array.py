@@ -14,7 +14,13 @@ from pysciml.engines.base import Engine
 from pysciml.engines.choice import engine as choose_engine
 from pysciml.ensemble import EnsembleProblem
 from pysciml.ensemble_batch import Summary
-from pysciml.ensemble_gpu import batched, made_by, plain_algorithm, require_for_gpu
+from pysciml.ensemble_gpu import (
+    batched,
+    made_by,
+    plain_algorithm,
+    require_for_gpu,
+    require_julia,
+)
 from pysciml.errors import EngineError
 from pysciml.flatten import StateSpec
 from pysciml.flattened import Flattened
@@ -114,11 +120,7 @@ def _require_device(
     engine: Engine, whole: ODEProblem, alg: Algorithm | None, sensealg: Any, size: int
 ) -> None:
     """Raise EngineError where the problem would not be solved on a GPU."""
-    if engine.name != "julia":
-        raise EngineError(
-            f"{_NAME} solves on the julia engine, but engine is {engine.name!r}; install it with "
-            "'python -m pysciml setup --gpu', or use EnsembleThreads()."
-        )
+    require_julia(engine, _NAME)
     engine.check(whole.kind, alg, False)
     if alg is not None and alg.package in _JACOBIANS and size > MOST_TOGETHER:
         raise EngineError(

@@ -32,6 +32,7 @@ from pysciml.ensemble_gpu import (
     plain_algorithm,
     require_for_gpu,
     require_for_kernel,
+    require_julia,
     spans_of,
 )
 from pysciml.errors import EngineError, InputError
@@ -116,11 +117,8 @@ def _solve(
         alg = as_algorithm(alg, "Tsit5")
         engine = choose_engine(o["engine"])
         mass = getattr(template, "mass_matrix", None)
-        if on_gpu and engine.name != "julia":
-            raise EngineError(
-                f"EnsembleGPUKernel solves on the julia engine, but engine is {engine.name!r}; "
-                "install it with 'python -m pysciml setup --gpu', or use EnsembleThreads()."
-            )
+        if on_gpu:
+            require_julia(engine, "EnsembleGPUKernel")
         engine.check(template.kind, plain_algorithm(alg), mass is not None)
         with plain_mode():
             setup = Flattened(template, engine, (), tensors=on_gpu)

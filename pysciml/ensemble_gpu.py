@@ -12,8 +12,9 @@ from torch.utils import _pytree as pytree
 from pysciml.algorithms import Algorithm, algorithm, as_algorithm
 from pysciml.callbacks import as_callbacks
 from pysciml.diffeqgpu import GPU_ALGORITHMS
+from pysciml.engines.base import Engine
 from pysciml.ensemble import EnsembleProblem
-from pysciml.errors import InputError
+from pysciml.errors import EngineError, InputError
 from pysciml.extra_options import EXTRA
 from pysciml.julia_function import JuliaFunction
 from pysciml.problems import ODEProblem, number
@@ -26,6 +27,7 @@ __all__ = [
     "plain_algorithm",
     "require_for_gpu",
     "require_for_kernel",
+    "require_julia",
     "spans_of",
 ]
 
@@ -107,6 +109,15 @@ def require_for_gpu(prob: Any, name: str, given: dict[str, Any], unknown: dict[s
         raise InputError(
             f"{extra[0]} was given, which {name} does not take; leave it out, or use "
             "EnsembleThreads()."
+        )
+
+
+def require_julia(engine: Engine, name: str) -> None:
+    """Raise EngineError for an engine that does not solve on a GPU."""
+    if engine.name != "julia":
+        raise EngineError(
+            f"{name} solves on the julia engine, but engine is {engine.name!r}; install it with "
+            "'python -m pysciml setup --gpu', or use EnsembleThreads()."
         )
 
 

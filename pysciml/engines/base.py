@@ -438,7 +438,7 @@ class Engine(ABC):
 
     def why_no_tensors(self, prob: Any, alg: Algorithm | None, sensealg: Any, name: str) -> str:
         """Why :meth:`takes_tensors` says no, as a sentence about ``name``."""
-        return f"{name} needs a device, which the {self.name} engine does not solve on."
+        raise NotImplementedError
 
     def solves_members(self, problem: FlatProblem, alg: Algorithm | None) -> bool:
         """Whether :meth:`solve_members` takes ensembles of such a problem."""
@@ -464,10 +464,7 @@ class Engine(ABC):
         where a member has the rows that it did not reach too (NaN). Where nobody asked for output
         times the outputs are the states at both ends.
         """
-        raise EngineError(
-            f"The {self.name} engine does not solve on a GPU; use engine='julia', installed with "
-            "'python -m pysciml setup --gpu', or EnsembleThreads()."
-        )
+        raise NotImplementedError
 
     def adjoint_members_on_gpu(
         self,

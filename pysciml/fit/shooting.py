@@ -130,14 +130,14 @@ class MultipleShooting(torch.nn.Module):
     def _read(self, u: Tensor) -> tuple[Tensor, Tensor]:
         return u[self._time, self._segment], u[-1, :-1] - self.starts[1:]
 
-    def beside(self, f: Any) -> _Segments:
+    def _beside(self, f: Any) -> _Segments:
         """Another equation on the same segments."""
         return self._segments.of(f)
 
-    def predict_beside(self, f: _Segments, p: Any, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _predict_beside(self, f: _Segments, p: Any, k: int) -> tuple[Tensor, Tensor, Tensor]:
         """As :meth:`predict`, and integrals over each segment (segments, k).
 
-        ``f``, by :meth:`beside`, is the equation of a flat state and these integrals behind it.
+        ``f``, by :meth:`_beside`, is the equation of a flat state and these integrals behind it.
         """
         count = len(self.starts)
         nothing = self.starts.new_zeros(count, k)
@@ -149,9 +149,9 @@ class MultipleShooting(torch.nn.Module):
 
     def forward(self, p: Any = None) -> Tensor:
         """The loss at parameters ``p`` (the problem's own where None), gaps included."""
-        return self.value(*self.predict(p))
+        return self._value(*self.predict(p))
 
-    def value(self, states: Tensor, gaps: Tensor) -> Tensor:
+    def _value(self, states: Tensor, gaps: Tensor) -> Tensor:
         """The loss of what :meth:`predict` gives."""
         prediction = states if self.observe is None else self.observe(states)
         if prediction.shape != self.data.shape:

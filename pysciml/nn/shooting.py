@@ -67,7 +67,7 @@ class MultipleShooting(Recorded):
         )
 
         field = Integrals(model._field, self._kinds, tuple(like.shape))
-        self._beside = self.shooting.beside(field)
+        self._beside = self.shooting._beside(field)
 
     @property
     def continuity(self) -> float:
@@ -96,8 +96,8 @@ class MultipleShooting(Recorded):
             return self.shooting()
         # one vector for all segments: each has the right mean
         noise = torch.randn_like(self.starts[0]) if "jacobian" in self._kinds else ()
-        states, gaps, integrals = self.shooting.predict_beside(
+        states, gaps, integrals = self.shooting._predict_beside(
             self._beside, ((), noise), len(self._kinds)
         )
         last.penalty = with_integrals(None, self._weighted, integrals.sum(0, keepdim=True))
-        return self.shooting.value(states, gaps)
+        return self.shooting._value(states, gaps)

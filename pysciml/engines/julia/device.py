@@ -119,7 +119,7 @@ def solve(
     number = engine.object(*algorithm_expression(alg, problem.kind))
     at = (u0.data_ptr(), p.data_ptr(), c.data_ptr())
     request, keep = engine.request(model, number, 0, problem, options, at)
-    _wait(u0)
+    wait_for(u0)
     with engine.first(functions, ("device solve", alg.name)):
         r = engine.bridge.solve(request, options.progress)
     del keep
@@ -142,7 +142,7 @@ def interpolate(engine: JuliaEngine, handle: DeviceHandle, ts: Any, deriv: int) 
     ts = np.ascontiguousarray(ts, np.float64)
     out = torch.empty((len(ts), len(u0)), dtype=u0.dtype, device=u0.device)
     if len(ts):
-        _wait(u0)
+        wait_for(u0)
         what = (handle.number, ts.ctypes.data, len(ts), deriv, out.data_ptr())
         engine.bridge.interruptibly(lambda: engine.bridge.call("interpolate", *what))
     return out
@@ -172,7 +172,7 @@ def adjoint(
     dt0, dtimes = np.zeros(1), np.zeros(len(times))
     by = (address(dt0), address(dtimes)) if by_times else (0, 0)
     number = engine.object(f"PySciML.{name}()", ())
-    _wait(u0)
+    wait_for(u0)
     with engine.first(handle.functions, ("device adjoint", name)):
         engine.bridge.adjoint(
             handle.number, number, len(times), (address(times), 0, cotangents.data_ptr(), 0),
@@ -192,7 +192,7 @@ def _tensors(problem: FlatProblem) -> tuple[Tensor, Tensor, Tensor]:
     return given.u0, given.p, given.c
 
 
-def _wait(x: Tensor) -> None:
+def wait_for(x: Tensor) -> None:
     """Until torch has computed what it was asked for."""
     if x.device.type == "cuda":
         torch.cuda.current_stream(x.device).synchronize()

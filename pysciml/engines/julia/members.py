@@ -30,6 +30,7 @@ from pysciml.engines.base import (
     SolveOptions,
 )
 from pysciml.engines.julia.bridge import address
+from pysciml.engines.julia.device import wait_for
 from pysciml.engines.julia.models import JuliaFunctions
 from pysciml.engines.julia.startup import how_to_add_gpu
 from pysciml.errors import EngineError
@@ -222,7 +223,7 @@ def solve(
     spans = None if members.spans is None else np.ascontiguousarray(members.spans, np.float64)
     r.spans = address(spans)
     r.u, r.counts, r.reached = u.data_ptr(), address(counts), address(reached)
-    _wait(u0)
+    wait_for(u0)
     what = ("members", number, options.adaptive, r.nabstol > 1)
     with engine.first(functions, what):
         engine.bridge.interruptibly(lambda: engine.bridge.call("solve_members", ct.addressof(r)))
@@ -268,7 +269,7 @@ def adjoint(
     a.by_state, a.ndirections, a.directions = by_state, len(directions), address(directions)
     a.gradient = _pointer(gradient)
     a.slopes = 0 if slopes is None else _pointer(slopes)
-    _wait(u0)
+    wait_for(u0)
     with engine.first(handle.functions, ("members adjoint", handle.request.alg, width, by_times)):
         engine.bridge.interruptibly(
             lambda: engine.bridge.call("differentiate_members", ct.addressof(a))
@@ -308,9 +309,3 @@ def _by_start(engine: JuliaEngine, handle: Handle, du0: Tensor) -> npt.NDArray[n
         engine.bridge.call("differentiate_members", ct.addressof(a))
     products: npt.NDArray[np.float64] = -(slopes * du0).sum(1).to("cpu", torch.float64).numpy()
     return products
-
-
-def _wait(x: Tensor) -> None:
-    """Until torch has computed what it was asked for."""
-    if x.device.type == "cuda":
-        torch.cuda.current_stream(x.device).synchronize()
