@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from devices import load
 
 from pysciml.engines.julia import device
 
@@ -36,14 +37,4 @@ class Place:
 @pytest.fixture(scope="session", params=["jlarrays", pytest.param("cuda", marks=pytest.mark.gpu)])
 def place(request: pytest.FixtureRequest) -> Place:
     """Each device in turn, with scalar indexing forbidden."""
-    from pysciml.engines.julia.startup import julia
-
-    package = "CUDA" if request.param == "cuda" else "JLArrays"
-    main = julia().main
-    if main.seval(f'Base.identify_package("{package}") === nothing'):
-        pytest.skip(f"the Julia project has no {package} (a package for tests)")
-    main.seval(f"using PythonCall, {package}")
-    if package == "CUDA" and not main.seval("CUDA.functional()"):
-        pytest.skip("CUDA.jl does not find the GPU")
-    main.seval(f"{package}.allowscalar(false)")
-    return Place(request.param, main)
+    return Place(request.param, load("CUDA" if request.param == "cuda" else "JLArrays"))

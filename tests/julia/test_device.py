@@ -140,7 +140,25 @@ def test_modes_that_the_steps_do_not_resolve(name, place) -> None:
 
 def test_a_thread_that_waits_for_a_device_waits_by_itself(place) -> None:
     # torch's backward pass over a GPU's tensors has a thread of its own, for which the first waits
-    wait = place.main.seval("() -> PySciML.attended(() -> sleep(0.01))")
+    alone(place.main.seval("() -> PySciML.attended(() -> sleep(0.01))"))
+
+
+def test_a_thread_that_waits_for_members_waits_by_itself(place) -> None:
+    wait = place.main.seval("""
+        begin
+            PySciML.fetch_kernels!(::Val{:waits}, alg) = sleep(0.01)
+            words = zeros(Int, sizeof(PySciML.MembersRequest) ÷ 8)
+            words[1] = PySciML.register!(PySciML.MODELS, Val(:waits))
+            words[2] = PySciML.register!(PySciML.OBJECTS, nothing)
+            request = only(reinterpret(PySciML.MembersRequest, words))
+            () -> PySciML.with_kernels((r, model, alg) -> sleep(0.01), nothing, request)
+        end
+    """)
+    alone(wait)
+
+
+def alone(wait: Any) -> None:
+    """Call it on another thread, while this one is outside Julia."""
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
     thread.join(60)

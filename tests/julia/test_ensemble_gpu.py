@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from devices import load
 from torch import Tensor, nn
 
 import pysciml as ps
 from pysciml.engines.julia import members
-from pysciml.engines.julia.startup import julia
 
 pytestmark = pytest.mark.julia
 
@@ -25,20 +25,11 @@ METHODS = "Tsit5 Vern7 Vern9 Rodas4 Rodas5P Rosenbrock23 Kvaerno3 Kvaerno5".spli
 PLACES = ["cpu", "jlarrays", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-def require_jlarrays() -> None:
-    """Load JLArrays, GPU arrays in the memory of the CPU, with scalar indexing forbidden."""
-    main = julia().main
-    if main.seval('Base.identify_package("JLArrays") === nothing'):
-        pytest.skip("the Julia project has no JLArrays (a package for tests)")
-    main.seval("using PythonCall, JLArrays")
-    main.seval("JLArrays.allowscalar(false)")
-
-
 @pytest.fixture(params=PLACES)
 def place(request: Any) -> Iterator[str]:
     """The device of the tensors, as kernels run in one of ``PLACES``."""
     if request.param == "jlarrays":
-        require_jlarrays()
+        load("JLArrays")
     inside: Any = contextlib.nullcontext()
     if request.param != "cuda":
         inside = members.standing_in(request.param)

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_ensemble_gpu import gap, require_jlarrays
+from devices import load
+from test_ensemble_gpu import gap
 from torch import Tensor, nn
 
 import pysciml as ps
@@ -26,7 +27,7 @@ def place(request: Any) -> Iterator[str]:
     """The device of the tensors, as solves run on JLArrays or a card."""
     inside: Any = contextlib.nullcontext()
     if request.param == "jlarrays":
-        require_jlarrays()
+        load("JLArrays")
         inside = device.standing_in("jlarrays")
     with inside:
         yield "cuda" if request.param == "cuda" else "cpu"
@@ -118,7 +119,7 @@ def decay() -> Any:
     ids=["alg", "composite", "sensealg", "engine", "tstops"],
 )
 def test_what_cannot_be_is_refused(options: Any, said: str) -> None:
-    require_jlarrays()
+    load("JLArrays")
     ensemble = ps.EnsembleProblem(decay(), u0=torch.ones(3, 1, dtype=F64))
     given = {"alg": None, "engine": "julia", **options}
     with device.standing_in("jlarrays"), pytest.raises((ps.InputError, ps.EngineError), match=said):
@@ -126,7 +127,7 @@ def test_what_cannot_be_is_refused(options: Any, said: str) -> None:
 
 
 def test_one_jacobian_of_many_members_is_refused() -> None:
-    require_jlarrays()
+    load("JLArrays")
     ensemble = ps.EnsembleProblem(decay(), u0=torch.ones(5000, 1, dtype=F64))
     said = r"Rodas5P forms the Jacobian of all members together, \(5000, 5000\)"
     with device.standing_in("jlarrays"), pytest.raises(ps.EngineError, match=said):
@@ -134,7 +135,7 @@ def test_one_jacobian_of_many_members_is_refused() -> None:
 
 
 def test_what_cannot_be_captured_is_refused() -> None:
-    require_jlarrays()
+    load("JLArrays")
 
     def f(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
         return -u if float(t) >= 0 else u

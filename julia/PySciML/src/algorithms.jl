@@ -4,10 +4,15 @@ const ALGORITHMS = Dict{String, Any}()
 const ALGORITHMS_LOCK = ReentrantLock()
 const ALGORITHM_SPACE = Ref{Module}()
 
-# Every package of the solvers' family, by the name Python gives; loaded on first need.
-function require(name::AbstractString)
+# A package by the name that Python gives; nothing where this project has none.
+function identified(name::AbstractString)
     id = Base.identify_package(PySciML, String(name))
-    id === nothing && (id = Base.identify_package(String(name)))
+    return id === nothing ? Base.identify_package(String(name)) : id
+end
+
+# Every package of the solvers' family; loaded on first need.
+function require(name::AbstractString)
+    id = identified(name)
     id === nothing && error(
         "the Julia package $name is not installed in this project; " *
             "`python -m pysciml setup` installs it"

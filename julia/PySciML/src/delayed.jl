@@ -82,7 +82,7 @@ History(d::Delayed{T}) where {T} = History{T}(d, Tuple{T, Int, T}[])
 # history's value to u0, and at events: a step that ends where s passes such a moment has seen what
 # was before it only, and one that begins there what comes after it.
 function earlier!(out, d::Delayed, h, p, s, k, t, t0, start)
-    d.moved[k] > 0 && d.passings.watched && return seen!(out, d, h, p, s, k, Val{0})
+    d.moved[k] > 0 && return seen!(out, d, h, p, s, k, Val{0})
     near = 8 * eps(max(abs(t0), abs(t), abs(t - s)))
     begins = t - start <= near
     if abs(s - t0) <= near
@@ -143,8 +143,7 @@ function (j::DelayedJacobian{T})(J, u, h, p, t) where {T}
     d.asked.jac(j.asked, d.x, p, t)
     for k in eachindex(d.s)
         d.moved[k] == 2 && d.s[k] <= t || continue
-        d.passings.watched ? seen!(j.slope, d, h, p, d.s[k], k, Val{1}) :
-            h(j.slope, p, d.s[k], Val{1})
+        seen!(j.slope, d, h, p, d.s[k], k, Val{1})
         mul!(J, view(full, :, range_of(d, k)) * j.slope, view(j.asked, k, 1:n)', true, true)
     end
     return nothing

@@ -14,13 +14,12 @@ jumps (as in `History`): the solution alone tells that moment only as well as it
 """
 function delayed_mesh(d::Delayed{T}, sol, p, same, reltol, jumps, passed) where {T}
     steps = unique(sol.t)
-    ends = Ends(d, sol, p, steps, jumps)
     mesh, passing = copy(steps), Tuple{T, Int, Int}[]
     known = Set(jumps)
     # each with the number of its jump, and how smooth the state is there
     moments = [(t, findfirst(==(t), jumps), 1) for t in known]
     for (at, j, order) in moments                              # grows as it is gone through
-        for k in eachindex(d.moved), t in passes(ends, k, at, passed, same)
+        for k in eachindex(d.moved), t in passes(d, steps, p, k, at, passed, same)
             t = joined!(mesh, t, same)
             order == 1 && push!(passing, (t, k, j))
             order < SMOOTHED && !(t in known) && push!(moments, (t, 0, order + 1))
@@ -35,43 +34,11 @@ function delayed_mesh(d::Delayed{T}, sol, p, same, reltol, jumps, passed) where 
     return mesh, [get(of_point, t, Tuple{Int, Int}[]) for t in mesh]
 end
 
-# The delayed times at the two ends of each step, as they are within it.
-struct Ends{T, S}
-    d::Delayed{T}
-    sol::S
-    p::Vector{T}
-    steps::Vector{T}
-    from::Matrix{T}
-    to::Matrix{T}
-end
-function Ends(d::Delayed{T}, sol::S, p, steps, jumps) where {T, S}
-    jumping = Set(jumps)
-    asked(t, side) = asked_times!(d, sol(t; continuity = side), p, t)
-    to = reduce(hcat, (copy(asked(t, :left)) for t in steps[2:end]))
-    from = hcat(copy(asked(steps[1], :right)), to[:, 1:(end - 1)])
-    for (i, t) in enumerate(steps[1:(end - 1)])                # an event may move a lag
-        i > 1 && t in jumping && copyto!(view(from, :, i), asked(t, :right))
-    end
-    return Ends{T, S}(d, sol, p, steps, from, to)
-end
-
 # When the k-th delayed time passes `at`.
-function passes(e::Ends{T}, k, at, passed, same) where {T}
-    e.d.moved[k] > 0 &&
-        return [t for (t, of, jump) in passed if of == k && abs(jump - at) <= same]
-    found = T[]
-    for i in searchsortedfirst(e.steps, at):(length(e.steps) - 1)
-        past = e.from[k, i] > at
-        (e.to[k, i] > at) == past && continue
-        a, b = e.steps[i], e.steps[i + 1]
-        while b - a > 2 * eps(b)
-            t = (a + b) / 2
-            ahead = asked_times!(e.d, e.sol(t; continuity = :left), e.p, t)[k] > at
-            ahead == past ? (a = t) : (b = t)
-        end
-        push!(found, b)
-    end
-    return found
+function passes(d::Delayed{T}, steps, p, k, at, passed, same) where {T}
+    d.moved[k] > 0 && return [t for (t, of, jump) in passed if of == k && abs(jump - at) <= same]
+    t = at + steps[1] - asked_times!(d, zeros(T, d.n), p, steps[1])[k]
+    return t < last(steps) ? [t] : T[]
 end
 
 # The time as a point of the mesh, a new one where none is near.

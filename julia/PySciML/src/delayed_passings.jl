@@ -11,21 +11,20 @@
 
 The `jumps` known so far during a solve, in their order: times at which the state jumps (`orders` 0),
 its slope (1), or its curvature (2); and for each delayed time its `stretch`, the number of jumps
-before it. Nothing of it is used unless `watched`.
+before it. Of no use where nothing moves a lag.
 """
 mutable struct Passings{T}
     const jumps::Vector{T}
     const orders::Vector{Int}
     const stretch::Vector{Int}
     const pieces::Vector{Any}        # polynomials that continue each stretch at its two ends
-    watched::Bool
     negative::Bool                   # whether a lag was, which has ended the solve
     near::T                          # of a jump: at it
     far::T                           # past a jump: unseen
     lags::Vector{T}                  # that nothing moves: they carry jumps on
 end
 Passings{T}(asks::Int) where {T} =
-    Passings{T}(T[], Int[], zeros(Int, asks), Any[nothing for _ in 1:(2asks)], false, false, zero(T), zero(T), T[])
+    Passings{T}(T[], Int[], zeros(Int, asks), fill!(Vector{Any}(undef, 2asks), nothing), false, zero(T), zero(T), T[])
 
 "Orders up to which a jump is one: past them the slope's jump of what it brings back is no matter."
 const MOST_SMOOTH = 2
@@ -36,7 +35,7 @@ function begin!(q::Passings{T}, s, tspan, gap::Bool, lags) where {T}
     empty!(q.jumps)
     empty!(q.orders)
     fill!(q.stretch, 0)
-    q.watched, q.negative, q.near, q.lags = true, false, 16 * eps(max(abs(t0), abs(t1))), lags
+    q.negative, q.near, q.lags = false, 16 * eps(max(abs(t0), abs(t1))), lags
     q.far = sqrt(eps(T)) / 4 * max(abs(t0), abs(t1))
     jump!(q, t0, gap ? 0 : 1)
     foreach(k -> locate!(q, k, s[k]), eachindex(s))
@@ -196,7 +195,7 @@ end
 # The state has jumped at t, to u.
 function leapt!(d, u, p, t)
     q = d.passings
-    q.watched || return
+    any(>(0), d.moved) || return
     jump!(q, t, 0)
     s = asked_times!(d, u, p, t)
     foreach(k -> margin(q, k, s[k]) <= q.near && locate!(q, k, s[k]), moving(d))
@@ -205,13 +204,11 @@ end
 
 "The callbacks that a solve needs for this: none where nothing moves a lag."
 function passing(d, prob)
-    q = d.passings
-    q.watched = false
     any(>(0), d.moved) || return ()
     t0 = prob.tspan[1]
     d.history.value(d.at, d.x, prob.p, t0)
     gap = d.at != prob.u0
-    begin!(q, asked_times!(d, prob.u0, prob.p, t0), prob.tspan, gap, prob.constant_lags)
+    begin!(d.passings, asked_times!(d, prob.u0, prob.p, t0), prob.tspan, gap, prob.constant_lags)
     # only from positive to negative: just after an end, interpolants of multistep methods may still be
     # on the other side
     at_ends = ContinuousCallback(

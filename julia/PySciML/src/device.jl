@@ -21,7 +21,7 @@ finds nothing to run on.
 """
 function open_device(name::AbstractString, index::Integer)
     package = DEVICE_PACKAGES[name]
-    Base.identify_package(package) === nothing && return nothing
+    identified(package) === nothing && return nothing
     haskey(DEVICES, name) || require(package)
     return Base.invokelatest(DEVICES[name], index)
 end

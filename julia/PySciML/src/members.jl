@@ -37,19 +37,10 @@ end
 
 As `compile`, a function to be inlined into a kernel of a GPU.
 """
-function compile_static(text::AbstractString, sizes, constants, ::Type{T}) where {T}
-    f = lock(SOURCES_LOCK) do
-        get!(SOURCES, "static " * text) do
-            code = Meta.parse(String(text))
-            pushfirst!(code.args[2].args, Expr(:meta, :inline))
-            Core.eval(static_space(), code)
-        end
-    end
-    kf, ki, kb = constants
-    return KernelSource(
-        f, (Int(sizes[1]), Int(sizes[2]), Int(sizes[3])), Vector{T}(kf), Vector{Int}(ki),
-        Vector{Bool}(kb)
-    )
+compile_static(text::AbstractString, sizes, constants, ::Type{T}) where {T} =
+    compile("static " * text, text, sizes, constants, T) do code
+    pushfirst!(code.args[2].args, Expr(:meta, :inline))
+    Core.eval(static_space(), code)
 end
 
 """
@@ -89,8 +80,8 @@ function c_new_members_model(
 end
 
 function new_members_model(name, index, load, single, n, np, nc)
-    is_there("DiffEqGPU") || return NO_SOLVERS
-    name == "cpu" || is_there(DEVICE_PACKAGES[name]) || return NO_PACKAGE
+    identified("DiffEqGPU") === nothing && return NO_SOLVERS
+    name == "cpu" || identified(DEVICE_PACKAGES[name]) !== nothing || return NO_PACKAGE
     device = name == "cpu" ? HostDevice() : open_device(name, index)
     device === nothing && return NO_DEVICE
     n < 0 && return 1
@@ -98,8 +89,6 @@ function new_members_model(name, index, load, single, n, np, nc)
     T = single ? Float32 : Float64
     return register!(MODELS, MembersModel{T}(device, load, n, np, nc))
 end
-is_there(package) = Base.identify_package(PySciML, package) !== nothing ||
-    Base.identify_package(package) !== nothing
 
 """
 What members are asked for. `spans` has two times a member, or is null where all have `t0` and
@@ -174,7 +163,9 @@ end
 
 function with_kernels(body, request, r::MembersRequest)
     model, alg = lookup(MODELS, r.model), lookup(OBJECTS, r.alg)
-    Base.invokelatest(fetch_kernels!, model, alg)
-    Base.invokelatest(body, request, model, alg)
+    attended() do
+        Base.invokelatest(fetch_kernels!, model, alg)
+        Base.invokelatest(body, request, model, alg)
+    end
     return
 end

@@ -6,12 +6,17 @@
 Compile an emitted function (Julia source text of an anonymous function). Equal texts share one
 function, so that building the same model again compiles nothing.
 """
-function compile(text::AbstractString, sizes, constants, ::Type{T}) where {T}
+compile(text::AbstractString, sizes, constants, ::Type{T}) where {T} = compile(
+    code -> Core.eval(kernel_space(), code), String(text), text, sizes, constants, T
+)
+
+# By `evaluate(code)`; `key` is the text with what else makes functions differ.
+function compile(
+        evaluate::F, key::String, text::AbstractString, sizes, constants, ::Type{T}
+    ) where {F, T}
     f = lock(SOURCES_LOCK) do
-        length(SOURCES) < MOST_SOURCES || haskey(SOURCES, text) || empty!(SOURCES)
-        get!(SOURCES, String(text)) do
-            Core.eval(kernel_space(), Meta.parse(String(text)))
-        end
+        length(SOURCES) < MOST_SOURCES || haskey(SOURCES, key) || empty!(SOURCES)
+        get!(() -> evaluate(Meta.parse(String(text))), SOURCES, key)
     end
     kf, ki, kb = constants
     return KernelSource(

@@ -73,6 +73,32 @@ end
 @inline between(alg) = true
 @inline between(::Union{GPUKvaerno3, GPUKvaerno5}) = false
 
+# The outputs at the start, and the number of the next one.
+@inline function give_start(sink, total, u0, span, times)
+    t0, t1 = span
+    k, way = 1, sign(t1 - t0)
+    while k <= number_of(times) && (output_time(times, span, k) - t0) * way <= 0
+        total = give(sink, total, k, u0, t0)
+        k += 1
+    end
+    return total, k
+end
+
+# Those from the k-th on that the last step has reached: all that are left where it has `ended` all.
+@inline function give_reached(sink, total, k, integ, span, times, rate, ended)
+    while k <= number_of(times)
+        time = output_time(times, span, k)
+        at = (time - span[1]) / rate
+        at <= integ.t || ended || break
+        x = at >= integ.t ? integ.u : DiffEqGPU._ode_interpolant(
+            (at - integ.tprev) / integ.dt, integ.dt, integ.uprev, integ
+        )
+        total = give(sink, total, k, x, time)
+        k += 1
+    end
+    return total, k
+end
+
 """
     walk(sink, total, alg, f, u0, p, span, times, steps) -> (total, outputs, retcode, accepted, trials, reached)
 
@@ -87,11 +113,7 @@ Solve a member. `total = give(sink, total, k, u, t)` for output `k`, in their or
     rate = way * exp2(floor(log2(min(first_, o.dtmax, abs(t1 - t0)))))
     stop = (t1 - t0) / rate
     longest, shortest = o.dtmax / abs(rate), o.dtmin / abs(rate)
-    k = 1
-    while k <= m && (output_time(times, span, k) - t0) * way <= 0
-        total = give(sink, total, k, u0, t0)
-        k += 1
-    end
+    total, k = give_start(sink, total, u0, span, times)
     held = Held(p, t0, rate, zero(T), zero(T))
     integ = DiffEqGPU.init(
         alg, f, false, u0, zero(T), T(Inf), min(first_ / abs(rate), stop), held,
@@ -130,16 +152,8 @@ Solve a member. `total = give(sink, total, k, u, t)` for output `k`, in their or
         accepted, wild = accepted + 1, false
         done == dt && dt == gap && (integ.t = target)
         done == dt && dt < wanted && (integ.dtnew = max(integ.dtnew, wanted))
-        while k <= m
-            time = output_time(times, span, k)
-            at = (time - t0) / rate
-            at <= integ.t || stop - integ.t <= 8 * eps(stop) || break
-            x = at >= integ.t ? integ.u : DiffEqGPU._ode_interpolant(
-                (at - integ.tprev) / integ.dt, integ.dt, integ.uprev, integ
-            )
-            total = give(sink, total, k, x, time)
-            k += 1
-        end
+        ended = stop - integ.t <= 8 * eps(stop)
+        total, k = give_reached(sink, total, k, integ, span, times, rate, ended)
     end
     reached = code == SUCCESS ? t1 : t0 + rate * integ.t
     return total, k - 1, code, accepted, trials, reached
@@ -147,14 +161,10 @@ end
 
 @inline function walk(sink, total, alg, f, u0, p, span, times, o::Steps{false})
     t0, t1 = span
-    T, m = typeof(t0), number_of(times)
+    T = typeof(t0)
     rate = sign(t1 - t0) * abs(o.dt)
     stop = (t1 - t0) / rate
-    k = 1
-    while k <= m && (output_time(times, span, k) - t0) / rate <= 0
-        total = give(sink, total, k, u0, t0)
-        k += 1
-    end
+    total, k = give_start(sink, total, u0, span, times)
     held = Held(p, t0, rate, zero(T), zero(T))
     integ = DiffEqGPU.init(
         alg, f, false, u0, zero(T), one(T), held, nothing, CallbackSet(), false, nothing
@@ -170,16 +180,7 @@ end
         finite(integ.u) || (code = UNSTABLE; break)
         accepted += 1
         s = integ.t = next
-        while k <= m
-            time = output_time(times, span, k)
-            at = (time - t0) / rate
-            at <= s || s == stop || break
-            x = at >= s ? integ.u : DiffEqGPU._ode_interpolant(
-                (at - integ.tprev) / integ.dt, integ.dt, integ.uprev, integ
-            )
-            total = give(sink, total, k, x, time)
-            k += 1
-        end
+        total, k = give_reached(sink, total, k, integ, span, times, rate, s == stop)
         next == stop && break
     end
     reached = code == SUCCESS ? t1 : t0 + rate * s
