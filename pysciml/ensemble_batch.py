@@ -60,50 +60,15 @@ def solve_batch(
     numbers: range,
     given: dict[str, Any],
     unknown: dict[str, Any],
-    threads: int,
-    options: dict[str, Any],
-) -> tuple[_Members, Tensor | None, Any] | None:
-    """The members' solutions, their times and states together; None where the engine cannot.
-
-    ``given`` are the options of a solve, all of them, ``options`` those that the user gave.
-    """
-    return _solve(solve, ensemble, alg, numbers, given, unknown, threads, options)
-
-
-def solve_by_kernels(
-    solve: Callable[..., Any],
-    ensemble: EnsembleProblem,
-    alg: Any,
-    numbers: range,
-    given: dict[str, Any],
-    unknown: dict[str, Any],
-    options: dict[str, Any],
-) -> tuple[_Members, Tensor | None, Any]:
-    """As ``solve_batch``, each member by one thread of a GPU. Raises where that cannot be."""
-    name = "EnsembleGPUKernel"
-    require_for_gpu(ensemble.prob, name, given, unknown)
-    alg = gpu_algorithm(alg, name)
-    require_for_kernel(given)
-    made = made_by(ensemble, numbers)
-    spans = spans_of(made, given["saveat"])
-    ensemble, numbers = batched(ensemble, numbers, made, name, spans is not None)
-    solved = _solve(solve, ensemble, alg, numbers, given, unknown, None, options, spans)
-    assert solved is not None
-    return solved
-
-
-def _solve(
-    solve: Callable[..., Any],
-    ensemble: EnsembleProblem,
-    alg: Any,
-    numbers: range,
-    given: dict[str, Any],
-    unknown: dict[str, Any],
     threads: int | None,
     options: dict[str, Any],
     spans: np.ndarray | None = None,
 ) -> tuple[_Members, Tensor | None, Any] | None:
-    """On ``threads`` threads, or a GPU where None, there with time spans (N, 2) of their own."""
+    """The members' solutions, their times and states together; None where the engine cannot.
+
+    ``given`` are the options of a solve, all of them, ``options`` those that the user gave. On
+    ``threads`` threads, or a GPU where None, there with time spans (N, 2) of their own.
+    """
     on_gpu = threads is None
     compiler = leave_compiler()
     try:
@@ -167,6 +132,28 @@ def _solve(
         return members, None, None
     u = u.reshape(len(numbers), len(t), -1)
     return members, t, setup.state.unflatten(u) if index is None else u
+
+
+def solve_by_kernels(
+    solve: Callable[..., Any],
+    ensemble: EnsembleProblem,
+    alg: Any,
+    numbers: range,
+    given: dict[str, Any],
+    unknown: dict[str, Any],
+    options: dict[str, Any],
+) -> tuple[_Members, Tensor | None, Any]:
+    """As ``solve_batch``, each member by one thread of a GPU. Raises where that cannot be."""
+    name = "EnsembleGPUKernel"
+    require_for_gpu(ensemble.prob, name, given, unknown)
+    alg = gpu_algorithm(alg, name)
+    require_for_kernel(given)
+    made = made_by(ensemble, numbers)
+    spans = spans_of(made, given["saveat"])
+    ensemble, numbers = batched(ensemble, numbers, made, name, spans is not None)
+    solved = solve_batch(solve, ensemble, alg, numbers, given, unknown, None, options, spans)
+    assert solved is not None
+    return solved
 
 
 class _Batch:
