@@ -82,6 +82,12 @@ class Kernels:
             lambda: emit_numpy.compile_batched(self.graph(role), batched, reduce),
         )
 
+    def piecewise(self, wrt: str) -> bool:
+        """See :func:`pysciml.kernels.structure.piecewise`, of the value."""
+        graph = self.graph("value")
+        found: bool = self.once(("piecewise", wrt), lambda: structure.piecewise(graph, wrt))
+        return found
+
     def sparsity(self, wrt: str, role: str = "value") -> sparse.csr_matrix | None:
         """Which entries of ``role``'s Jacobian by ``wrt`` can be nonzero (n_out, n_in), as ones.
 

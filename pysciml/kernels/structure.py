@@ -23,6 +23,8 @@ Pattern = npt.NDArray[np.bool_]
 LIMIT = 20_000_000
 #: Operations that are constant almost everywhere: their derivative is zero.
 _FLAT = frozenset("floor ceil round trunc sign floordiv".split())
+#: Those with a kink, or whose pieces are others.
+_KINKED = frozenset("abs maximum minimum mod fmod remainder amax amin sort".split())
 
 
 class _TooMuch(Exception):
@@ -48,6 +50,24 @@ def dependencies(graph: Graph, wrt: str) -> sparse.csr_matrix | None:
         return _Dependencies(graph, wrt).of(graph.outputs[0])
     except _TooMuch:
         return None
+
+
+def piecewise(graph: Graph, wrt: str) -> bool:
+    """Whether the outputs are put together of pieces that an input chooses between.
+
+    So they are where a value that is no real number, or that has a step or a kink, depends on it.
+    """
+    reached: set[int] = set()
+    for node in graph.nodes():
+        if node.op == "input":
+            depends = node.attr("name") == wrt
+        else:
+            depends = any(id(a) in reached for a in node.args)
+        if depends:
+            if node.kind != "f" or node.op in _FLAT or node.op in _KINKED:
+                return True
+            reached.add(id(node))
+    return False
 
 
 class _Dependencies:

@@ -6,13 +6,16 @@ import random
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from interpreter import evaluate
 from random_graphs import random_graph, random_inputs, tame
 
 from pysciml.kernels import structure
+from pysciml.kernels.capture import capture
 from pysciml.kernels.graph import Graph, Node, const, input_node, make
+from pysciml.kernels.kernels import Kernels
 from pysciml.kernels.scalarise import scalarise
 from pysciml.kernels.structure import analyse, color_columns, dependencies
 
@@ -157,3 +160,26 @@ def test_coloured_columns_share_no_row(seed: int, m: int, n: int, density: float
     assert colors.shape == (n,) and (colors >= 0).all()
     for c in range(colors.max() + 1):
         assert pattern[:, colors == c].sum(axis=1).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("f", "pieces"),
+    [
+        (lambda u, t: u * torch.tanh(3 * t), False),
+        (lambda u, t: torch.nn.functional.softplus(u * t), False),
+        (lambda u, t: torch.where(u > 0, u, 2 * u) * torch.sin(t), False),  # of u, not of t
+        (lambda u, t: torch.where(t > 0.5, u, 2 * u), True),
+        (lambda u, t: u * (t - 0.5).abs(), True),
+        (lambda u, t: u * torch.relu(t - 0.5), True),
+        (lambda u, t: u * torch.floor(t), True),
+        (lambda u, t: u * torch.remainder(t, 0.5), True),
+        (
+            lambda u, t: u * torch.arange(4.0)[torch.searchsorted(torch.arange(3.0), t[None])],
+            True,
+        ),
+    ],
+)
+def test_functions_of_pieces(f, pieces):
+    u, p, t = torch.ones(2), torch.zeros(0), torch.tensor(0.3)
+    found = capture(lambda u, p, t: f(u, t), {"u": u, "p": p, "t": t})
+    assert Kernels(found).piecewise("t") == pieces

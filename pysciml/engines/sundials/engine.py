@@ -46,7 +46,7 @@ from pysciml.engines.sundials.integrate import (
     integrate,
     integrate_at_once,
 )
-from pysciml.engines.sundials.interpolant import Piecewise
+from pysciml.engines.sundials.interpolant import WIDTH, Piecewise
 from pysciml.engines.sundials.rates import Rates
 from pysciml.engines.sundials.steppers import (
     NOT_FINITE,
@@ -63,8 +63,6 @@ from pysciml.sensitivity import GaussAdjoint
 
 Array = npt.NDArray[np.float64]
 
-#: Steps an interpolating polynomial goes through, by method: BDF has order 5 at most, Adams 12.
-_WIDTH = {"BDF": 6, "Adams": 8}
 #: Time constants of the fastest mode in a solve, beyond which a large sparse Jacobian is factored.
 _FACTOR = 1e4
 
@@ -360,7 +358,7 @@ def _cvode(
             monitor if state["method"] == "Adams" else None,
         )  # fmt: skip
 
-    return make, lambda: _WIDTH[str(state["method"])], f"CVODE_{state['method']}"
+    return make, lambda: WIDTH[str(state["method"])], f"CVODE_{state['method']}"
 
 
 def _ida(
@@ -404,7 +402,7 @@ def _ida(
             algebraic, initial.pop() if len(initial) > 1 else initial[0], span,
         )  # fmt: skip
 
-    return make, lambda: _WIDTH["BDF"]
+    return make, lambda: WIDTH["BDF"]
 
 
 def _residual(problem: FlatProblem) -> tuple[Callable[..., None], Callable[..., None]]:

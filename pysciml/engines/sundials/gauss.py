@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -20,6 +22,7 @@ from pysciml.engines.sundials.collocation import (
     sweep_dense,
 )
 from pysciml.engines.sundials.integrate import Segment
+from pysciml.engines.sundials.long_intervals import LongIntervals
 from pysciml.engines.sundials.matrix_free import TooStiff, sweep_matrix_free
 from pysciml.engines.sundials.rates import Rates
 from pysciml.engines.sundials.resolution import DEEPEST, Resolution
@@ -59,6 +62,14 @@ class CollocationAdjoint:
         if self._dae:
             self._jac_du = functions.bind_batched("jac:du", p, c)
         self._pull = functions.bind_batched("vjp:p", p, c, reduce=True) if len(p) else None
+        self._long = None
+        plain = problem.kind == "ode" and self._mass is None and not self._iterate
+        if plain and self._plan.kind in ("dense", "blocks"):
+            # a forcing of pieces has the solver stop where they meet: its own mesh knows them
+            if functions.kernels is None or not functions.kernels.piecewise("t"):
+                self._long = LongIntervals(
+                    self._jac, _by_parameters(problem), self._plan.blocks, self._plan.n, rtol
+                )
         #: nodes, stages, u and du at the nodes, of which the parameters' gradient is made
         self._pieces: list[tuple[Nodes, Array, Array, Array | None]] = []
 
@@ -69,6 +80,13 @@ class CollocationAdjoint:
         jumps = self._jumps(segment, mu_end, times, cotangents, grad_p)
         if len(segment.t) == 1:
             return sum((c for _, c in jumps), np.zeros_like(mu_end))
+        if self._long is not None and segment.nonstiff:
+            found = self._long(segment, jumps)
+            if found is not None:
+                mu, weighted, u, t = found
+                if self._pull is not None:
+                    grad_p += self._pull(weighted, u, t)
+                return mu
         self._pieces.clear()
         mu, _ = self._through(segment, join(segment.t, times), jumps, 0)
         if self._pull is not None:
@@ -223,6 +241,23 @@ class CollocationAdjoint:
             else:
                 grad_p += self._pull(w[None], du[None], u, at)
         return mu
+
+
+def _by_parameters(problem: FlatProblem) -> Callable[[Array, Array], Array] | None:
+    """fn(u (q, n), t (q,)) to f_p in a direction that all parameters have a part in, (q, n).
+
+    By differences: how it changes with time is what is looked at. None where the rate depends on
+    time through the state alone, and so do all its derivatives.
+    """
+    functions, p, c = problem.functions, problem.p, problem.c
+    by_time = functions.sparsity("t")
+    if not len(p) or by_time is not None and not by_time.nnz:
+        return None
+    size = np.abs(p)
+    step = 1e-5 * (size + 1e-3 * (size.max() or 1.0)) * np.cos(1.0 + 2.0 * np.arange(len(p)) ** 2)
+    ahead = functions.bind_batched("value", p + step, c)
+    behind = functions.bind_batched("value", p - step, c)
+    return lambda u, t: ahead(u, t) - behind(u, t)
 
 
 def _place(mesh: Array, jumps: list[tuple[float, Array]]) -> dict[int, Array]:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pysciml.engines.base import FlatCallback
-from pysciml.engines.sundials.interpolant import Interpolant
+from pysciml.engines.sundials.interpolant import WIDTH, Interpolant
 from pysciml.engines.sundials.quiet import Quiet
 
 Array = npt.NDArray[np.float64]
@@ -71,6 +71,7 @@ class Segment:
     u: Array
     interpolant: Interpolant
     du0: Array | None = None
+    nonstiff: bool = False  # by Adams' method, of high order
 
 
 @dataclass
@@ -288,7 +289,7 @@ def integrate_at_once(
     if result is None or len(result.t) - 1 > maxiters or not np.diff(result.t).all():
         return None
     out = Trajectory(steps=len(result.t) - 1)
-    out.segments.append(Segment(result.t, result.y, Interpolant(result.t, result.y, width)))
+    _append(out, result.t, result.y, width)
     out.ends.append([])
     return out
 
@@ -301,9 +302,13 @@ def _close(
     du: Array | None,
     records: list[EventRecord],
 ) -> None:
-    t, u = np.array(ts), np.array(us)
-    out.segments.append(Segment(t, u, Interpolant(t, u, width), du))
+    _append(out, np.array(ts), np.array(us), width, du)
     out.ends.append(records)
+
+
+def _append(out: Trajectory, t: Array, u: Array, width: int, du: Array | None = None) -> None:
+    segment = Segment(t, u, Interpolant(t, u, width), du, width == WIDTH["Adams"])
+    out.segments.append(segment)
 
 
 def _presets(events: Events | None) -> dict[int, set[float]]:

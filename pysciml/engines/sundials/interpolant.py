@@ -21,6 +21,8 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+#: Steps an interpolating polynomial goes through, by method: BDF has order 5 at most, Adams 12.
+WIDTH = {"BDF": 6, "Adams": 8}
 #: Neighbouring steps whose sizes differ by more than this factor call for a look at the stencil.
 _UNEVEN = 3.0
 #: Largest Lebesgue constant that is taken without need.

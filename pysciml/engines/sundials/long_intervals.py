@@ -1,0 +1,302 @@
+"""The adjoint equation on intervals of many steps, where solution and Jacobian are smooth in time.
+
+A multistep method of high order takes several steps within a stretch that one polynomial describes
+to its tolerance. There the variation of the solution, ``v' = J(t) v + f_p dp``, is collocated at
+the ``s`` Gauss-Legendre nodes of an interval (Hairer and Wanner, "Solving Ordinary Differential
+Equations II", section IV.5: order 2 s at its end; between, the collocation polynomial),
+
+    v_i = v_a + h sum_j A_ij k_j,   k_j = J_j v_j + f_p,j dp,
+    v(a + theta h) = v_a + h sum_j beta_j(theta) k_j,
+
+and this map is transposed: the cotangent of ``k_j`` takes in that of the end and those of all
+outputs inside, which so need no mesh points of their own. ``J^T`` at all nodes is one batched call,
+the parameter gradient another.
+
+Whether an interval is short enough is told by what is computed anyway: the last Legendre
+coefficients of the states and the Jacobian at its nodes, and ``h`` times the Jacobian's size, by
+which modes that only a cotangent excites are resolved too. Where the rate depends on time otherwise
+than through the state, the parameters' product may change faster than both: ``f_p`` in a fixed
+direction is looked at as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+from numpy.polynomial import legendre
+
+from pysciml.engines.sundials.collocation import subdivide
+from pysciml.engines.sundials.integrate import Segment
+
+Array = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+#: Nodes of an interval, and steps of the solver that one takes in at first.
+S, STEPS, STEPS_TIMED = 10, 16, 7
+#: What the last coefficients may be: of the states in units of rtol; of the Jacobian, whose effect
+#: is of order 2 s, of the root of rtol; of f_p, which is integrated with that order beside smooth
+#: weights, of rtol's fourth root. Measured: so the gradients of the benchmarks' problems differ
+#: from those on a fine mesh by less than rtol.
+STATES, JACOBIAN, PARAMETERS = 300.0, 1.5, 2.0
+#: Nodes a step of the solver, beyond which its own mesh is the better one; where f_p asks for them.
+_NODES, _NODES_TIMED, _NODES_PARAMETERS = 1.5, 3.0, 20.0
+#: Single systems up to this size are solved for at once; others, and batches, by iteration.
+_DIRECT, _ITERATIONS = 6, 60
+
+_x, _w = legendre.leggauss(S)
+#: Nodes in [0, 1] and weights; values at the nodes to Legendre coefficients.
+C: Array = (_x + 1.0) / 2.0
+B: Array = _w / 2.0
+_TO_LEGENDRE: Array = ((legendre.legvander(_x, S - 1) * _w[:, None]) * (np.arange(S) + 0.5)).T
+
+
+def integrals(theta: Array) -> Array:
+    """``beta`` (q, s): integrals of the nodes' Lagrange polynomials from 0 to ``theta`` (q,)."""
+    y = 2.0 * theta - 1.0
+    p = legendre.legvander(y, S)
+    k = np.arange(1, S)
+    inside = np.empty((len(y), S))
+    inside[:, 0] = y + 1.0
+    inside[:, 1:] = (p[:, 2:] - p[:, :-2]) / (2 * k + 1)
+    return 0.5 * inside @ _TO_LEGENDRE
+
+
+A: Array = integrals(C)
+
+
+def reach(rtol: float) -> float:
+    """The largest ``h |J|`` whose exponential the polynomial resolves to ``rtol`` all along.
+
+    The error of interpolating ``exp(z theta)`` at s + 1 points of [0, 1] is about
+    ``2 (z / 4)^(s + 1) / (s + 1)!``.
+    """
+    return 4.0 * (0.5 * rtol * math.factorial(S + 1)) ** (1.0 / (S + 1))
+
+
+class LongIntervals:
+    """One instance a backward pass.
+
+    Parameters
+    ----------
+    jac : fn(u (q, n), t (q,)) -> (q, n, n), or (q, nb, m, m) where ``blocks`` are given
+    push_p : fn(u, t) -> f_p d (q, n) in some direction d; None where that need not be looked at
+    blocks : (nb, m) the state's entries in each independent block; None for one block
+    n : number of states
+    rtol : what the gradient's own error is kept near
+    """
+
+    def __init__(
+        self,
+        jac: Callable[[Array, Array], Array],
+        push_p: Callable[[Array, Array], Array] | None,
+        blocks: Ints | None,
+        n: int,
+        rtol: float,
+    ) -> None:
+        self._jac, self._push_p = jac, push_p
+        self._place = (np.arange(n)[None] if blocks is None else blocks).T  # (m, nb)
+        self._rtol = rtol
+        self._whole = np.zeros(1)  # the largest share of an interval in the integral of f_p
+
+    def __call__(
+        self, segment: Segment, jumps: list[tuple[float, Array]]
+    ) -> tuple[Array, Array, Array, Array] | None:
+        """mu at the segment's start, and cotangents (q, n) of the rates at states (q, n), times.
+
+        ``jumps``: cotangents (n,) of the state at times of the segment. None where the solution is
+        not smooth enough, or too stiff, for this to be worth while.
+        """
+        found = self._resolve(segment)
+        if found is None:
+            return None
+        mesh, t, u, jac = found
+        out = self._carry(mesh, jac, jumps)
+        if out is None:
+            return None
+        mu, stages = out
+        start, weighted = np.empty(self._place.size), np.empty((len(t), self._place.size))
+        start[self._place] = mu
+        m, nb = self._place.shape
+        weighted[:, self._place] = stages.transpose(0, 2, 1, 3).reshape(len(t), m, nb)
+        return start, weighted, u, t
+
+    # -- the mesh --------------------------------------------------------------
+
+    def _resolve(self, segment: Segment) -> tuple[Array, Array, Array, Array] | None:
+        """A mesh (K + 1,), its nodes (K s,), states there, and J^T (K, m, m, s, nb) by columns."""
+        steps = len(segment.t) - 1
+        if 3 * steps <= S:
+            return None
+        m, nb = self._place.shape
+        mesh = _grouped(segment.t, STEPS if self._push_p is None else STEPS_TIMED)
+        kept: tuple[Array, Array] | None = None  # states and Jacobians of intervals that stay
+        old = np.zeros(len(mesh) - 1, dtype=bool)
+        limit = max((_NODES if self._push_p is None else _NODES_TIMED) * steps, 2.0 * S)
+        self._whole = np.zeros(1)
+        while True:
+            count = len(mesh) - 1
+            if count * S > limit:
+                return None
+            h = np.diff(mesh)
+            t = mesh[:-1, None] + h[:, None] * C
+            new = ~old
+            flat = t[new].reshape(-1)
+            u_new = segment.interpolant(flat)
+            jac_new = self._jac(u_new, flat).reshape(-1, S, nb, m, m).transpose(0, 3, 4, 1, 2)
+            u_new = u_new.reshape(len(jac_new), S, -1)
+            if kept is None:
+                u, jac = u_new, np.ascontiguousarray(jac_new)
+            else:
+                u, jac = np.empty((count, S, m * nb)), np.empty((count, m, m, S, nb))
+                u[old], jac[old] = kept
+                u[new], jac[new] = u_new, jac_new
+            parts = np.ones(count, dtype=np.int64)
+            parts[new], by_parameters = self._parts(h[new], t[new], u[new], jac[new])
+            if by_parameters:
+                limit = max(_NODES_PARAMETERS * steps, 2.0 * S)
+            if parts.max() == 1:
+                return mesh, t.reshape(-1), u.reshape(count * S, -1), jac
+            stay = parts == 1
+            kept = u[stay], jac[stay]
+            old = np.repeat(stay, parts)
+            mesh = subdivide(mesh, parts)
+
+    def _parts(self, h: Array, t: Array, u: Array, jac: Array) -> tuple[Ints, bool]:
+        """How many parts each interval is to be cut into; 1 where it is short enough.
+
+        And whether the parameters' product alone asks for it.
+        """
+        count = len(h)
+        h = np.abs(h)
+        m, nb = self._place.shape
+        inside = u.reshape(count, S, -1)[:, :, self._place].transpose(0, 2, 1, 3)  # (K, m, s, nb)
+        size = _mean_square(inside).max(axis=2)  # (K, m)
+        need = _ratio(_tail(inside), STATES * self._rtol * size).max(axis=1) ** (1.0 / S)
+        # Entries of J: small beside themselves, or in what they do to components of their sizes.
+        entries = jac.reshape(count, m * m, S, nb)
+        largest, changes = _mean_square(entries).max(axis=2), _tail(entries)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            units = np.maximum(1.0, size[:, None, :] / size[:, :, None]).reshape(count, m * m)
+        does = h[:, None] * np.where(changes > 0.0, changes * units, 0.0)
+        resolved = JACOBIAN * math.sqrt(self._rtol)
+        rough = np.fmin(_ratio(changes, resolved * largest), does / resolved)
+        need = np.maximum(need, rough.max(axis=1) ** (1.0 / S))
+        square = np.einsum("kiasb,kiasb->ksb", jac, jac).max(axis=(1, 2))
+        need = np.maximum(need, h * np.sqrt(square) / reach(self._rtol))
+        fine, by_parameters = need <= 1.0, False
+        if self._push_p is not None and fine.any():
+            need[fine] = self._needed_by_parameters(h[fine], t[fine], u[fine])
+            by_parameters = bool(fine.all())
+        need = np.where(np.isfinite(need), need, 64.0)
+        parts = np.where(need <= 1.0, 1, np.ceil(np.clip(1.1 * need, 2.0, 64.0)))
+        return parts.astype(np.int64), by_parameters
+
+    def _needed_by_parameters(self, h: Array, t: Array, u: Array) -> Array:
+        """As need in :meth:`_parts`, of intervals that else will do: two rates a node.
+
+        0 where it cannot be told, at the edge of what the parameters may be.
+        """
+        assert self._push_p is not None
+        count = len(h)
+        moved = self._push_p(u.reshape(count * S, -1), t.reshape(-1))
+        moved = moved.reshape(count, S, -1)[:, :, self._place].transpose(0, 2, 1, 3)
+        largest, changes = _mean_square(moved).max(axis=2), _tail(moved)
+        self._whole = np.maximum(self._whole, (h[:, None] * largest).max(axis=0))
+        rough = np.fmin(
+            _ratio(changes, PARAMETERS * self._rtol**0.25 * largest),
+            _ratio(h[:, None] * changes, math.sqrt(self._rtol) * self._whole),
+        )
+        need = rough.max(axis=1) ** (1.0 / S)
+        return np.where(np.isfinite(need), need, 0.0)
+
+    # -- the way back ----------------------------------------------------------
+
+    def _carry(
+        self, mesh: Array, jac: Array, jumps: list[tuple[float, Array]]
+    ) -> tuple[Array, Array] | None:
+        """mu (m, nb) at the start, and the rates' cotangents (K, m, s, nb)."""
+        count, m, _, _, nb = jac.shape
+        h = np.diff(mesh)
+        inside, mu_first = self._inside(mesh, jumps)
+        direct = nb == 1 and m <= _DIRECT
+        if direct:
+            # (i, s) to (a, s'): delta - h A[s', s]^T J[a, i] at s'
+            coupled = -h[:, None, None, None, None] * np.einsum("ts,kiat->kasit", A, jac[..., 0])
+            inverse = np.linalg.inv(np.eye(m * S) + coupled.reshape(count, m * S, m * S))
+        stages = np.empty((count, m, S, nb))
+        mu = np.zeros((m, nb))
+        enough = 0.01 * self._rtol
+        for k in range(count - 1, -1, -1):
+            source = (h[k] * B)[:, None] * mu[:, None, :]
+            if k in inside:
+                theta, cotangents = inside[k]
+                source += np.einsum("qs,qmb->msb", h[k] * integrals(theta), cotangents)
+                mu = mu + cotangents.sum(axis=0)
+            by, back = jac[k], h[k] * A.T
+            if direct:
+                found = (inverse[k] @ source.reshape(-1)).reshape(m, S, 1)
+            else:
+                found = source
+                close = enough * np.abs(source).max()
+                for i in range(_ITERATIONS):
+                    last, found = found, source + back @ np.einsum("iasb,isb->asb", by, found)
+                    if i > 1 and not np.abs(found - last).max() > close:
+                        break
+                else:
+                    return None
+            stages[k] = found
+            mu = mu + np.einsum("iasb,isb->ab", by, found)
+        return mu + mu_first, stages
+
+    def _inside(
+        self, mesh: Array, jumps: list[tuple[float, Array]]
+    ) -> tuple[dict[int, tuple[Array, Array]], Array]:
+        """For each interval where in it outputs are, and their cotangents; those at the start."""
+        sign = 1.0 if mesh[-1] > mesh[0] else -1.0
+        first = np.zeros(self._place.shape)
+        if not jumps:
+            return {}, first
+        times = np.array([t for t, _ in jumps])
+        which = np.searchsorted(sign * mesh, sign * times) - 1
+        by_interval: dict[int, list[int]] = {}
+        for q, k in enumerate(np.minimum(which, len(mesh) - 2).tolist()):
+            if k < 0:
+                first = first + jumps[q][1][self._place]
+            else:
+                by_interval.setdefault(k, []).append(q)
+        return {
+            k: (
+                (times[qs] - mesh[k]) / (mesh[k + 1] - mesh[k]),
+                np.array([jumps[q][1] for q in qs])[:, self._place],
+            )
+            for k, qs in by_interval.items()
+        }, first
+
+
+def _grouped(t: Array, steps: int) -> Array:
+    """A mesh of about ``steps`` of the times' steps each; short ones, as at a start, count less."""
+    h = np.abs(np.diff(t))
+    count = np.cumsum(np.minimum(1.0, h / np.median(h)))
+    groups = max(1, math.ceil(count[-1] / steps))
+    ends = np.searchsorted(count, np.arange(1, groups) * (count[-1] / groups)) + 1
+    return t[np.unique(np.concatenate([[0], ends, [len(h)]]))]
+
+
+def _tail(values: Array) -> Array:
+    """The last two Legendre coefficients' size, of ``values`` (..., s, b): array (...)."""
+    return _mean_square(_TO_LEGENDRE[-2:] @ values).sum(axis=-1)
+
+
+def _mean_square(values: Array) -> Array:
+    """Root mean square over the batch, the last axis, as the solver's error control takes it."""
+    found: Array = np.sqrt(np.einsum("...b,...b->...", values, values) / values.shape[-1])
+    return found
+
+
+def _ratio(a: Array, b: Array) -> Array:
+    """a / b, where 0 / 0 is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(a == 0.0, 0.0, a / b)
