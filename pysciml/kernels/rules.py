@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import numpy as np
+
 from pysciml.kernels.graph import Node, Shape
 
 
@@ -23,6 +25,8 @@ class Maker(Protocol):
     ) -> Node: ...
 
     def scalar(self, value: Any, kind: str = "f") -> Node: ...
+
+    def literal(self, value: np.ndarray) -> Node: ...
 
     def full(self, value: Any, shape: Shape, kind: str = "f") -> Node: ...
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from pysciml.kernels.graph import Node
 from pysciml.kernels.rules import Maker, Rule, uniform
+from pysciml.kernels.rules_products import repeated_rows, scaled_rows, summed_product
 from pysciml.kernels.rules_shape import add_pieces
 
 
@@ -207,7 +208,7 @@ def _sum(b: Maker, node: Node, args: tuple[Node, ...]) -> Node | None:
         kept = [d for d in range(x.args[0].ndim) if d not in inner_dims]
         both = sorted({*inner_dims, *(kept[d] for d in dims)})
         return b.build("sum", x.args[0], dims=tuple(both))
-    return None
+    return summed_product(b, node, x)
 
 
 def _is_identity(x: Node) -> bool:
@@ -232,7 +233,8 @@ def _matmul(b: Maker, node: Node, args: tuple[Node, ...]) -> Node | None:
             return y
         if _is_identity(y) and x.kind == "f":
             return x
-        return None
+        found = repeated_rows(b, node, x, y)
+        return scaled_rows(b, node, x, y) if found is None else found
     batch, m, k = x.shape
     n = y.shape[2]
     if batch == 1:

@@ -54,6 +54,10 @@ class Builder:
             self._scalars[key] = self.intern(const(value))
         return self._scalars[key]
 
+    def literal(self, value: np.ndarray) -> Node:
+        """A literal array."""
+        return self.intern(const(value))
+
     def full(self, value: Any, shape: Shape, kind: str = "f") -> Node:
         """An array of one value: a literal, or a literal expanded where that would be large."""
         if shape == ():

@@ -172,3 +172,63 @@ def test_builder_shares_nodes() -> None:
     builder = Builder()
     u = builder.intern(U)
     assert builder.build("sin", u) is builder.build("sin", u)
+
+
+X = input_node("x", (40, 16))
+W = input_node("w", (3, 16))
+Y = input_node("y", (16, 2))
+
+
+def same(node: Node) -> Node:
+    """The simplified node, after a check that it has kept its values."""
+    graph = Graph((X, W, Y), (node,))
+    rng = np.random.default_rng(0)
+    values = {k: rng.standard_normal(v.shape) for k, v in (("x", X), ("w", W), ("y", Y))}
+    found = simplify(graph)
+    (expected,), (got,) = evaluate(graph, **values), evaluate(found, **values)
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+    return found.outputs[0]
+
+
+def largest(node: Node, op: str) -> int:
+    return max((n.size for n in Graph((), (node,)).nodes() if n.op == op), default=0)
+
+
+@pytest.mark.parametrize("order", ["runs", "turns", "neither"])
+def test_repeated_rows_of_a_literal_are_multiplied_once(order: str) -> None:
+    some = np.arange(32.0).reshape(2, 16) ** 2
+    rows = {
+        "runs": np.repeat(some, 50, axis=0),
+        "turns": np.tile(some, (50, 1)),
+        "neither": np.tile(some, (50, 1)) + np.eye(100, 16),
+    }[order]
+    wide = make("matmul", Y, make("matmul", const(np.ones((2, 3))), W))  # (16, 16)
+    product = same(make("matmul", const(rows), wide))
+    assert largest(product, "matmul") == (rows.size if order == "neither" else wide.size)
+
+
+def _three(x: Node, shape: tuple[int, ...]) -> Node:
+    return make("expand", make("reshape", x, shape=shape), shape=(3, 40, 16))
+
+
+@pytest.mark.parametrize("more", [False, True])
+def test_scaled_rows_are_multiplied_unscaled(more: bool) -> None:
+    scaled = make("mul", _three(X, (1, 40, 16)), _three(W, (3, 1, 16)))
+    if more:
+        scaled = make("mul", make("mul", scaled, const(2.0)), _three(X, (1, 40, 16)))
+    rows = make("reshape", scaled, shape=(120, 16))
+    product = same(make("matmul", rows, Y))
+    assert largest(product, "mul") <= X.size  # not three of it
+
+
+def test_a_sum_over_products_of_rows_is_a_product_of_matrices() -> None:
+    product = make("mul", _three(X, (1, 40, 16)), _three(W, (3, 1, 16)))
+    found = same(make("sum", make("mul", product, _three(X, (1, 40, 16))), dims=(2,)))
+    assert "sum" not in ops(found)
+    assert "matmul" in ops(found)
+    # what belongs to one row of both cannot be taken apart
+    own = make(
+        "reshape", make("matmul", make("matmul", W, Y), const(np.ones((2, 640)))), shape=(3, 40, 16)
+    )
+    kept = same(make("sum", make("mul", product, own), dims=(2,)))
+    assert "sum" in ops(kept)
