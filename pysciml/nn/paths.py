@@ -39,7 +39,7 @@ __all__ = [
 def path_times(x: Any, t: Any) -> Tensor:
     """The times of data (..., m, c): ``t``, or 0, 1, ..., m - 1 where None.
 
-    Raises InputError for data and times that do not fit, or are not sorted.
+    Raises InputError for data and times that do not fit, times that are not sorted, infinite data.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
         given = f"of shape {tuple(x.shape)}, {x.dtype}" if isinstance(x, Tensor) else type(x)
@@ -49,6 +49,10 @@ def path_times(x: Any, t: Any) -> Tensor:
         raise InputError("The data are on the device meta, where tensors have no values.")
     if length < 2:
         raise InputError("The data hold one time only; a path needs two or more.")
+    if bool(torch.isinf(x.detach()).any()):
+        raise InputError(
+            "The data hold infinite values; a path needs finite ones, nan where missing."
+        )
     if t is None:
         return torch.arange(length, dtype=x.dtype, device=x.device)
     if not isinstance(t, Tensor) or not t.is_floating_point() or t.ndim != 1 or t.is_meta:

@@ -111,7 +111,8 @@ def as_regularisers(given: Any) -> tuple[Regulariser, ...]:
     """One, several or None as a tuple without repeats. Raises InputError."""
     if given is None:
         return ()
-    items = tuple(given) if isinstance(given, Iterable) else (given,)
+    several = isinstance(given, Iterable) and not isinstance(given, str)
+    items = tuple(given) if several else (given,)
     for item in items:
         if not isinstance(item, Regulariser):
             raise InputError(

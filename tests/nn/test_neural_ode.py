@@ -456,7 +456,7 @@ def test_training_on_the_steps_estimates_needs_fewer_evaluations() -> None:
         (lambda: pn.NeuralODE(net(), abstoll=1e-3), "Did you mean 'abstol'"),
         (lambda: pn.NeuralODE(net(), saveat=[0.0, 1.0, 0.5]), "not sorted"),
         (lambda: pn.NeuralODE(net(), saveat=[[0.0]]), "1-d tensor"),
-        (lambda: pn.NeuralODE(net(), regularise="kinetic"), "regularise holds"),
+        (lambda: pn.NeuralODE(net(), regularise="kinetic"), "regularise holds 'kinetic'"),
         (lambda: pn.NeuralODE(net(), regularise=[pn.Kinetic(), pn.Kinetic()]), "twice"),
         (lambda: pn.NeuralODE(net(), regularise=pn.RandomEndTime(1.5)), "smaller width"),
         (lambda: pn.Kinetic(-1.0), "number >= 0"),

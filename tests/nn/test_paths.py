@@ -180,6 +180,9 @@ def test_batches_of_a_size_share_a_kernel() -> None:
     [
         (lambda: pn.hermite_coefficients(series(2), T[:-1]), "t has 4 times, but the data have 5"),
         (lambda: pn.hermite_coefficients(series(2), T.flip(0)), "increase strictly"),
+        (lambda: pn.linear_coefficients(1.0 / torch.zeros(5, 2)), "infinite values"),
+        (lambda: pn.natural_cubic_coefficients(1.0 / torch.zeros(5, 2)), "infinite values"),
+        (lambda: pn.linear_coefficients(1.0 / torch.zeros(5, 2), rectilinear=0), "infinite values"),
         (lambda: pn.linear_coefficients(torch.ones(3)), "give a float tensor"),
         (lambda: pn.linear_coefficients(torch.ones(1, 3)), "needs two or more"),
         (lambda: pn.linear_coefficients(torch.ones(4, 3), rectilinear=3), "0 to 2"),
