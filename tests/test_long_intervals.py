@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import pysciml as ps
-from pysciml.engines.sundials import long_intervals
+from pysciml.engines.sundials import long_intervals, long_products
 
 F64 = torch.float64
 
@@ -18,14 +18,14 @@ F64 = torch.float64
 def found(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int | None]]:
     """Of each stretch: the solver's steps, and the nodes of the adjoint's long intervals."""
     seen: list[tuple[int, int | None]] = []
-    original = long_intervals.LongIntervals.__call__
+    for kind in (long_intervals.LongIntervals, long_products.LongProducts):
 
-    def call(self, segment, jumps):
-        out = original(self, segment, jumps)
-        seen.append((len(segment.t) - 1, None if out is None else len(out[3])))
-        return out
+        def call(self, segment, jumps, original=kind.__call__):
+            out = original(self, segment, jumps)
+            seen.append((len(segment.t) - 1, None if out is None else len(out[3])))
+            return out
 
-    monkeypatch.setattr(long_intervals.LongIntervals, "__call__", call)
+        monkeypatch.setattr(kind, "__call__", call)
     return seen
 
 
@@ -142,3 +142,49 @@ def test_events_between_intervals(found):
     (wanted,) = gradients(exact, p)
     torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6)
     assert [nodes is not None for _, nodes in found] == [True, True]
+
+
+@pytest.mark.parametrize(("n", "batch"), [(40, 1), (24, 12), (30, 20)])  # dense, a band, too large
+@pytest.mark.parametrize("tspan", [(0.0, 2.0), (1.0, -1.0)])
+def test_wide_states_by_products(n, batch, tspan, found):
+    generator = torch.Generator().manual_seed(2)
+    a = torch.randn(n, n, dtype=F64, generator=generator) / n**0.5
+    a = (a - a.T - 0.2 * torch.eye(n)).requires_grad_()
+    u0 = torch.randn(batch, n, dtype=F64, generator=generator, requires_grad=True)
+    saveat = torch.linspace(tspan[0], tspan[1], 9, dtype=F64)
+    prob = ps.ODEProblem(lambda u, p, t: u @ p.T, u0, tspan, a)
+    sol = ps.solve(prob, ps.CVODE_Adams(), saveat=saveat, reltol=1e-9, abstol=1e-10,
+                   engine="sundials")  # fmt: skip
+    got = gradients(sol.u, u0, a)
+    exact = torch.stack([u0 @ torch.linalg.matrix_exp((t - tspan[0]) * a).T for t in saveat])
+    for x, y in zip(got, gradients(exact, u0, a), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-6 * float(y.abs().max()))
+    steps, nodes = found[-1]
+    assert nodes is not None and nodes < 1.5 * steps
+
+
+def test_modes_of_wide_states_have_intervals_cut(found):
+    # All states rest at zero, and turn at rates up to 60: what the cotangent excites.
+    rates = torch.linspace(1.0, 60.0, 60, dtype=F64)
+    u0 = torch.zeros(120, dtype=F64, requires_grad=True)
+
+    def f(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
+        x, y = u[:60], u[60:]
+        return torch.cat([rates * y, -rates * x]) + p * u.sum() ** 2
+
+    sol = ps.solve(ps.ODEProblem(f, u0, (0.0, 1.0), torch.zeros(1, dtype=F64)), ps.CVODE_Adams(),
+                   saveat=[1.0], reltol=1e-8, abstol=1e-10, engine="sundials")  # fmt: skip
+    (got,) = torch.autograd.grad(sol.u[-1, :60].sum(), u0)
+    torch.testing.assert_close(got, torch.cat([rates.cos(), rates.sin()]), rtol=1e-5, atol=1e-5)
+
+
+def test_parameters_of_wide_states_whose_part_changes_faster(found):
+    def f(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
+        return -u + 0.0 * u.sum() + p * torch.cos(40 * t)
+
+    p = torch.zeros(50, dtype=F64, requires_grad=True)
+    sol = ps.solve(ps.ODEProblem(f, torch.ones(50, dtype=F64), (0.0, 3.0), p), ps.CVODE_Adams(),
+                   saveat=[3.0], reltol=1e-8, abstol=1e-10, engine="sundials")  # fmt: skip
+    (got,) = torch.autograd.grad(sol.u.sum(), p)
+    exact = (math.cos(120.0) + 40 * math.sin(120.0) - math.exp(-3.0)) / 1601.0
+    torch.testing.assert_close(got, torch.full_like(got, exact), rtol=1e-4, atol=0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from pysciml.engines.sundials.collocation import (
 )
 from pysciml.engines.sundials.integrate import Segment
 from pysciml.engines.sundials.long_intervals import LongIntervals
+from pysciml.engines.sundials.long_products import LongProducts
 from pysciml.engines.sundials.matrix_free import TooStiff, sweep_matrix_free
 from pysciml.engines.sundials.rates import Rates
 from pysciml.engines.sundials.resolution import DEEPEST, Resolution
@@ -52,26 +54,36 @@ class CollocationAdjoint:
         self._plan = jacobian.plan(functions)
         self._iterate = False
         self._sparse = self._plan.kind == "sparse" and problem.kind == "ode" and self._mass is None
-        if self._dae or self._mass is not None:
-            self._jac = functions.bind_batched("jac:u", p, c)
-        else:
-            self._jac = jacobian.batched(functions, p, c)
+        if not self._dae and self._mass is None:
             if self._plan.kind == "none" or self._plan.kind == "dense" and self._plan.n > _DIRECT:
                 self._pull_u = functions.bind_batched("vjp:u", p, c)
                 self._iterate = True
         if self._dae:
             self._jac_du = functions.bind_batched("jac:du", p, c)
         self._pull = functions.bind_batched("vjp:p", p, c, reduce=True) if len(p) else None
-        self._long = None
-        plain = problem.kind == "ode" and self._mass is None and not self._iterate
-        if plain and self._plan.kind in ("dense", "blocks"):
-            # a forcing of pieces has the solver stop where they meet: its own mesh knows them
-            if functions.kernels is None or not functions.kernels.piecewise("t"):
-                self._long = LongIntervals(
-                    self._jac, _by_parameters(problem), self._plan.blocks, self._plan.n, rtol
-                )
+        self._long: LongIntervals | None = None
+        # a forcing of pieces has the solver stop where they meet: its own mesh knows them
+        pieces = functions.kernels is not None and functions.kernels.piecewise("t")
+        if problem.kind == "ode" and self._mass is None and not pieces:
+            made, push = self._plan, _by_parameters(problem)
+            if not self._iterate and made.kind in ("dense", "blocks"):
+                self._long = LongIntervals(self._jac, push, made.blocks, made.n, rtol)
+            else:  # a wide band or a large pattern costs more than products
+                pull = functions.bind_batched("vjp:u", p, c)
+                self._long = LongProducts(pull, push, made.n, rtol)
         #: nodes, stages, u and du at the nodes, of which the parameters' gradient is made
         self._pieces: list[tuple[Nodes, Array, Array, Array | None]] = []
+
+    @cached_property
+    def _jac(self) -> Callable[..., Array]:
+        """The Jacobian in the plan's form; dense on a DAE and beside a mass matrix.
+
+        Made when first asked for: of a large state, that takes longer than a solve.
+        """
+        functions, p, c = self.problem.functions, self.problem.p, self.problem.c
+        if self._dae or self._mass is not None:
+            return functions.bind_batched("jac:u", p, c)
+        return jacobian.batched(functions, p, c)
 
     def __call__(
         self, segment: Segment, mu_end: Array, times: Array, cotangents: Array, grad_p: Array

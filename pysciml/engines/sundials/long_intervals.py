@@ -90,7 +90,7 @@ class LongIntervals:
 
     def __init__(
         self,
-        jac: Callable[[Array, Array], Array],
+        jac: Callable[[Array, Array], Array] | None,
         push_p: Callable[[Array, Array], Array] | None,
         blocks: Ints | None,
         n: int,
@@ -131,11 +131,10 @@ class LongIntervals:
         if 3 * steps <= S:
             return None
         m, nb = self._place.shape
-        mesh = _grouped(segment.t, STEPS if self._push_p is None else STEPS_TIMED)
+        mesh = self._first_mesh(segment)
         kept: tuple[Array, Array] | None = None  # states and Jacobians of intervals that stay
         old = np.zeros(len(mesh) - 1, dtype=bool)
-        limit = max((_NODES if self._push_p is None else _NODES_TIMED) * steps, 2.0 * S)
-        self._whole = np.zeros(1)
+        limit = self._limit(steps)
         while True:
             count = len(mesh) - 1
             if count * S > limit:
@@ -145,6 +144,7 @@ class LongIntervals:
             new = ~old
             flat = t[new].reshape(-1)
             u_new = segment.interpolant(flat)
+            assert self._jac is not None
             jac_new = self._jac(u_new, flat).reshape(-1, S, nb, m, m).transpose(0, 3, 4, 1, 2)
             u_new = u_new.reshape(len(jac_new), S, -1)
             if kept is None:
@@ -156,13 +156,29 @@ class LongIntervals:
             parts = np.ones(count, dtype=np.int64)
             parts[new], by_parameters = self._parts(h[new], t[new], u[new], jac[new])
             if by_parameters:
-                limit = max(_NODES_PARAMETERS * steps, 2.0 * S)
+                limit = self._limit(steps, by_parameters)
             if parts.max() == 1:
                 return mesh, t.reshape(-1), u.reshape(count * S, -1), jac
             stay = parts == 1
             kept = u[stay], jac[stay]
             old = np.repeat(stay, parts)
             mesh = subdivide(mesh, parts)
+
+    def _first_mesh(self, segment: Segment) -> Array:
+        self._whole = np.zeros(1)
+        return grouped(segment.t, STEPS if self._push_p is None else STEPS_TIMED)
+
+    def _limit(self, steps: int, by_parameters: bool = False) -> float:
+        """How many nodes are worth while."""
+        a_step = _NODES if self._push_p is None else _NODES_TIMED
+        return max((_NODES_PARAMETERS if by_parameters else a_step) * steps, 2.0 * S)
+
+    def _needed_by_states(self, u: Array) -> tuple[Array, Array]:
+        """As need in :meth:`_parts`, and the size (K, m) of each component."""
+        inside = u.reshape(len(u), S, -1)[:, :, self._place].transpose(0, 2, 1, 3)
+        size = mean_square(inside).max(axis=2)
+        need = _ratio(tail(inside), STATES * self._rtol * size).max(axis=1) ** (1.0 / S)
+        return need, size
 
     def _parts(self, h: Array, t: Array, u: Array, jac: Array) -> tuple[Ints, bool]:
         """How many parts each interval is to be cut into; 1 where it is short enough.
@@ -172,12 +188,10 @@ class LongIntervals:
         count = len(h)
         h = np.abs(h)
         m, nb = self._place.shape
-        inside = u.reshape(count, S, -1)[:, :, self._place].transpose(0, 2, 1, 3)  # (K, m, s, nb)
-        size = _mean_square(inside).max(axis=2)  # (K, m)
-        need = _ratio(_tail(inside), STATES * self._rtol * size).max(axis=1) ** (1.0 / S)
+        need, size = self._needed_by_states(u)
         # Entries of J: small beside themselves, or in what they do to components of their sizes.
         entries = jac.reshape(count, m * m, S, nb)
-        largest, changes = _mean_square(entries).max(axis=2), _tail(entries)
+        largest, changes = mean_square(entries).max(axis=2), tail(entries)
         with np.errstate(divide="ignore", invalid="ignore"):
             units = np.maximum(1.0, size[:, None, :] / size[:, :, None]).reshape(count, m * m)
         does = h[:, None] * np.where(changes > 0.0, changes * units, 0.0)
@@ -186,6 +200,9 @@ class LongIntervals:
         need = np.maximum(need, rough.max(axis=1) ** (1.0 / S))
         square = np.einsum("kiasb,kiasb->ksb", jac, jac).max(axis=(1, 2))
         need = np.maximum(need, h * np.sqrt(square) / reach(self._rtol))
+        return self._with_parameters(need, h, t, u)
+
+    def _with_parameters(self, need: Array, h: Array, t: Array, u: Array) -> tuple[Ints, bool]:
         fine, by_parameters = need <= 1.0, False
         if self._push_p is not None and fine.any():
             need[fine] = self._needed_by_parameters(h[fine], t[fine], u[fine])
@@ -203,7 +220,7 @@ class LongIntervals:
         count = len(h)
         moved = self._push_p(u.reshape(count * S, -1), t.reshape(-1))
         moved = moved.reshape(count, S, -1)[:, :, self._place].transpose(0, 2, 1, 3)
-        largest, changes = _mean_square(moved).max(axis=2), _tail(moved)
+        largest, changes = mean_square(moved).max(axis=2), tail(moved)
         self._whole = np.maximum(self._whole, (h[:, None] * largest).max(axis=0))
         rough = np.fmin(
             _ratio(changes, PARAMETERS * self._rtol**0.25 * largest),
@@ -276,7 +293,7 @@ class LongIntervals:
         }, first
 
 
-def _grouped(t: Array, steps: int) -> Array:
+def grouped(t: Array, steps: int) -> Array:
     """A mesh of about ``steps`` of the times' steps each; short ones, as at a start, count less."""
     h = np.abs(np.diff(t))
     count = np.cumsum(np.minimum(1.0, h / np.median(h)))
@@ -285,12 +302,12 @@ def _grouped(t: Array, steps: int) -> Array:
     return t[np.unique(np.concatenate([[0], ends, [len(h)]]))]
 
 
-def _tail(values: Array) -> Array:
+def tail(values: Array) -> Array:
     """The last two Legendre coefficients' size, of ``values`` (..., s, b): array (...)."""
-    return _mean_square(_TO_LEGENDRE[-2:] @ values).sum(axis=-1)
+    return mean_square(_TO_LEGENDRE[-2:] @ values).sum(axis=-1)
 
 
-def _mean_square(values: Array) -> Array:
+def mean_square(values: Array) -> Array:
     """Root mean square over the batch, the last axis, as the solver's error control takes it."""
     found: Array = np.sqrt(np.einsum("...b,...b->...", values, values) / values.shape[-1])
     return found
