@@ -249,8 +249,8 @@ class LongIntervals:
         for k in range(count - 1, -1, -1):
             source = (h[k] * B)[:, None] * mu[:, None, :]
             if k in inside:
-                theta, cotangents = inside[k]
-                source += np.einsum("qs,qmb->msb", h[k] * integrals(theta), cotangents)
+                weights, cotangents = inside[k]
+                source += np.einsum("qs,qmb->msb", weights, cotangents)
                 mu = mu + cotangents.sum(axis=0)
             by, back = jac[k], h[k] * A.T
             if direct:
@@ -271,26 +271,26 @@ class LongIntervals:
     def _inside(
         self, mesh: Array, jumps: list[tuple[float, Array]]
     ) -> tuple[dict[int, tuple[Array, Array]], Array]:
-        """For each interval where in it outputs are, and their cotangents; those at the start."""
-        sign = 1.0 if mesh[-1] > mesh[0] else -1.0
+        """For each interval the weights (q, s) of outputs in it, and their cotangents (q, m, nb).
+
+        And the cotangents (m, nb) at the start.
+        """
         first = np.zeros(self._place.shape)
         if not jumps:
             return {}, first
+        sign = 1.0 if mesh[-1] > mesh[0] else -1.0
         times = np.array([t for t, _ in jumps])
+        cotangents = np.array([c for _, c in jumps])[:, self._place]
         which = np.searchsorted(sign * mesh, sign * times) - 1
-        by_interval: dict[int, list[int]] = {}
-        for q, k in enumerate(np.minimum(which, len(mesh) - 2).tolist()):
-            if k < 0:
-                first = first + jumps[q][1][self._place]
-            else:
-                by_interval.setdefault(k, []).append(q)
-        return {
-            k: (
-                (times[qs] - mesh[k]) / (mesh[k + 1] - mesh[k]),
-                np.array([jumps[q][1] for q in qs])[:, self._place],
-            )
-            for k, qs in by_interval.items()
-        }, first
+        which = np.minimum(which, len(mesh) - 2)
+        h = mesh[which + 1] - mesh[which]
+        weights = h[:, None] * integrals((times - mesh[which]) / h)
+        found = {
+            int(k): (weights[which == k], cotangents[which == k])
+            for k in np.unique(which)
+            if k >= 0
+        }
+        return found, cotangents[which < 0].sum(axis=0)
 
 
 def grouped(t: Array, steps: int) -> Array:
