@@ -24,7 +24,7 @@ LIMIT = 20_000_000
 #: Operations that are constant almost everywhere: their derivative is zero.
 _FLAT = frozenset("floor ceil round trunc sign floordiv".split())
 #: Those with a kink, or whose pieces are others.
-_KINKED = frozenset("abs maximum minimum mod fmod remainder amax amin sort".split())
+_KINKED = frozenset("abs maximum minimum fmod remainder amax amin sort".split())
 
 
 class _TooMuch(Exception):

@@ -56,21 +56,10 @@ class CollocationAdjoint:
         self._sparse = self._plan.kind == "sparse" and problem.kind == "ode" and self._mass is None
         if not self._dae and self._mass is None:
             if self._plan.kind == "none" or self._plan.kind == "dense" and self._plan.n > _DIRECT:
-                self._pull_u = functions.bind_batched("vjp:u", p, c)
                 self._iterate = True
         if self._dae:
             self._jac_du = functions.bind_batched("jac:du", p, c)
         self._pull = functions.bind_batched("vjp:p", p, c, reduce=True) if len(p) else None
-        self._long: LongIntervals | None = None
-        # a forcing of pieces has the solver stop where they meet: its own mesh knows them
-        pieces = functions.kernels is not None and functions.kernels.piecewise("t")
-        if problem.kind == "ode" and self._mass is None and not pieces:
-            made, push = self._plan, _by_parameters(problem)
-            if not self._iterate and made.kind in ("dense", "blocks"):
-                self._long = LongIntervals(self._jac, push, made.blocks, made.n, rtol)
-            else:  # a wide band or a large pattern costs more than products
-                pull = functions.bind_batched("vjp:u", p, c)
-                self._long = LongProducts(pull, push, made.n, rtol)
         #: nodes, stages, u and du at the nodes, of which the parameters' gradient is made
         self._pieces: list[tuple[Nodes, Array, Array, Array | None]] = []
 
@@ -85,6 +74,24 @@ class CollocationAdjoint:
             return functions.bind_batched("jac:u", p, c)
         return jacobian.batched(functions, p, c)
 
+    @cached_property
+    def _pull_u(self) -> Callable[..., Array]:
+        return self.problem.functions.bind_batched("vjp:u", self.problem.p, self.problem.c)
+
+    @cached_property
+    def _long(self) -> LongIntervals | LongProducts | None:
+        """The way over long intervals, where there is one. Stiff stretches never ask for it."""
+        kernels, made = self.problem.functions.kernels, self._plan
+        if self._dae or self._mass is not None:
+            return None
+        if kernels is not None and kernels.piecewise("t"):
+            return None  # the solver stops where the pieces meet: its own mesh knows them
+        push = _by_parameters(self.problem)
+        if not self._iterate and made.kind in ("dense", "blocks"):
+            return LongIntervals(self._jac, push, made.blocks, made.n, self.rtol)
+        # a wide band or a large pattern costs more than products
+        return LongProducts(self._pull_u, push, made.n, self.rtol)
+
     def __call__(
         self, segment: Segment, mu_end: Array, times: Array, cotangents: Array, grad_p: Array
     ) -> Array:
@@ -92,7 +99,7 @@ class CollocationAdjoint:
         jumps = self._jumps(segment, mu_end, times, cotangents, grad_p)
         if len(segment.t) == 1:
             return sum((c for _, c in jumps), np.zeros_like(mu_end))
-        if self._long is not None and segment.nonstiff:
+        if segment.nonstiff and self._long is not None:
             found = self._long(segment, jumps)
             if found is not None:
                 mu, weighted, u, t = found

@@ -289,26 +289,22 @@ def integrate_at_once(
     if result is None or len(result.t) - 1 > maxiters or not np.diff(result.t).all():
         return None
     out = Trajectory(steps=len(result.t) - 1)
-    _append(out, result.t, result.y, width)
-    out.ends.append([])
+    _close(out, result.t, result.y, width, None, [])
     return out
 
 
 def _close(
     out: Trajectory,
-    ts: list[float],
-    us: list[Array],
+    ts: list[float] | Array,
+    us: list[Array] | Array,
     width: int,
     du: Array | None,
     records: list[EventRecord],
 ) -> None:
-    _append(out, np.array(ts), np.array(us), width, du)
+    t, u = np.asarray(ts), np.asarray(us)
+    adams = width == WIDTH["Adams"]
+    out.segments.append(Segment(t, u, Interpolant(t, u, width), du, adams))
     out.ends.append(records)
-
-
-def _append(out: Trajectory, t: Array, u: Array, width: int, du: Array | None = None) -> None:
-    segment = Segment(t, u, Interpolant(t, u, width), du, width == WIDTH["Adams"])
-    out.segments.append(segment)
 
 
 def _presets(events: Events | None) -> dict[int, set[float]]:

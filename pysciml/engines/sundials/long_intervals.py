@@ -76,30 +76,97 @@ def reach(rtol: float) -> float:
     return 4.0 * (0.5 * rtol * math.factorial(S + 1)) ** (1.0 / (S + 1))
 
 
-class LongIntervals:
+class Lengths:
+    """What both kinds of long intervals look at, but for the Jacobian.
+
+    Parameters
+    ----------
+    push_p : fn(u (q, n), t (q,)) -> f_p d (q, n) in some direction d; None where that need not be
+        looked at
+    place : (m, nb) the state's entries, by blocks; what is looked at is averaged over these
+    rtol : what the gradient's own error is kept near
+    """
+
+    def __init__(
+        self, push_p: Callable[[Array, Array], Array] | None, place: Ints, rtol: float
+    ) -> None:
+        self._push_p, self._place, self._rtol = push_p, place, rtol
+        self._whole = np.zeros(1)  # the largest share of an interval in the integral of f_p
+
+    def _first_mesh(self, segment: Segment) -> Array | None:
+        """None where the solver's own mesh has no more nodes than one interval."""
+        if 3 * (len(segment.t) - 1) <= S:
+            return None
+        self._whole = np.zeros(1)
+        return grouped(segment.t, STEPS if self._push_p is None else STEPS_TIMED)
+
+    def _limit(self, segment: Segment, by_parameters: bool = False) -> float:
+        """How many nodes are worth while."""
+        a_step = _NODES if self._push_p is None else _NODES_TIMED
+        if by_parameters:
+            a_step = _NODES_PARAMETERS
+        return max(a_step * (len(segment.t) - 1), 2.0 * S)
+
+    def _needed_by_states(self, u: Array) -> tuple[Array, Array]:
+        """By what factor intervals are too long for states (K, s, n), and these' sizes (K, m)."""
+        inside = u[:, :, self._place].transpose(0, 2, 1, 3)
+        size = mean_square(inside).max(axis=2)
+        need = _ratio(tail(inside), STATES * self._rtol * size).max(axis=1) ** (1.0 / S)
+        return need, size
+
+    def _parts(self, need: Array, h: Array, t: Array, u: Array) -> tuple[Ints, bool]:
+        """How many parts each interval is to be cut into; 1 where it is short enough.
+
+        ``need`` (K,): by what factor it is too long, as far as f_p is not concerned. Returns also
+        whether f_p alone asks for cuts.
+        """
+        fine, by_parameters = need <= 1.0, False
+        if self._push_p is not None and fine.any():
+            need[fine] = self._needed_by_parameters(np.abs(h[fine]), t[fine], u[fine])
+            by_parameters = bool(fine.all())
+        need = np.where(np.isfinite(need), need, 64.0)
+        parts = np.where(need <= 1.0, 1, np.ceil(np.clip(1.1 * need, 2.0, 64.0)))
+        return parts.astype(np.int64), by_parameters
+
+    def _needed_by_parameters(self, h: Array, t: Array, u: Array) -> Array:
+        """By what factor intervals that else will do are too long for f_p: two rates a node.
+
+        0 where it cannot be told, at the edge of what the parameters may be.
+        """
+        assert self._push_p is not None
+        moved = self._push_p(u.reshape(t.size, -1), t.reshape(-1))
+        moved = moved.reshape(u.shape)[:, :, self._place].transpose(0, 2, 1, 3)
+        largest, changes = mean_square(moved).max(axis=2), tail(moved)
+        self._whole = np.maximum(self._whole, (h[:, None] * largest).max(axis=0))
+        rough = np.fmin(
+            _ratio(changes, PARAMETERS * self._rtol**0.25 * largest),
+            _ratio(h[:, None] * changes, math.sqrt(self._rtol) * self._whole),
+        )
+        need = rough.max(axis=1) ** (1.0 / S)
+        return np.where(np.isfinite(need), need, 0.0)
+
+
+class LongIntervals(Lengths):
     """One instance a backward pass.
 
     Parameters
     ----------
     jac : fn(u (q, n), t (q,)) -> (q, n, n), or (q, nb, m, m) where ``blocks`` are given
-    push_p : fn(u, t) -> f_p d (q, n) in some direction d; None where that need not be looked at
+    push_p, rtol : as for :class:`Lengths`
     blocks : (nb, m) the state's entries in each independent block; None for one block
     n : number of states
-    rtol : what the gradient's own error is kept near
     """
 
     def __init__(
         self,
-        jac: Callable[[Array, Array], Array] | None,
+        jac: Callable[[Array, Array], Array],
         push_p: Callable[[Array, Array], Array] | None,
         blocks: Ints | None,
         n: int,
         rtol: float,
     ) -> None:
-        self._jac, self._push_p = jac, push_p
-        self._place = (np.arange(n)[None] if blocks is None else blocks).T  # (m, nb)
-        self._rtol = rtol
-        self._whole = np.zeros(1)  # the largest share of an interval in the integral of f_p
+        super().__init__(push_p, (np.arange(n)[None] if blocks is None else blocks).T, rtol)
+        self._jac = jac
 
     def __call__(
         self, segment: Segment, jumps: list[tuple[float, Array]]
@@ -127,24 +194,19 @@ class LongIntervals:
 
     def _resolve(self, segment: Segment) -> tuple[Array, Array, Array, Array] | None:
         """A mesh (K + 1,), its nodes (K s,), states there, and J^T (K, m, m, s, nb) by columns."""
-        steps = len(segment.t) - 1
-        if 3 * steps <= S:
+        mesh = self._first_mesh(segment)
+        if mesh is None:
             return None
         m, nb = self._place.shape
-        mesh = self._first_mesh(segment)
         kept: tuple[Array, Array] | None = None  # states and Jacobians of intervals that stay
         old = np.zeros(len(mesh) - 1, dtype=bool)
-        limit = self._limit(steps)
-        while True:
-            count = len(mesh) - 1
-            if count * S > limit:
-                return None
+        limit = self._limit(segment)
+        while (count := len(mesh) - 1) * S <= limit:
             h = np.diff(mesh)
             t = mesh[:-1, None] + h[:, None] * C
             new = ~old
             flat = t[new].reshape(-1)
             u_new = segment.interpolant(flat)
-            assert self._jac is not None
             jac_new = self._jac(u_new, flat).reshape(-1, S, nb, m, m).transpose(0, 3, 4, 1, 2)
             u_new = u_new.reshape(len(jac_new), S, -1)
             if kept is None:
@@ -154,39 +216,21 @@ class LongIntervals:
                 u[old], jac[old] = kept
                 u[new], jac[new] = u_new, jac_new
             parts = np.ones(count, dtype=np.int64)
-            parts[new], by_parameters = self._parts(h[new], t[new], u[new], jac[new])
+            need = self._needed_by_jacobian(h[new], u[new], jac[new])
+            parts[new], by_parameters = self._parts(need, h[new], t[new], u[new])
             if by_parameters:
-                limit = self._limit(steps, by_parameters)
+                limit = self._limit(segment, by_parameters)
             if parts.max() == 1:
                 return mesh, t.reshape(-1), u.reshape(count * S, -1), jac
             stay = parts == 1
             kept = u[stay], jac[stay]
             old = np.repeat(stay, parts)
             mesh = subdivide(mesh, parts)
+        return None
 
-    def _first_mesh(self, segment: Segment) -> Array:
-        self._whole = np.zeros(1)
-        return grouped(segment.t, STEPS if self._push_p is None else STEPS_TIMED)
-
-    def _limit(self, steps: int, by_parameters: bool = False) -> float:
-        """How many nodes are worth while."""
-        a_step = _NODES if self._push_p is None else _NODES_TIMED
-        return max((_NODES_PARAMETERS if by_parameters else a_step) * steps, 2.0 * S)
-
-    def _needed_by_states(self, u: Array) -> tuple[Array, Array]:
-        """As need in :meth:`_parts`, and the size (K, m) of each component."""
-        inside = u.reshape(len(u), S, -1)[:, :, self._place].transpose(0, 2, 1, 3)
-        size = mean_square(inside).max(axis=2)
-        need = _ratio(tail(inside), STATES * self._rtol * size).max(axis=1) ** (1.0 / S)
-        return need, size
-
-    def _parts(self, h: Array, t: Array, u: Array, jac: Array) -> tuple[Ints, bool]:
-        """How many parts each interval is to be cut into; 1 where it is short enough.
-
-        And whether the parameters' product alone asks for it.
-        """
-        count = len(h)
-        h = np.abs(h)
+    def _needed_by_jacobian(self, h: Array, u: Array, jac: Array) -> Array:
+        """By what factor each interval is too long for states and Jacobian."""
+        count, h = len(h), np.abs(h)
         m, nb = self._place.shape
         need, size = self._needed_by_states(u)
         # Entries of J: small beside themselves, or in what they do to components of their sizes.
@@ -199,35 +243,7 @@ class LongIntervals:
         rough = np.fmin(_ratio(changes, resolved * largest), does / resolved)
         need = np.maximum(need, rough.max(axis=1) ** (1.0 / S))
         square = np.einsum("kiasb,kiasb->ksb", jac, jac).max(axis=(1, 2))
-        need = np.maximum(need, h * np.sqrt(square) / reach(self._rtol))
-        return self._with_parameters(need, h, t, u)
-
-    def _with_parameters(self, need: Array, h: Array, t: Array, u: Array) -> tuple[Ints, bool]:
-        fine, by_parameters = need <= 1.0, False
-        if self._push_p is not None and fine.any():
-            need[fine] = self._needed_by_parameters(h[fine], t[fine], u[fine])
-            by_parameters = bool(fine.all())
-        need = np.where(np.isfinite(need), need, 64.0)
-        parts = np.where(need <= 1.0, 1, np.ceil(np.clip(1.1 * need, 2.0, 64.0)))
-        return parts.astype(np.int64), by_parameters
-
-    def _needed_by_parameters(self, h: Array, t: Array, u: Array) -> Array:
-        """As need in :meth:`_parts`, of intervals that else will do: two rates a node.
-
-        0 where it cannot be told, at the edge of what the parameters may be.
-        """
-        assert self._push_p is not None
-        count = len(h)
-        moved = self._push_p(u.reshape(count * S, -1), t.reshape(-1))
-        moved = moved.reshape(count, S, -1)[:, :, self._place].transpose(0, 2, 1, 3)
-        largest, changes = mean_square(moved).max(axis=2), tail(moved)
-        self._whole = np.maximum(self._whole, (h[:, None] * largest).max(axis=0))
-        rough = np.fmin(
-            _ratio(changes, PARAMETERS * self._rtol**0.25 * largest),
-            _ratio(h[:, None] * changes, math.sqrt(self._rtol) * self._whole),
-        )
-        need = rough.max(axis=1) ** (1.0 / S)
-        return np.where(np.isfinite(need), need, 0.0)
+        return np.maximum(need, h * np.sqrt(square) / reach(self._rtol))
 
     # -- the way back ----------------------------------------------------------
 

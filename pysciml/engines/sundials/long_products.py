@@ -21,9 +21,10 @@ from pysciml.engines.sundials.long_intervals import (
     A,
     B,
     C,
-    LongIntervals,
+    Lengths,
     S,
     integrals,
+    mean_square,
     reach,
     tail,
 )
@@ -33,13 +34,14 @@ Array = npt.NDArray[np.float64]
 _ITERATIONS = 30
 
 
-class LongProducts(LongIntervals):
+class LongProducts(Lengths):
     """One instance a backward pass.
 
     Parameters
     ----------
     pull : fn(w (q, n), u (q, n), t (q,)) -> J^T w (q, n)
-    push_p, n, rtol : as for :class:`LongIntervals`
+    push_p, rtol : as for :class:`Lengths`
+    n : number of states
     """
 
     def __init__(
@@ -49,17 +51,14 @@ class LongProducts(LongIntervals):
         n: int,
         rtol: float,
     ) -> None:
-        super().__init__(None, push_p, np.arange(n)[:, None], n, rtol)
+        super().__init__(push_p, np.arange(n)[None], rtol)
         self._pull = pull
         self._resolved, self._reach = JACOBIAN * math.sqrt(rtol), reach(rtol)
 
     def __call__(
         self, segment: Segment, jumps: list[tuple[float, Array]]
     ) -> tuple[Array, Array, Array, Array] | None:
-        """See :class:`LongIntervals`."""
-        steps = len(segment.t) - 1
-        if 3 * steps <= S:
-            return None
+        """See :class:`.long_intervals.LongIntervals`."""
         found = self._mesh(segment)
         if found is None:
             return None
@@ -93,16 +92,15 @@ class LongProducts(LongIntervals):
 
     def _mesh(self, segment: Segment) -> tuple[Array, float] | None:
         """A mesh that resolves states and f_p, and how many nodes are worth while."""
-        steps = len(segment.t) - 1
-        mesh, limit = self._first_mesh(segment), self._limit(steps)
-        while (len(mesh) - 1) * S <= limit:
+        mesh, limit = self._first_mesh(segment), self._limit(segment)
+        while mesh is not None and (len(mesh) - 1) * S <= limit:
             h = np.diff(mesh)
             t = mesh[:-1, None] + h[:, None] * C
             u = segment.interpolant(t.reshape(-1)).reshape(len(h), S, -1)
             need, _ = self._needed_by_states(u)
-            parts, by_parameters = self._with_parameters(need, np.abs(h), t, u)
+            parts, by_parameters = self._parts(need, h, t, u)
             if by_parameters:
-                limit = self._limit(steps, by_parameters)
+                limit = self._limit(segment, by_parameters)
             if parts.max() == 1:
                 return mesh, limit
             mesh = subdivide(mesh, parts)
@@ -122,16 +120,13 @@ class LongProducts(LongIntervals):
             return mu, source
         # J^T is looked at in the direction of what goes back through the interval
         moved = self._pull(np.broadcast_to(mu, u.shape), u, t)
-        size = float(np.sqrt(np.mean(mu**2)))
-        largest = float(np.sqrt((moved**2).mean(axis=1)).max())
-        changes = float(tail(moved))
+        size, largest, changes = mean_square(mu), mean_square(moved).max(), tail(moved)
         if not (changes <= self._resolved * largest or abs(h) * changes <= self._resolved * size):
             return None
         back, found = h * A.T, source
         close, before = 0.01 * self._rtol * np.abs(source).max(), 0.0
         for i in range(_ITERATIONS):
-            product = self._pull(found, u, t)
-            last, found = found, source + back @ product
+            last, found = found, source + back @ self._pull(found, u, t)
             change = float(np.abs(found - last).max())
             if not change > close:
                 return mu + self._pull(found, u, t).sum(axis=0), found
