@@ -302,9 +302,10 @@ def _by_start(engine: JuliaEngine, handle: Handle, du0: Tensor) -> npt.NDArray[n
     r = MembersRequest.from_buffer_copy(handle.request)
     start = np.array([handle.problem.t0])
     slopes = torch.empty_like(u0)
+    none = torch.zeros_like(u0)  # CUDA.jl wraps no null pointer
     r.nsaveat, r.saveat, r.u = 1, address(start), _pointer(u0)
     a = MembersAdjointRequest()
-    a.forward, a.slopes = r, _pointer(slopes)
+    a.forward, a.cotangents, a.slopes = r, _pointer(none), _pointer(slopes)
     with engine.first(handle.functions, ("members adjoint", handle.request.alg, "start")):
         engine.bridge.call("differentiate_members", ct.addressof(a))
     products: npt.NDArray[np.float64] = -(slopes * du0).sum(1).to("cpu", torch.float64).numpy()

@@ -216,9 +216,8 @@ function PySciML.differentiate_members(a::MembersAdjointRequest, m::MembersModel
         D = (by_state ? n : 0) + length(by)
         data = data_of(r, m, by, by_state ? n : 0)
         f = member_function(m, alg, taken(r, m, r.c, m.nc))
-        times = times_of_request(r, m)
+        times, w = times_of_request(r, m), taken(r, m, a.cotangents, n * M * N)
         if D > 0
-            w = taken(r, m, a.cotangents, n * M * N)  # null where slopes alone are asked for
             K = chunk(n, D)
             chunks = cld(D, K)
             gradient = filled(r, m, a.gradient, D * N, data.u0)
