@@ -94,6 +94,11 @@ def check_options(
         raise InputError(
             f"sensealg is {sensealg!r}; give a sensitivity algorithm, e.g. pysciml.GaussAdjoint()."
         )
+    if sensealg is not None:
+        for name in ("abstol", "reltol"):
+            value = getattr(sensealg, name)
+            if value is not None and not isinstance(value, Tensor):  # one number, of torchdiffeq's
+                positive(f"{name} of {sensealg.name}", value, zero=True)
 
 
 def _refuse_least_step(prob: Any, dt: Any, dtmin: Any) -> None:

@@ -49,8 +49,9 @@ class GaussAdjoint(SensitivityAlgorithm):
     The gradient takes no part in the error control of the steps.
 
     On the ``julia`` engine this is SciMLSensitivity's method of the same name. On the
-    ``sundials`` engine the adjoint equation is collocated (3-stage Radau IIA; Hairer and Wanner,
-    "Solving Ordinary Differential Equations II", section IV.8) on the forward solution's own mesh.
+    ``sundials`` engine the adjoint equation is collocated (Hairer and Wanner, "Solving Ordinary
+    Differential Equations II", sections IV.5 and IV.8): by ten Gauss-Legendre nodes on intervals of
+    many steps after Adams' method, else by 3-stage Radau IIA on the forward solution's own mesh.
 
     checkpointing
         Keep the outputs of ``saveat`` only, and solve forward again from each to the next on the

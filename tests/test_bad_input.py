@@ -213,6 +213,15 @@ OPTIONS = {
     "save_idxs fractions": ({"save_idxs": [0.5]}, ["[0.5]", "flat indices"]),
     "save_idxs a string": ({"save_idxs": "first"}, ["'first'", "flat indices"]),
     "save_idxs empty": ({"save_idxs": []}, ["[]", "flat indices"]),
+    "sensealg's tolerance nan": (
+        {"sensealg": ps.GaussAdjoint(reltol=float("nan"))}, ["reltol of GaussAdjoint is nan"],
+    ),
+    "sensealg's tolerance negative": (
+        {"sensealg": ps.GaussAdjoint(abstol=-1.0)}, ["abstol of GaussAdjoint is -1.0"],
+    ),
+    "sensealg's tolerance a string": (
+        {"sensealg": ps.GaussAdjoint(reltol="a")}, ["reltol of GaussAdjoint is 'a'"],
+    ),
     "sensealg a string": ({"sensealg": "adjoint"}, ["'adjoint'", "pysciml.GaussAdjoint()"]),
     "callback a number": ({"callback": 3}, ["callback is a int", "ContinuousCallback"]),
     "preset outside": (

@@ -39,7 +39,7 @@ __all__ = [
 def path_times(x: Any, t: Any) -> Tensor:
     """The times of data (..., m, c): ``t``, or 0, 1, ..., m - 1 where None.
 
-    Raises InputError for data and times that do not fit, times that are not sorted, infinite data.
+    Raises InputError for data and times that do not fit, times that are not sorted, infinite ones.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
         given = f"of shape {tuple(x.shape)}, {x.dtype}" if isinstance(x, Tensor) else type(x)
@@ -63,9 +63,16 @@ def path_times(x: Any, t: Any) -> Tensor:
             f"t has {len(t)} times, but the data have {length} (shape {tuple(x.shape)}); give one "
             "time for each."
         )
+    _require_rising(t)
+    return t
+
+
+def _require_rising(t: Tensor) -> None:
+    """Raise InputError unless the times increase strictly and are finite."""
     if not bool((t.detach().diff() > 0).all()):
         raise InputError("t must increase strictly; sort it, and the data with it.")
-    return t
+    if not bool(torch.isfinite(t.detach()).all()):
+        raise InputError("t holds an infinite time; give finite ones.")
 
 
 # ---- missing values
@@ -288,8 +295,7 @@ class Path(nn.Module):
                 f"The coefficients belong to {knots} times, but t has shape {tuple(t.shape)}; give "
                 "the times they were made with."
             )
-        if not bool((t.detach().diff() > 0).all()):
-            raise InputError("t must increase strictly.")
+        _require_rising(t)
         self.register_buffer("coeffs", coeffs)
         self.register_buffer("times", t.to(coeffs.dtype))
 

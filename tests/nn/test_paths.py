@@ -181,6 +181,7 @@ def test_batches_of_a_size_share_a_kernel() -> None:
         (lambda: pn.hermite_coefficients(series(2), T[:-1]), "t has 4 times, but the data have 5"),
         (lambda: pn.hermite_coefficients(series(2), T.flip(0)), "increase strictly"),
         (lambda: pn.linear_coefficients(1.0 / torch.zeros(5, 2)), "infinite values"),
+        (lambda: pn.LinearPath(torch.ones(2, 2), torch.tensor([0.0, torch.inf])), "infinite t"),
         (lambda: pn.natural_cubic_coefficients(1.0 / torch.zeros(5, 2)), "infinite values"),
         (lambda: pn.linear_coefficients(1.0 / torch.zeros(5, 2), rectilinear=0), "infinite values"),
         (lambda: pn.linear_coefficients(torch.ones(3)), "give a float tensor"),
