@@ -163,13 +163,16 @@ class BatchedKernel:
         most = max(1, _PART // program.width)
 
         def quiet(*args: Any) -> tuple[np.ndarray, ...]:
+            count = len(args[of_batch])
+            slots = [np.empty((min(count, most), n)) for n in program.slots]
             with np.errstate(all="ignore"):
-                if len(args[of_batch]) <= most:
-                    return call(*args)
-                return self._joined(
-                    call(*(x[k : k + most] if b else x for x, b in zip(args, free, strict=True)))
-                    for k in range(0, len(args[of_batch]), most)
+                if count <= most:
+                    return call(slots, *args)
+                parts = (
+                    [x[k : k + most] if b else x for x, b in zip(args, free, strict=True)]
+                    for k in range(0, count, most)
                 )
+                return self._joined(call(slots, *part) for part in parts)
 
         return quiet
 

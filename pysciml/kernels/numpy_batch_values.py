@@ -63,7 +63,8 @@ class BatchWriter:
         self.statics.append(f"{name} = K[{len(self.literals) - 1}]")
         return name
 
-    def value(self, node: Node) -> None:
+    def value(self, node: Node, into: str | None = None) -> None:
+        """The statements of a value; elementwise ones and products go ``into`` memory given."""
         if node.op == "const":
             text = literal(node.value) if node.shape == () else self.constant(node.value)
             self.names[id(node)] = text
@@ -74,8 +75,15 @@ class BatchWriter:
             self.put_line(node, f"{name} = asarray({name}, {dtype})")
             self.names[id(node)] = name
             return
-        args = [self.names[id(a)] for a in node.args]
-        text = self.many_text(node, args) if self.is_many(node) else self.plain(node, args)
+        args = [self.names[id(a)] for a in self.operands(node)]
+        if not self.is_many(node):
+            text = self.plain(node, args)
+        elif into is None:
+            text = self.many_text(node, args)
+        elif node.op == "matmul":
+            text = self.matmul(node, args, into)
+        else:
+            text = f"{self.elementwise(node, args).removesuffix(')')}, out={into})"
         self.names[id(node)] = self.put(node, text)
 
     def put_line(self, node: Node, line: str) -> None:
@@ -126,12 +134,16 @@ class BatchWriter:
         dtype = {"f": "float64", "i": "int64", "b": "bool_"}[node.kind]
         return f"array([{each} for b in range(B)], {dtype}).reshape(B, *{node.shape})"
 
+    def operands(self, node: Node) -> list[Node]:
+        """What the statements of a value read."""
+        if self.is_many(node) and node.op in ELEMENTWISE:
+            short = [unexpanded(a) for a in node.args]
+            # NumPy repeats by itself what the arguments' shapes together ask for.
+            if np.broadcast_shapes(*(a.shape for a in short)) == node.shape:
+                return short
+        return list(node.args)
+
     def elementwise(self, node: Node, args: list[str]) -> str:
-        short = [unexpanded(a) for a in node.args]
-        # NumPy repeats by itself what another argument's shape asks for.
-        whole = any(a.shape == node.shape for a in short)
-        if whole:
-            args = [self.names[id(a)] for a in short]
         operands = [self.lift(a, t, node.ndim) for a, t in zip(node.args, args, strict=True)]
         if node.op == "cast":
             dtype = {"f": "float64", "i": "int64", "b": "bool_"}[node.kind]
@@ -185,25 +197,29 @@ class BatchWriter:
             self.body.append(f"{name}{index_text((slice(None), *index))} = {text}")
         return name
 
-    def matmul(self, node: Node, args: list[str]) -> str:
+    def matmul(self, node: Node, args: list[str], into: str | None = None) -> str:
         (x, y), (tx, ty) = node.args, args
+        out = "" if into is None else f", out={into}"
         if node.ndim == 3:
-            return f"matmul({tx}, {ty})"
+            return f"matmul({tx}, {ty}{out})"
         (m, k), n = x.shape, y.shape[1]
         if k == 1:
-            return f"{tx} * {ty}"
+            return f"np_mul({tx}, {ty}{out})"
         if not self.is_many(y):  # one product for the whole batch
-            return f"({tx}.reshape(-1, {k}) @ {ty}).reshape(B, {m}, {n})"
+            out = "" if into is None else f", out={into}.reshape(-1, {n})"
+            return f"matmul({tx}.reshape(-1, {k}), {ty}{out}).reshape(B, {m}, {n})"
         if not self.is_many(x):
             if n == 1:
-                return f"({ty}.reshape(B, {k}) @ {tx}.T).reshape(B, {m}, 1)"
+                out = "" if into is None else f", out={into}.reshape(B, {m})"
+                return f"matmul({ty}.reshape(B, {k}), {tx}.T{out}).reshape(B, {m}, 1)"
             rows = f"{ty}.transpose(0, 2, 1).reshape(-1, {k})"
-            return f"({rows} @ {tx}.T).reshape(B, {n}, {m}).transpose(0, 2, 1)"
+            out = "" if into is None else f", out={into}.reshape(-1, {m})"
+            return f"matmul({rows}, {tx}.T{out}).reshape(B, {n}, {m}).transpose(0, 2, 1)"
         if m == n == 1:
             return (
                 f"einsum('zk,zk->z', {tx}.reshape(B, {k}), {ty}.reshape(B, {k})).reshape(B, 1, 1)"
             )
-        return f"matmul({tx}, {ty})"
+        return f"matmul({tx}, {ty}{out})"
 
     def solve(self, node: Node, args: list[str]) -> str:
         a, b = (self.full(x, t) for x, t in zip(node.args, args, strict=True))

@@ -7,11 +7,14 @@ linear operations down to products, where it turns into a matrix product.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from pysciml.kernels.graph import Graph, Node
 from pysciml.kernels.numpy_batch_values import BatchWriter, unexpanded
 from pysciml.kernels.numpy_memory import VIEWS, Program
+from pysciml.kernels.numpy_reuse import Reuse
 
 _LETTERS = "abcdefghijklmnopqrstuvwxy"
 
@@ -40,19 +43,34 @@ class _Writer(BatchWriter):
             if id(node) in want_value and node.op == "elem" and self.is_many(node):
                 x = node.args[0]
                 self.elements[id(x)] = self.elements.get(id(x), 0) + 1
-        for node in nodes:
-            if id(node) in want_value:
+        reuse = Reuse(
+            nodes,
+            lambda node: self.reads(node, want_value, want_total),
+            [] if self.reduce else self.graph.outputs,
+            self.is_many,
+        )
+        for i, node in enumerate(nodes):
+            if id(node) in want_value and not self.is_many(node):
                 self.value(node)
+            elif id(node) in want_value:
+                over, begun = reuse.over(node, i), len(self.body)
+                self.value(node, self.place(reuse, node, over))
+                if node.op != "input":
+                    reuse.made(node, _assigned(self.body[begun:]), over)
             if id(node) in want_total:
-                self.totals[id(node)] = self.put(node, self.total(node), live=True)
+                total = self.total(node, id(node) in want_value)
+                self.totals[id(node)] = self.put(node, total, live=True)
+            if dead := reuse.dead(i):
+                self.body.append("del " + ", ".join(dead))
         results = [self.result(o) for o in self.graph.outputs]
         names = [n.attr("name") for n in self.graph.inputs]
         head = ", ".join(["K", *(f"x_{n}" for n in names if n in self.fixed)])
-        call = ", ".join(f"x_{n}" for n in names if n not in self.fixed)
+        call = "".join(f", x_{n}" for n in names if n not in self.fixed)
         lines = [f"def factory({head}):"]
         lines += [f"    {line}" for line in (*self.statics, *self.prologue)]
-        lines.append(f"    def batched({call}):")
+        lines.append(f"    def batched(W{call}):")
         lines.append(f"        B = len(x_{self.batch_of})")
+        lines += [f"        w{k} = W[{k}][:B]" for k in range(len(reuse.slots))]
         lines += [f"        {line}" for line in self.body]
         lines.append("        return (" + "".join(r + ", " for r in results) + ")")
         lines.append("    return batched")
@@ -60,7 +78,17 @@ class _Writer(BatchWriter):
             n.size for n in nodes
             if id(n) in want_value and self.is_many(n) and n.op not in (*VIEWS, "input")
         )  # fmt: skip
-        return Program("\n".join(lines) + "\n", self.literals, True, max(computed, default=1))
+        width = max(computed, default=1)
+        return Program("\n".join(lines) + "\n", self.literals, True, width, tuple(reuse.slots))
+
+    def place(self, reuse: Reuse, node: Node, over: Node | None) -> str | None:
+        """The memory that a value is written to; None where it is made anew."""
+        if over is not None:
+            return self.names[id(over)]
+        slot = reuse.slot(node)
+        if slot is None:
+            return None
+        return f"w{slot}" if node.ndim == 1 else f"w{slot}.reshape(B, *{node.shape})"
 
     def result(self, node: Node) -> str:
         if self.reduce:
@@ -85,15 +113,31 @@ class _Writer(BatchWriter):
         (total if self.reduce else value).update(id(o) for o in self.graph.outputs)
         for node in reversed(nodes):
             if id(node) in total:
-                linear = self.linear(node)
-                if linear is None:
-                    value.update(id(a) for a in self.leaves(node))
-                else:
-                    for a, summed in zip(node.args, linear, strict=True):
-                        (total if summed else value).add(id(a))
+                for a, summed in self.terms(node, id(node) in value):
+                    (total if summed else value).add(id(a))
             if id(node) in value:
-                value.update(id(a) for a in node.args)
+                value.update(id(a) for a in self.operands(node))
         return value, total
+
+    def terms(self, node: Node, known: bool) -> Iterator[tuple[Node, bool]]:
+        """What a sum over the batch is computed from, and which of these are such sums."""
+        if known and self.summed_itself(node):
+            yield node, False
+        elif (linear := self.linear(node)) is not None:
+            yield from zip(node.args, linear, strict=True)
+        else:
+            yield from ((a, False) for a in self.leaves(node))
+
+    def summed_itself(self, node: Node) -> bool:
+        """Where the value is wanted too: whether to add it up rather than to sum earlier."""
+        return self.is_many(node) and node.op not in VIEWS and node.op != "elem"
+
+    def reads(self, node: Node, value: set[int], total: set[int]) -> Iterator[Node]:
+        """The values that a node's statements read."""
+        if id(node) in value:
+            yield from self.operands(node)
+        if id(node) in total:
+            yield from (a for a, s in self.terms(node, id(node) in value) if not s)
 
     def linear(self, node: Node) -> list[bool] | None:
         """Where the operation is linear, which arguments to sum instead; None where it is not."""
@@ -125,10 +169,12 @@ class _Writer(BatchWriter):
             return list(node.args)
         return [node]
 
-    def total(self, node: Node) -> str:
+    def total(self, node: Node, known: bool) -> str:
         """Text of the sum of a value over the batch."""
         if not self.is_many(node):
             return f"B * {self.names[id(node)]}"
+        if known and self.summed_itself(node):
+            return f"{self.names[id(node)]}.sum(0)"
         linear = self.linear(node)
         if linear is not None:
             args = [
@@ -176,6 +222,14 @@ class _Writer(BatchWriter):
         if not g:
             if k == 1:
                 return f"{tx}.reshape(B, {m}).T @ {ty}.reshape(B, {n})"
+            if x.op == "permute" and x.attr("perm") == (1, 0):  # its rows, as they lie
+                return f"{self.names[id(x.args[0])]}.reshape(-1, {m}).T @ {ty}.reshape(-1, {n})"
             return f"{tx}.transpose(1, 0, 2).reshape({m}, -1) @ {ty}.reshape(-1, {n})"
         left = f"{tx}.transpose(1, 2, 0, 3).reshape({g[0]}, {m}, -1)"
         return f"matmul({left}, {ty}.transpose(1, 0, 2, 3).reshape({g[0]}, -1, {n}))"
+
+
+def _assigned(lines: list[str]) -> list[str]:
+    """The names that these statements give."""
+    names = (line.partition(" = ")[0] for line in lines)
+    return [name for name in names if name.isidentifier()]

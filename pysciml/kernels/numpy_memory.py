@@ -28,12 +28,15 @@ class Program:
         literals: the first argument.
         arrays: whether the kernel computes with arrays, and so may meet NumPy's warnings.
         width: of a kernel over a batch, the numbers that its largest value has for one entry.
+        slots: of a kernel over a batch, the numbers an entry of each array it writes to, which it
+            is given.
     """
 
     source: str
     literals: list[np.ndarray]
     arrays: bool
     width: int = 1
+    slots: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from interpreter import evaluate
 from random_graphs import assert_close, random_graph, random_inputs, tame
 
-from pysciml.kernels import emit_numpy
+from pysciml.kernels import emit_numpy, numpy_reuse
 from pysciml.kernels.graph import COMPARE, LOGICAL, UNARY, Graph, Node, const, input_node, make
 from pysciml.kernels.scalarise import Costs
 
@@ -67,6 +67,12 @@ def test_batched_mode(batched: tuple[str, ...], limit: float, rng: random.Random
     costs = Costs(limit=limit)
     kernel = emit_numpy.compile_batched(graph, batched, costs=costs)
     assert_close(kernel(*values.values()), expected)
+    with pytest.MonkeyPatch.context() as patch:  # every value in a slot, entry by entry
+        patch.setattr(numpy_reuse, "_SLOT", 1)
+        patch.setattr(emit_numpy, "_PART", 1)
+        for reduce in (False, True):
+            parts = emit_numpy.compile_batched(graph, batched, reduce, costs=costs)
+            assert_close(parts(*values.values()), [e.sum(0) if reduce else e for e in expected])
     reduced = emit_numpy.compile_batched(graph, batched, reduce=True, costs=costs)
     assert_close(reduced(*values.values()), [e.sum(0) for e in expected])
     fixed = [name for name in values if name not in batched]
@@ -265,11 +271,25 @@ def test_parts_of_a_large_batch(reduce: bool, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(
         emit_numpy,
         "_factory",
-        lambda *x: lambda *y: lambda *z: (calls.append(len(z[0])), factory(*x)(*y)(*z))[1],
+        lambda *x: lambda *y: lambda *z: (calls.append(len(z[1])), factory(*x)(*y)(*z))[1],
     )
     (parts,) = emit_numpy.compile_batched(graph, {"u"}, reduce)(us, p, 0.5)
     assert calls == [33, 33, 33, 4]  # 6 numbers an entry
     assert_close([parts], [whole])
+
+
+def test_values_are_written_over_what_nothing_reads_again() -> None:
+    u = input_node("u", (8, 8))
+    x = make("exp", u)  # anew: u is the caller's
+    y = make("tanh", make("sin", x))  # sin has a slot of its own, as x is read below; tanh its
+    z = make("add", make("matmul", x, y), x)
+    kernel = emit_numpy.compile_batched(Graph((u,), (make("sum", z, dims=(0, 1)),)), {"u"})
+    lines = kernel.source().splitlines()
+    assert len({line.split("[")[0] for line in lines if "= W[" in line}) == 3
+    assert sum("out=" in line for line in lines) == 5
+    us = np.random.default_rng(0).random((3, 8, 8))
+    x_, y_ = np.exp(us), np.tanh(np.sin(np.exp(us)))
+    assert_close(kernel(us), [(x_ @ y_ + x_).sum((1, 2))])
 
 
 def test_batched_keeps_quiet() -> None:
