@@ -33,6 +33,7 @@ from pysciml.engines.sundials.collocation import (
     subdivide,
 )
 from pysciml.engines.sundials.integrate import EventRecord, Segment, Trajectory
+from pysciml.engines.sundials.parameters_mesh import along_parameters, resolved
 from pysciml.engines.sundials.rates import Rates
 
 Array = npt.NDArray[np.float64]
@@ -104,6 +105,7 @@ class _Sensitivity:
         self.jac_u = functions.bind_batched("jac:u", p, c)
         if self.residual:
             self.jac_du = functions.bind_batched("jac:du", p, c)
+        self.along = None if self.residual else along_parameters(problem)
         self.one_jac_p = functions.bind("jac:p", p, c) if len(p) else None
         self.jac_p = None
         if len(p) and functions.kernels is not None:
@@ -150,6 +152,8 @@ class _Sensitivity:
 
     def _refined(self, segment: Segment, mesh: Array) -> Array:
         mass = self.problem.mass_matrix
+        if self.along is not None:
+            mesh = resolved(mesh, segment, self.along, self.rtol)
         for _ in range(3):
             middle = 0.5 * (mesh[1:] + mesh[:-1])
             u, h = segment.interpolant(middle), np.diff(mesh)

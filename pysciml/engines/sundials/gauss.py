@@ -26,6 +26,7 @@ from pysciml.engines.sundials.integrate import Segment
 from pysciml.engines.sundials.long_intervals import LongIntervals
 from pysciml.engines.sundials.long_products import LongProducts
 from pysciml.engines.sundials.matrix_free import TooStiff, sweep_matrix_free
+from pysciml.engines.sundials.parameters_mesh import along_parameters, resolved
 from pysciml.engines.sundials.rates import Rates
 from pysciml.engines.sundials.resolution import DEEPEST, Resolution
 from pysciml.engines.sundials.sparse_sweep import sweep_sparse
@@ -79,6 +80,10 @@ class CollocationAdjoint:
         return self.problem.functions.bind_batched("vjp:u", self.problem.p, self.problem.c)
 
     @cached_property
+    def _along(self) -> Callable[[Array, Array], Array] | None:
+        return along_parameters(self.problem)
+
+    @cached_property
     def _long(self) -> LongIntervals | LongProducts | None:
         """The way over long intervals, where there is one. Stiff stretches never ask for it."""
         kernels, made = self.problem.functions.kernels, self._plan
@@ -86,7 +91,7 @@ class CollocationAdjoint:
             return None
         if kernels is not None and kernels.piecewise("t"):
             return None  # the solver stops where the pieces meet: its own mesh knows them
-        push = _by_parameters(self.problem)
+        push = self._along
         if not self._iterate and made.kind in ("dense", "blocks"):
             return LongIntervals(self._jac, push, made.blocks, made.n, self.rtol)
         # a wide band or a large pattern costs more than products
@@ -107,7 +112,10 @@ class CollocationAdjoint:
                     grad_p += self._pull(weighted, u, t)
                 return mu
         self._pieces.clear()
-        mu, _ = self._through(segment, join(segment.t, times), jumps, 0)
+        mesh = join(segment.t, times)
+        if not self._dae and self._along is not None:
+            mesh = resolved(mesh, segment, self._along, self.rtol)
+        mu, _ = self._through(segment, mesh, jumps, 0)
         if self._pull is not None:
             for nodes, stages, u, du in self._pieces:
                 weighted = (nodes.weights[:, :, None] * stages).reshape(-1, u.shape[-1])
@@ -260,23 +268,6 @@ class CollocationAdjoint:
             else:
                 grad_p += self._pull(w[None], du[None], u, at)
         return mu
-
-
-def _by_parameters(problem: FlatProblem) -> Callable[[Array, Array], Array] | None:
-    """fn(u (q, n), t (q,)) to f_p in a direction that all parameters have a part in, (q, n).
-
-    By differences: how it changes with time is what is looked at. None where the rate depends on
-    time through the state alone, and so do all its derivatives.
-    """
-    functions, p, c = problem.functions, problem.p, problem.c
-    by_time = functions.sparsity("t")
-    if not len(p) or by_time is not None and not by_time.nnz:
-        return None
-    size = np.abs(p)
-    step = 1e-5 * (size + 1e-3 * (size.max() or 1.0)) * np.cos(1.0 + 2.0 * np.arange(len(p)) ** 2)
-    ahead = functions.bind_batched("value", p + step, c)
-    behind = functions.bind_batched("value", p - step, c)
-    return lambda u, t: ahead(u, t) - behind(u, t)
 
 
 def _place(mesh: Array, jumps: list[tuple[float, Array]]) -> dict[int, Array]:

@@ -1,0 +1,99 @@
+"""Where the parameters' product changes faster than the solution: a mesh that resolves it.
+
+The solver's steps tell how fast the solution changes. Where the rate depends on time otherwise than
+through the state, ``f_p`` may change faster, as a control that is zero so far, and so are the steps
+too long for its integral beside the adjoint's weights. ``f_p`` in a fixed direction, at the three
+nodes of every interval, tells what the Radau rule makes of it there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from pysciml.engines.base import FlatProblem
+from pysciml.engines.sundials.collocation import C, Nodes, subdivide
+from pysciml.engines.sundials.integrate import Segment
+
+__all__ = ["along_parameters", "resolved"]
+
+Array = npt.NDArray[np.float64]
+Along = Callable[[Array, Array], Array]
+
+#: The rule's error for ``cos(w t)``, in units of ``h |cos|``, is this times the 5/2-th power of the
+#: second divided difference at its nodes: ``1.4e-5 (h w)^5``, the difference being ``(h w)^2 / 2``.
+_ERROR = 7.9e-5
+#: Differences beyond this share of the values tell of no rate at all: the nodes skip whole waves.
+_SEEN = 0.5
+#: What an interval may miss of f_p, in units of rtol.
+_PART = 0.1
+#: Intervals that are not seen through are cut in so many; most intervals of a mesh, and rounds.
+_BLIND, _MOST, _ROUNDS = 8, 20_000, 6
+#: Numbers that are held at a time.
+_HELD = 20_000_000
+
+#: Values at the nodes, by rising time, to the second divided difference in units of the interval.
+_theta = 1.0 - C[::-1]
+_SECOND: Array = 1.0 / np.array(
+    [np.prod([_theta[i] - _theta[j] for j in range(3) if j != i]) for i in range(3)]
+)
+
+
+def along_parameters(problem: FlatProblem) -> Along | None:
+    """fn(u (q, n), t (q,)) to f_p in a direction that all parameters have a part in, (q, n).
+
+    By differences: how it changes with time is what is looked at. None where the rate depends on
+    time through the state alone, and so do all its derivatives.
+    """
+    functions, p, c = problem.functions, problem.p, problem.c
+    by_time = functions.sparsity("t")
+    if not len(p) or by_time is not None and not by_time.nnz:
+        return None
+    size = np.abs(p)
+    step = 1e-5 * (size + 1e-3 * (size.max() or 1.0)) * np.cos(1.0 + 2.0 * np.arange(len(p)) ** 2)
+    ahead = functions.bind_batched("value", p + step, c)
+    behind = functions.bind_batched("value", p - step, c)
+    return lambda u, t: ahead(u, t) - behind(u, t)
+
+
+def resolved(mesh: Array, segment: Segment, along: Along, rtol: float) -> Array:
+    """``mesh`` with its intervals cut where they do not resolve f_p to ``rtol``.
+
+    Given back as it is where f_p is not finite in the direction looked at: it cannot be told then.
+    """
+    for _ in range(_ROUNDS):
+        nodes = Nodes.of(mesh)
+        count = len(nodes.h)
+        u = segment.interpolant(nodes.t.reshape(-1))
+        if count > _MOST or u.size > _HELD:
+            break
+        moved = along(u, nodes.t.reshape(-1)).reshape(count, 3, -1)
+        if not np.isfinite(moved).all():
+            break
+        largest = np.abs(moved).max(axis=1)
+        second = np.abs(np.einsum("kin,i->kn", moved[:, ::-1], _SECOND))
+        whole = (np.abs(nodes.h)[:, None] * largest).sum(axis=0)
+        # Waves take themselves away in the integral, and the adjoint may be large where f_p is
+        # small: each interval is held to a part of rtol of itself, where it counts at all.
+        counts = np.abs(nodes.h)[:, None] * largest > rtol * whole / count
+        ratio = np.divide(second, largest, out=np.zeros_like(second), where=counts)
+        need = _ERROR * ratio.max(axis=1) ** 2.5 / (_PART * rtol)
+        parts = np.where(need > 1.0, np.ceil(1.1 * need**0.2), 1.0)
+        parts[ratio.max(axis=1) > _SEEN] = _BLIND
+        if parts.max() == 1.0:
+            break
+        mesh = subdivide(mesh, _as_neighbours(parts, np.abs(nodes.h)))
+    return mesh
+
+
+def _as_neighbours(parts: Array, h: Array) -> npt.NDArray[np.int64]:
+    """How many parts (K,), no longer than those of neighbours that are cut.
+
+    Three nodes that skip whole waves may lie on a line by chance; not in the intervals beside too.
+    """
+    length = np.where(parts > 1.0, h / parts, np.inf)
+    padded = np.pad(length, 2, constant_values=np.inf)
+    shortest = np.min([padded[i : i + len(h)] for i in range(5)], axis=0)
+    return np.clip(np.ceil(h / shortest - 1e-9), 1, 2 * _BLIND).astype(np.int64)

@@ -1,0 +1,119 @@
+"""Gradients by parameters whose part in the rate changes faster than the solution.
+
+A control that is zero so far leaves no trace in the solution, and the solver's steps are as long
+as that allows: an adjoint on these steps alone sees nothing of ``f_p`` but chance.
+"""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import pysciml as ps
+from pysciml.engines.sundials.parameters_mesh import resolved
+from support import F64, f64
+
+QUICK, SLOW = 40.0, 7.0
+
+
+def controlled(u: Any, p: Any, t: Any) -> Any:
+    return -u + p[0] * torch.cos(QUICK * t) + p[1] * torch.cos(SLOW * t)
+
+
+def by_control(w: float, t: float) -> float:
+    """The solution's derivative by the amplitude of ``cos(w t)``."""
+    return (math.cos(w * t) + w * math.sin(w * t) - math.exp(-t)) / (1.0 + w * w)
+
+
+WAYS = [
+    pytest.param("sundials", ps.CVODE_BDF(), None, id="sundials-CVODE_BDF"),
+    pytest.param("sundials", ps.CVODE_Adams(), None, id="sundials-CVODE_Adams"),
+    pytest.param("sundials", ps.CVODE_BDF(), ps.ForwardSensitivity(), id="sundials-forward"),
+    *(
+        pytest.param("julia", alg, sensealg, id=f"julia-{alg}-{sensealg}", marks=pytest.mark.julia)
+        for alg, sensealg in (
+            (None, None), (ps.Vern7(), None), (ps.Rodas5P(), None), (ps.FBDF(), None),
+            (ps.Tsit5(), ps.CollocationAdjoint()), (ps.Tsit5(), ps.GaussAdjoint()),
+        )
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("u0", [0.0, 1.0])
+@pytest.mark.parametrize(("engine", "alg", "sensealg"), WAYS)
+def test_controls_that_are_zero(engine: str, alg: Any, sensealg: Any, u0: float) -> None:
+    p = f64(0.0, 0.0).requires_grad_()
+    start = torch.full((1,), u0, dtype=F64, requires_grad=True)
+    sol = ps.solve(
+        ps.ODEProblem(controlled, start, (0.0, 10.0), p), alg, saveat=[6.0, 10.0], engine=engine,
+        sensealg=sensealg, abstol=1e-6, reltol=1e-6,
+    )  # fmt: skip
+    for i, t in enumerate((6.0, 10.0)):
+        got, by_start = torch.autograd.grad(sol.u[i, 0], [p, start], retain_graph=True)
+        exact = [by_control(QUICK, t), by_control(SLOW, t)]
+        np.testing.assert_allclose(got, exact, rtol=1e-5)
+        np.testing.assert_allclose(by_start, math.exp(-t), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("engine", "alg"),
+    [
+        ("sundials", ps.CVODE_BDF()),
+        pytest.param("julia", ps.Rodas5P(), marks=pytest.mark.julia),
+    ],
+)
+def test_backwards_in_time_beside_a_constraint(engine: str, alg: Any) -> None:
+    def f(u: Any, p: Any, t: Any) -> Any:
+        return torch.stack([u[0] + p * torch.cos(QUICK * t), u[1] - 2 * u[0]])
+
+    p = torch.zeros((), dtype=F64, requires_grad=True)
+    prob = ps.ODEProblem(f, f64(1.0, 2.0), (3.0, 0.0), p, mass_matrix=torch.diag(f64(1.0, 0.0)))
+    if engine == "sundials":
+        alg = ps.IDA()
+    sol = ps.solve(prob, alg, saveat=[0.0], engine=engine, abstol=1e-7, reltol=1e-7)
+    (got,) = torch.autograd.grad(sol.u[-1, 1], [p])
+    w, part = QUICK, math.exp(-3.0)
+    waves = 1 + part * (w * math.sin(3 * w) - math.cos(3 * w))
+    assert float(got) == pytest.approx(-2 * waves / (1 + w * w), rel=1e-4)
+
+
+@pytest.mark.julia
+def test_single_precision_in_julia() -> None:
+    p = torch.zeros(2, requires_grad=True)
+    sol = ps.solve(
+        ps.ODEProblem(controlled, torch.ones(1), (0.0, 3.0), p), ps.Vern7(), saveat=[3.0],
+        engine="julia", abstol=1e-4, reltol=1e-4,
+    )  # fmt: skip
+    (got,) = torch.autograd.grad(sol.u.sum(), [p])
+    np.testing.assert_allclose(got, [by_control(QUICK, 3.0), by_control(SLOW, 3.0)], rtol=2e-2)
+
+
+def mesh_for(w: float, mesh: list[float], rtol: float) -> np.ndarray:
+    still: Any = SimpleNamespace(interpolant=lambda t: np.zeros((len(t), 1)))
+    return resolved(np.array(mesh), still, lambda u, t: np.cos(w * t)[:, None], rtol)
+
+
+def test_meshes() -> None:
+    # waves are seen however many the first intervals skip, and to the tolerance's part
+    for rtol in (1e-3, 1e-8):
+        h = np.diff(mesh_for(40.0, [0.0, 5.0, 10.0], rtol))
+        assert h.max() * 40.0 < (0.1 * rtol / 1.4e-5) ** 0.2
+        assert h.min() * 40.0 > (0.1 * rtol / 1.4e-5) ** 0.2 / 40
+    # where the mesh resolves it already, and where there is nothing, it stays
+    fine = list(np.linspace(0.0, 1.0, 101))
+    assert len(mesh_for(1.0, fine, 1e-8)) == 101
+    assert len(mesh_for(0.0, [0.0, 5.0, 10.0], 1e-8)) == 3
+    back = mesh_for(40.0, [10.0, 5.0, 0.0], 1e-3)
+    assert (np.diff(back) < 0).all() and back[0] == 10.0 and back[-1] == 0.0
+
+
+def test_what_cannot_be_told_leaves_the_mesh() -> None:
+    still: Any = SimpleNamespace(interpolant=lambda t: np.zeros((len(t), 1)))
+    mesh = np.array([0.0, 1.0])
+    out = resolved(mesh, still, lambda u, t: np.full((len(t), 1), np.nan), 1e-6)
+    np.testing.assert_array_equal(out, mesh)
