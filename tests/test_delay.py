@@ -347,11 +347,31 @@ def test_the_embedded_engine_names_the_other() -> None:
             ),
             "for delay equations",
         ),
+        (
+            lambda: ps.solve(linear(), ps.MethodOfSteps(ps.Feagin12()), engine="julia"),
+            r"Feagin12 does not solve delay equations.*use pysciml\.Vern9\(\)",
+        ),
+        (lambda: ps.solve(linear(), ps.GaussLegendre(), engine="julia"), "GaussLegendre does not"),
     ],
 )  # fmt: skip
 def test_algorithms_that_do_not_fit(solve: Any, said: str) -> None:
     with pytest.raises(EngineError, match=said):
         solve()
+
+
+@julia
+@pytest.mark.parametrize(
+    ("alg", "options"),
+    [(ps.MethodOfSteps(ps.AB3()), {}), (ps.AB3(), {}), (ps.Tsit5(), {"adaptive": False})],
+    ids=["of steps", "by itself", "not adaptive"],
+)
+def test_steps_of_one_size_have_to_be_given(alg: Any, options: dict[str, Any]) -> None:
+    """Of themselves they would be as long as the lags."""
+    name = alg.parts[0].name if alg.parts else alg.name
+    with pytest.raises(InputError, match=f"{name} takes steps of one size.*give dt="):
+        ps.solve(linear(), alg, engine="julia", **options)
+    sol = ps.solve(linear(), alg, dt=0.01, saveat=[4.0], engine="julia", **options)
+    np.testing.assert_allclose(sol.u[-1], by_steps([4.0]), atol=1e-4)
 
 
 @julia

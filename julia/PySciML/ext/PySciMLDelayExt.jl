@@ -6,8 +6,8 @@ module PySciMLDelayExt
 using DelayDiffEq: DelayDiffEq
 using OrdinaryDiffEqCore: OrdinaryDiffEqCore
 using PySciML:
-    Options, PySciML, all_stops, begun, callback_set, cap_first_step!, leapt!, needs_jacobian, passing,
-    piece, watching
+    Options, PySciML, all_stops, begun, callback_set, cap_first_step!, is_adaptive, leapt!,
+    needs_jacobian, passing, piece, watching
 using SciMLBase: CallbackSet, DDEProblem, ReturnCode, SciMLBase
 
 PySciML.needs_jacobian(m::DelayDiffEq.MethodOfSteps, n) = needs_jacobian(m.alg, n)
@@ -88,6 +88,9 @@ function PySciML.integrate(
     callback = isempty(events) ? CallbackSet(watch) : callback_set(events, log)
     callback = CallbackSet(callback, passing(d, prob)...)
     tstops = isempty(events) ? o.tstops : all_stops(o.tstops, events)
+    # DelayDiffEq would take steps as long as the lags
+    isnan(o.dt) && isempty(tstops) && !(o.adaptive && is_adaptive(alg)) &&
+        throw(ArgumentError("Fixed timestep methods require a choice of dt or choosing the tstops"))
     integrator = begun(prob, alg, o, dense, tstops, callback, (; o.abstol, dense))
     SciMLBase.has_tstop(integrator) && cap_first_step!(integrator)
     SciMLBase.solve!(integrator)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from pysciml.algorithms import Algorithm, algorithm
 from pysciml.engines.base import FlatProblem, FlatSolution, Functions, SolveOptions
-from pysciml.engines.julia.names import algorithm_expression
+from pysciml.engines.julia.names import COARSE_BEFORE, algorithm_expression
 from pysciml.errors import EngineError, InputError
 from pysciml.kernels.reasons import CaptureError
 from pysciml.sensitivity import CollocationAdjoint
@@ -59,6 +59,7 @@ def solve(
     """See :meth:`pysciml.engines.base.Engine.solve`."""
     _require_sensealg(options)
     alg = method_of_steps(alg)
+    _refuse_coarse(alg.parts[0])
     moves = [*what_moves(problem), *(_by_parameters(f) for f in problem.parts[1:])]
     functions = engine.functions(problem.functions, "ode", problem.dtype)
     parts = tuple(engine.functions(f, "ode", problem.dtype) for f in problem.parts)
@@ -77,6 +78,15 @@ def solve(
     if not made.success and BY_STATE in moves[:-2]:
         made.message = "lags depend on the state here, and one that turns negative stops the solve"
     return made
+
+
+def _refuse_coarse(alg: Algorithm) -> None:
+    if alg.name in COARSE_BEFORE:
+        raise EngineError(
+            f"{alg.name} does not solve delay equations to its tolerance: between its long steps, "
+            "where the past is read, stands a cubic; use pysciml.Vern9(), or pysciml.Rodas5P() for "
+            "a stiff equation."
+        )
 
 
 def _require_sensealg(options: SolveOptions) -> None:

@@ -38,6 +38,8 @@ def refused(error: EngineError, alg: Algorithm | None) -> InputError | EngineErr
         return EngineError(f"The Julia package {name} is not installed; {how_to_add((name,))}.")
     for words, ours in _SAID.items():
         if words in str(error):
+            if alg is not None and alg.package == "DelayDiffEq":
+                alg = alg.parts[0]
             name = "The default algorithm" if alg is None else alg.name
             return InputError(f"{name} {ours}. ({error})")
     return None
