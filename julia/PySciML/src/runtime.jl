@@ -159,15 +159,45 @@ blas!(C, oc, c0, c1, A, oa, a0, a1, B, ob, b0, b1, m, n, k) = false
     return ' ', 0
 end
 
-for (T, gemm) in ((Float64, BLAS.@blasfunc(dgemm_)), (Float32, BLAS.@blasfunc(sgemm_)))
+# `y = M x` for a matrix of `blas_layout`'s kind; false where a vector runs backwards or stands still.
+@inline function gemv!(y, oy, sy, layout, ld, M, om, rows, cols, x, ox, sx)
+    sy, sx = rows == 1 ? 1 : sy, cols == 1 ? 1 : sx
+    (sy < 1 || sx < 1 || layout == ' ') && return false
+    # what BLAS sees is the transpose where rows are contiguous
+    layout == 'N' ? call_gemv!('T', cols, rows, M, om, ld, x, ox, sx, y, oy, sy) :
+        call_gemv!('N', rows, cols, M, om, ld, x, ox, sx, y, oy, sy)
+    return true
+end
+
+for (T, gemv, gemm) in (
+        (Float64, BLAS.@blasfunc(dgemv_), BLAS.@blasfunc(dgemm_)),
+        (Float32, BLAS.@blasfunc(sgemv_), BLAS.@blasfunc(sgemm_)),
+    )
+    @eval @inline function call_gemv!(trans, m, n, A::DenseArray{$T}, oa, ld, x, ox, sx, y, oy, sy)
+        GC.@preserve A x y ccall(
+            ($(QuoteNode(gemv)), BLAS.libblastrampoline), Cvoid,
+            (
+                Ref{UInt8}, Ref{BLAS.BlasInt}, Ref{BLAS.BlasInt}, Ref{$T}, Ptr{$T},
+                Ref{BLAS.BlasInt}, Ptr{$T}, Ref{BLAS.BlasInt}, Ref{$T}, Ptr{$T},
+                Ref{BLAS.BlasInt}, Clong,
+            ),
+            trans, m, n, one($T), pointer(A, oa), ld, pointer(x, ox), sx, zero($T),
+            pointer(y, oy), sy, 1
+        )
+        return
+    end
     @eval function blas!(
             C::DenseArray{$T}, oc, c0, c1, A::DenseArray{$T}, oa, a0, a1,
             B::DenseArray{$T}, ob, b0, b1, m, n, k
         )
-        # BLAS counts by columns: it is asked for C' = B' A', so rows must be contiguous in C
-        transc, ldc = blas_layout(c0, c1, m, n)
         transb, ldb = blas_layout(b0, b1, k, n)
         transa, lda = blas_layout(a0, a1, m, k)
+        # a product of one column or row: gemm takes up to four times as long there
+        n == 1 && gemv!(C, oc, c0, transa, lda, A, oa, m, k, B, ob, b0) && return true
+        m == 1 && gemv!(C, oc, c1, blas_layout(b1, b0, n, k)..., B, ob, n, k, A, oa, a1) &&
+            return true
+        # BLAS counts by columns: it is asked for C' = B' A', so rows must be contiguous in C
+        transc, ldc = blas_layout(c0, c1, m, n)
         (transc != 'N' || transb == ' ' || transa == ' ') && return false
         GC.@preserve A B C ccall(
             ($(QuoteNode(gemm)), BLAS.libblastrampoline), Cvoid,
