@@ -8,9 +8,11 @@
 # The rule's error for cos(w t), in units of h |cos|, is this times the 5/2-th power of the second
 # divided difference at its nodes: 1.4e-5 (h w)^5, and the difference is (h w)^2 / 2.
 const RADAU_ERROR = 7.9e-5
-# What an interval may miss of f_p, in units of the tolerance. Differences beyond `SEEN` of the values
-# tell of no rate at all, as the nodes skip whole waves: such intervals are cut in `BLIND`.
-const MISSED, SEEN, BLIND = 0.1, 0.5, 8
+# Differences beyond `SEEN` times the values near by tell of no rate, as the nodes skip whole waves (it is
+# (h w)^2 / 2 where they do not, about 5 where they do): such intervals are cut in `BLIND`.
+const SEEN, BLIND = 1.0, 8
+# Larger states are looked at together: of so many entries some always bend.
+const APART = 50
 # Most rounds of cutting, and most intervals.
 const ROUNDS, MOST_INTERVALS = 6, 20_000
 
@@ -71,8 +73,9 @@ end
 
 function parts_by_parameters(mesh::Vector{T}, a::Along{T}, interp, p, reltol) where {T}
     count, n = length(mesh) - 1, length(a.u)
-    largest, second = zeros(T, n, count), zeros(T, n, count)
-    whole = zeros(T, n)
+    rows = n <= APART ? n : 1
+    largest, second, whole = zeros(T, rows, count), zeros(T, rows, count), zeros(T, rows)
+    bend = zeros(T, n)
     for k in 1:count
         from, to = mesh[k], mesh[k + 1]
         h = to - from
@@ -82,24 +85,28 @@ function parts_by_parameters(mesh::Vector{T}, a::Along{T}, interp, p, reltol) wh
             along!(a.moved[i], a, t)
         end
         x, y, z = a.moved
-        for r in 1:n
-            largest[r, k] = max(abs(x[r]), abs(y[r]), abs(z[r]))
-            second[r, k] = abs(SECOND[1] * x[r] + SECOND[2] * y[r] + SECOND[3] * z[r])
-            whole[r] += abs(h) * largest[r, k]
+        bend .= SECOND[1] .* x .+ SECOND[2] .* y .+ SECOND[3] .* z
+        if rows == 1
+            largest[1, k], second[1, k] = maximum(norm, a.moved), norm(bend)
+        else
+            for r in 1:n
+                largest[r, k], second[r, k] = maximum(v -> abs(v[r]), a.moved), abs(bend[r])
+            end
         end
+        whole .+= abs(h) .* view(largest, :, k)
     end
     # not finite in this direction: it cannot be told
     all(isfinite, second) || return ones(Int, count)
     parts = ones(count)
     for k in 1:count
-        h, ratio = abs(mesh[k + 1] - mesh[k]), zero(T)
-        for r in 1:n
+        h, ratio, near = abs(mesh[k + 1] - mesh[k]), zero(T), max(k - 2, 1):min(k + 2, count)
+        for r in 1:rows
             # Waves take themselves away in the integral, and the adjoint may be large where f_p is
-            # small: an interval is held to a part of the tolerance of itself, where it counts
+            # small: an interval is held to the tolerance of what is near by, where it counts
             h * largest[r, k] > reltol * whole[r] / count || continue
-            ratio = max(ratio, second[r, k] / largest[r, k])
+            ratio = max(ratio, second[r, k] / maximum(view(largest, r, near)))
         end
-        need = RADAU_ERROR * Float64(ratio)^2.5 / (MISSED * reltol)
+        need = RADAU_ERROR * Float64(ratio)^2.5 / reltol
         need > 1 && (parts[k] = ceil(1.1 * need^0.2))
         ratio > SEEN && (parts[k] = BLIND)
     end

@@ -114,7 +114,7 @@ class CollocationAdjoint:
         self._pieces.clear()
         mesh = join(segment.t, times)
         if not self._dae and self._along is not None:
-            mesh = resolved(mesh, segment, self._along, self.rtol)
+            mesh = resolved(mesh, segment, self._along, self.rtol, self._plan.blocks)
         mu, _ = self._through(segment, mesh, jumps, 0)
         if self._pull is not None:
             for nodes, stages, u, du in self._pieces:

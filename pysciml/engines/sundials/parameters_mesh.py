@@ -20,17 +20,19 @@ from pysciml.engines.sundials.integrate import Segment
 __all__ = ["along_parameters", "resolved"]
 
 Array = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 Along = Callable[[Array, Array], Array]
 
 #: The rule's error for ``cos(w t)``, in units of ``h |cos|``, is this times the 5/2-th power of the
 #: second divided difference at its nodes: ``1.4e-5 (h w)^5``, the difference being ``(h w)^2 / 2``.
 _ERROR = 7.9e-5
-#: Differences beyond this share of the values tell of no rate at all: the nodes skip whole waves.
-_SEEN = 0.5
-#: What an interval may miss of f_p, in units of rtol.
-_PART = 0.1
+#: Differences beyond this many times the values near by tell of no rate: the nodes skip whole waves
+#: (it is ``(h w)^2 / 2`` where they do not, about 5 where they do).
+_SEEN = 1.0
 #: Intervals that are not seen through are cut in so many; most intervals of a mesh, and rounds.
 _BLIND, _MOST, _ROUNDS = 8, 20_000, 6
+#: Larger states without blocks are looked at together: of so many entries some always bend.
+_APART = 50
 #: Numbers that are held at a time.
 _HELD = 20_000_000
 
@@ -58,11 +60,17 @@ def along_parameters(problem: FlatProblem) -> Along | None:
     return lambda u, t: ahead(u, t) - behind(u, t)
 
 
-def resolved(mesh: Array, segment: Segment, along: Along, rtol: float) -> Array:
+def resolved(
+    mesh: Array, segment: Segment, along: Along, rtol: float, blocks: Ints | None = None
+) -> Array:
     """``mesh`` with its intervals cut where they do not resolve f_p to ``rtol``.
 
+    ``blocks`` (nb, m): the state's entries in each independent block, looked at together.
     Given back as it is where f_p is not finite in the direction looked at: it cannot be told then.
     """
+    n = segment.u.shape[-1]
+    if blocks is None and n > _APART:
+        blocks = np.arange(n)[:, None]
     for _ in range(_ROUNDS):
         nodes = Nodes.of(mesh)
         count = len(nodes.h)
@@ -72,14 +80,18 @@ def resolved(mesh: Array, segment: Segment, along: Along, rtol: float) -> Array:
         moved = along(u, nodes.t.reshape(-1)).reshape(count, 3, -1)
         if not np.isfinite(moved).all():
             break
-        largest = np.abs(moved).max(axis=1)
-        second = np.abs(np.einsum("kin,i->kn", moved[:, ::-1], _SECOND))
+        second = np.einsum("kin,i->kn", moved[:, ::-1], _SECOND)
+        if blocks is None:
+            largest, second = np.abs(moved).max(axis=1), np.abs(second)
+        else:
+            largest = _together(moved, blocks).max(axis=1)
+            second = _together(second, blocks)
         whole = (np.abs(nodes.h)[:, None] * largest).sum(axis=0)
         # Waves take themselves away in the integral, and the adjoint may be large where f_p is
-        # small: each interval is held to a part of rtol of itself, where it counts at all.
+        # small: each interval is held to rtol of what is near by, where it counts at all.
         counts = np.abs(nodes.h)[:, None] * largest > rtol * whole / count
-        ratio = np.divide(second, largest, out=np.zeros_like(second), where=counts)
-        need = _ERROR * ratio.max(axis=1) ** 2.5 / (_PART * rtol)
+        ratio = np.divide(second, _nearby(largest, np.max), out=np.zeros_like(second), where=counts)
+        need = _ERROR * ratio.max(axis=1) ** 2.5 / rtol
         parts = np.where(need > 1.0, np.ceil(1.1 * need**0.2), 1.0)
         parts[ratio.max(axis=1) > _SEEN] = _BLIND
         if parts.max() == 1.0:
@@ -93,7 +105,17 @@ def _as_neighbours(parts: Array, h: Array) -> npt.NDArray[np.int64]:
 
     Three nodes that skip whole waves may lie on a line by chance; not in the intervals beside too.
     """
-    length = np.where(parts > 1.0, h / parts, np.inf)
-    padded = np.pad(length, 2, constant_values=np.inf)
-    shortest = np.min([padded[i : i + len(h)] for i in range(5)], axis=0)
+    shortest = _nearby(np.where(parts > 1.0, h / parts, np.inf), np.min)
     return np.clip(np.ceil(h / shortest - 1e-9), 1, 2 * _BLIND).astype(np.int64)
+
+
+def _together(x: Array, blocks: Ints) -> Array:
+    """Root mean squares (..., m) over the blocks of values (..., n)."""
+    out: Array = np.sqrt(np.square(x[..., blocks]).mean(axis=-2))
+    return out
+
+
+def _nearby(x: Array, of: Callable[..., Array]) -> Array:
+    """The smallest or largest of each entry (K, ...) and the two on either side of it."""
+    padded = np.pad(x, [(2, 2)] + [(0, 0)] * (x.ndim - 1), mode="edge")
+    return of([padded[i : i + len(x)] for i in range(5)], axis=0)
