@@ -117,8 +117,9 @@ class DiscreteAdjoint(SensitivityAlgorithm):
     the outputs between steps through the interpolant. Nothing is solved again, so no tolerance
     counts: the gradient is exact for the discrete solution, and as good as that is. Steps that
     are too long for a parameter that leaves no trace in the solution, such as a fast control that
-    is zero so far, are too long for its gradient: name ``CollocationAdjoint()`` there. The julia
-    engine's default after ``Tsit5``, the only algorithm that it takes.
+    is zero so far, are too long for its gradient: name ``ForwardSensitivity()`` or
+    ``QuadratureAdjoint()`` there. The julia engine's default after ``Tsit5``, the only algorithm
+    that it takes.
     """
 
 

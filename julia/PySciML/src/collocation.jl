@@ -76,7 +76,7 @@ function collocate(
         cotangents::Matrix{T}, reltol
     ) where {T}
     w = Collocation(e, interp, p, reltol)
-    mesh = resolved(joined_mesh(steps, ts), e, interp, p, reltol)
+    mesh = joined_mesh(steps, ts)
     mu, j, watch = zeros(T, e.n), length(ts), Watch()
     function jump!(t)
         while j >= 1 && ts[j] == t

@@ -62,10 +62,3 @@ end
         @test mine ≈ sol(sol.t[i] + theta * dt)[1] rtol = 1.0e-13
     end
 end
-
-@testset "meshes that resolve the parameters' part" begin
-    @test PySciML.subdivided([0.0, 1.0, 3.0], [2, 1]) == [0.0, 0.5, 1.0, 3.0]
-    # beside an interval that is cut none is longer than its parts
-    @test PySciML.as_neighbours([1.0, 1, 1, 4, 1, 1, 1], collect(0.0:7.0)) == [1, 4, 4, 4, 4, 4, 1]
-    @test PySciML.as_neighbours([1.0, 3.0], [4.0, 2.0, 1.0]) == [6, 3]
-end

@@ -30,11 +30,11 @@ _ERROR = 7.9e-5
 #: (it is ``(h w)^2 / 2`` where they do not, about 5 where they do).
 _SEEN = 1.0
 #: Intervals that are not seen through are cut in so many; most intervals of a mesh, and rounds.
-_BLIND, _MOST, _ROUNDS = 8, 20_000, 6
+_BLIND, _MOST, _ROUNDS = 8, 10_000, 6
 #: Larger states without blocks are looked at together: of so many entries some always bend.
 _APART = 50
 #: Numbers that are held at a time.
-_HELD = 20_000_000
+_HELD = 4_000_000
 
 #: Values at the nodes, by rising time, to the second divided difference in units of the interval.
 _theta = 1.0 - C[::-1]
@@ -66,20 +66,22 @@ def resolved(
     """``mesh`` with its intervals cut where they do not resolve f_p to ``rtol``.
 
     ``blocks`` (nb, m): the state's entries in each independent block, looked at together.
-    Given back as it is where f_p is not finite in the direction looked at: it cannot be told then.
+    Given back as it is where it cannot be told (f_p is not finite in the direction looked at) and
+    where no mesh will do, as over jumps.
     """
     n = segment.u.shape[-1]
     if blocks is None and n > _APART:
         blocks = np.arange(n)[:, None]
+    first = mesh
     for _ in range(_ROUNDS):
         nodes = Nodes.of(mesh)
         count = len(nodes.h)
+        if 3 * count * n > _HELD:
+            return first
         u = segment.interpolant(nodes.t.reshape(-1))
-        if count > _MOST or u.size > _HELD:
-            break
         moved = along(u, nodes.t.reshape(-1)).reshape(count, 3, -1)
         if not np.isfinite(moved).all():
-            break
+            return first
         second = np.einsum("kin,i->kn", moved[:, ::-1], _SECOND)
         if blocks is None:
             largest, second = np.abs(moved).max(axis=1), np.abs(second)
@@ -93,11 +95,15 @@ def resolved(
         ratio = np.divide(second, _nearby(largest, np.max), out=np.zeros_like(second), where=counts)
         need = _ERROR * ratio.max(axis=1) ** 2.5 / rtol
         parts = np.where(need > 1.0, np.ceil(1.1 * need**0.2), 1.0)
-        parts[ratio.max(axis=1) > _SEEN] = _BLIND
+        blind = ratio.max(axis=1) > _SEEN
+        parts[blind] = _BLIND
         if parts.max() == 1.0:
-            break
-        mesh = subdivide(mesh, _as_neighbours(parts, np.abs(nodes.h)))
-    return mesh
+            return mesh
+        cut = _as_neighbours(parts, np.abs(nodes.h))
+        if cut.sum() > max(_MOST, 4 * count):
+            return first  # no wave, but jumps
+        mesh = subdivide(mesh, cut)
+    return first if blind.any() else mesh
 
 
 def _as_neighbours(parts: Array, h: Array) -> npt.NDArray[np.int64]:
