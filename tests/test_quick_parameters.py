@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import pysciml as ps
+from pysciml.engines.sundials import forward, gauss
 from pysciml.engines.sundials.parameters_mesh import resolved
 from support import F64, f64
 
@@ -31,20 +32,20 @@ def by_control(w: float, t: float) -> float:
 
 
 WAYS = [
-    pytest.param("sundials", ps.CVODE_BDF(), None, id="sundials-CVODE_BDF"),
-    pytest.param("sundials", ps.CVODE_Adams(), None, id="sundials-CVODE_Adams"),
-    pytest.param("sundials", ps.CVODE_BDF(), ps.ForwardSensitivity(), id="sundials-forward"),
+    pytest.param(ps.CVODE_BDF(), None, id="CVODE_BDF"),
+    pytest.param(ps.CVODE_Adams(), None, id="CVODE_Adams"),
+    pytest.param(ps.CVODE_BDF(), ps.ForwardSensitivity(), id="forward"),
 ]
 
 
 @pytest.mark.parametrize("u0", [0.0, 1.0])
-@pytest.mark.parametrize(("engine", "alg", "sensealg"), WAYS)
-def test_controls_that_are_zero(engine: str, alg: Any, sensealg: Any, u0: float) -> None:
+@pytest.mark.parametrize(("alg", "sensealg"), WAYS)
+def test_controls_that_are_zero(alg: Any, sensealg: Any, u0: float) -> None:
     p = f64(0.0, 0.0).requires_grad_()
     start = torch.full((1,), u0, dtype=F64, requires_grad=True)
     sol = ps.solve(
-        ps.ODEProblem(controlled, start, (0.0, 10.0), p), alg, saveat=[6.0, 10.0], engine=engine,
-        sensealg=sensealg, abstol=1e-6, reltol=1e-6,
+        ps.ODEProblem(controlled, start, (0.0, 10.0), p), alg, saveat=[6.0, 10.0],
+        engine="sundials", sensealg=sensealg, abstol=1e-6, reltol=1e-6,
     )  # fmt: skip
     for i, t in enumerate((6.0, 10.0)):
         got, by_start = torch.autograd.grad(sol.u[i, 0], [p, start], retain_graph=True)
@@ -64,6 +65,24 @@ def test_backwards_in_time_beside_a_constraint() -> None:
     w, part = QUICK, math.exp(-3.0)
     waves = 1 + part * (w * math.sin(3 * w) - math.cos(3 * w))
     assert float(got) == pytest.approx(-2 * waves / (1 + w * w), rel=1e-4)
+
+
+@pytest.mark.parametrize("sensealg", [None, ps.ForwardSensitivity()], ids=["adjoint", "forward"])
+def test_pieces_in_time_are_not_looked_at(sensealg: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (gauss, forward):
+        monkeypatch.setattr(module, "resolved", None)
+
+    def f(u: Any, p: Any, t: Any) -> Any:
+        return -u + torch.where(t > 1.0, p, -p)
+
+    p = f64([0.5]).requires_grad_()
+    sol = ps.solve(
+        ps.ODEProblem(f, f64([1.0]), (0.0, 2.0), p), ps.CVODE_BDF(), saveat=[2.0],
+        d_discontinuities=[1.0], engine="sundials", sensealg=sensealg, abstol=1e-8, reltol=1e-8,
+    )  # fmt: skip
+    (got,) = torch.autograd.grad(sol.u.sum(), [p])
+    exact = (1 - math.exp(-1)) - (math.exp(-1) - math.exp(-2))
+    assert float(got) == pytest.approx(exact, rel=1e-5)
 
 
 def test_jumps_in_time_are_not_taken_for_waves() -> None:

@@ -266,9 +266,7 @@ class Emitter:
                 found = self.target(node)
                 inner = View(found.base, found.offset, arg.shape, contiguous(arg.shape))
                 if not found.is_contiguous:
-                    packed = self.scratch(arg.shape, arg.kind)
-                    self.copy(view, packed)
-                    whole = packed.reshape(node.shape)
+                    whole = self.packed(view, arg.kind).reshape(node.shape)
                     assert whole is not None
                     self.copy(whole, found)
                 else:
@@ -332,6 +330,12 @@ class Emitter:
             _, (s, t) = self.nest(to.shape, [source, to])
             self.lines.append(f"    {t} = {s}")
             self.close()
+
+    def packed(self, source: View, kind: str = "f") -> View:
+        """A copy whose elements lie one after the other."""
+        to = self.scratch(source.shape, kind)
+        self.copy(source, to)
+        return to
 
     def fill(self, to: View, value: str) -> None:
         if to.size:
@@ -431,9 +435,7 @@ class Emitter:
         """What the terms of a product with few of them are made of: columns of A, rows of B."""
         a, b = (self.views[id(x)] for x in product.args)
         if b.strides[1] != 1:  # read once a row of A
-            packed = self.scratch(b.shape)
-            self.copy(b, packed)
-            b = packed
+            b = self.packed(b)
         factors: dict[Leaf, View] = {}
         for term in range(a.shape[1]):
             column = a.slice((0, term), (a.shape[0], term + 1), (1, 1))

@@ -55,9 +55,7 @@ def _matmul(e: Emitter, node: Node) -> None:
     else:
         (m, k), n = a.shape, b.shape[1]
         if b.strides[1] != 1 and m >= PACKED_ROWS and m * n * k <= SMALL_FOR_BLAS:
-            packed = e.scratch(b.shape)
-            e.copy(b, packed)
-            b = packed
+            b = e.packed(b)
         e.lines.append(_product(a, b, c, m, n, k))
 
 

@@ -113,7 +113,7 @@ class CollocationAdjoint:
                 return mu
         self._pieces.clear()
         mesh = join(segment.t, times)
-        if not self._dae and self._along is not None:
+        if self._along is not None:
             mesh = resolved(mesh, segment, self._along, self.rtol, self._plan.blocks)
         mu, _ = self._through(segment, mesh, jumps, 0)
         if self._pull is not None:

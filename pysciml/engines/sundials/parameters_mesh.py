@@ -47,9 +47,13 @@ def along_parameters(problem: FlatProblem) -> Along | None:
     """fn(u (q, n), t (q,)) to f_p in a direction that all parameters have a part in, (q, n).
 
     By differences: how it changes with time is what is looked at. None where the rate depends on
-    time through the state alone, and so do all its derivatives.
+    time through the state alone, and so do all its derivatives; where it has pieces in time,
+    between which f_p jumps, so that no mesh resolves it; and for residuals.
     """
     functions, p, c = problem.functions, problem.p, problem.c
+    kernels = functions.kernels
+    if problem.kind == "dae" or kernels is not None and kernels.piecewise("t"):
+        return None
     by_time = functions.sparsity("t")
     if not len(p) or by_time is not None and not by_time.nnz:
         return None
