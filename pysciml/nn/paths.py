@@ -69,10 +69,10 @@ def path_times(x: Any, t: Any) -> Tensor:
 
 def _require_rising(t: Tensor) -> None:
     """Raise InputError unless the times increase strictly and are finite."""
+    if not bool(torch.isfinite(t.detach()).all()):
+        raise InputError("t holds an infinite time, or nan; give finite ones.")
     if not bool((t.detach().diff() > 0).all()):
         raise InputError("t must increase strictly; sort it, and the data with it.")
-    if not bool(torch.isfinite(t.detach()).all()):
-        raise InputError("t holds an infinite time; give finite ones.")
 
 
 # ---- missing values
