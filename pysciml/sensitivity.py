@@ -115,11 +115,11 @@ class DiscreteAdjoint(SensitivityAlgorithm):
 
     Each Runge-Kutta step is run backwards through its stages (Sanz-Serna, SIAM Review 58, 2016),
     the outputs between steps through the interpolant. Nothing is solved again, so no tolerance
-    counts: the gradient is exact for the discrete solution, and as good as that is. Steps that
-    are too long for a parameter that leaves no trace in the solution, such as a fast control that
-    is zero so far, are too long for its gradient: name ``ForwardSensitivity()`` or
-    ``QuadratureAdjoint()`` there. The julia engine's default after ``Tsit5``, the only algorithm
-    that it takes.
+    counts but for two cases: a step that is too long for a mode that only the cotangent excites,
+    or for a parameter that leaves no trace in the solution (a fast control that is zero so far),
+    is gone through by the continuous adjoint in parts, as ``reltol`` needs. Else the gradient is
+    exact for the discrete solution, and as good as that is. The julia engine's default after
+    ``Tsit5``, the only algorithm that it takes.
     """
 
 

@@ -88,6 +88,13 @@ class Kernels:
         found: bool = self.once(("piecewise", wrt), lambda: structure.piecewise(graph, wrt))
         return found
 
+    @property
+    def driven(self) -> bool:
+        """Whether the value depends on ``t`` by itself, and not by pieces."""
+        graph = self.graph("value")
+        found: bool = self.once("driven", lambda: structure.depends(graph, "t"))
+        return found and not self.piecewise("t")
+
     def sparsity(self, wrt: str, role: str = "value") -> sparse.csr_matrix | None:
         """Which entries of ``role``'s Jacobian by ``wrt`` can be nonzero (n_out, n_in), as ones.
 

@@ -52,6 +52,13 @@ def dependencies(graph: Graph, wrt: str) -> sparse.csr_matrix | None:
         return None
 
 
+def depends(graph: Graph, wrt: str) -> bool:
+    """Whether the outputs, or anything that they are made of, read an input."""
+    given = id(graph.input(wrt))
+    used = {id(a) for node in graph.nodes() for a in node.args}
+    return given in used or given in {id(output) for output in graph.outputs}
+
+
 def piecewise(graph: Graph, wrt: str) -> bool:
     """Whether the outputs are put together of pieces that an input chooses between.
 

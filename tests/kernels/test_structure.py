@@ -183,3 +183,10 @@ def test_functions_of_pieces(f, pieces):
     u, p, t = torch.ones(2), torch.zeros(0), torch.tensor(0.3)
     found = capture(lambda u, p, t: f(u, t), {"u": u, "p": p, "t": t})
     assert Kernels(found).piecewise("t") == pieces
+    assert Kernels(found).driven == (not pieces)
+
+
+def test_what_does_not_read_the_time_is_not_driven():
+    u, p, t = torch.ones(2), torch.ones(1), torch.tensor(0.3)
+    found = capture(lambda u, p, t: p * torch.tanh(u), {"u": u, "p": p, "t": t})
+    assert not Kernels(found).driven

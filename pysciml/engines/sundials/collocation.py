@@ -19,11 +19,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import eigvals, solve_banded
+from scipy.linalg import eigvals
 
+from pysciml.engines.sundials.damping import parts_for_damping
 from pysciml.errors import EngineError
 
 Array = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 
 _S6 = np.sqrt(6.0)
 #: Nodes, matrix and weights of the 3-stage Radau IIA rule.
@@ -242,64 +244,22 @@ def _coupled(h: Array, jac: Array, with_identity: bool) -> Array:
     return system.reshape(count, nb, 3 * m, 3 * m)
 
 
-def sweep_banded(
-    nodes: Nodes,
-    bands: Array,
-    lband: int,
-    uband: int,
-    jumps: dict[int, Array],
-    follower: Follower,
-) -> Sweep:
-    """A banded Jacobian, ``bands`` (K, 3, lband + uband + 1, n): J[i, j] at [uband + i - j, j].
-
-    Stages are interleaved with the state's entries, so the stage system is banded too.
-    """
-    count, _, width, n = bands.shape
-    lower, upper = 3 * uband + 2, 3 * lband + 2  # of the transposed, interleaved system
-    base = np.zeros((lower + upper + 1, 3 * n))
-    stages = np.empty((count, 3, n))
-    # Entry (3a+i, 3b+j) of the system is delta - h A_ij J_j[b, a], for |a - b| within the bands.
-    places = []
-    for d in range(-uband, lband + 1):  # b - a = d: J[b, a] with b = a + d
-        a = np.arange(max(0, -d), min(n, n - d))
-        for i in range(3):
-            for j in range(3):
-                row, col = 3 * a + i, 3 * (a + d) + j
-                places.append((d, a, i, j, upper + row - col, col))
-
-    def step(k: int, mu: Array) -> Array:
-        ab = base.copy()
-        ab[upper] = 1.0
-        for d, a, i, j, row, col in places:
-            ab[row, col] -= nodes.h[k] * A[i, j] * bands[k, j, uband + d, a]
-        x = solve_banded(
-            (lower, upper), ab, np.repeat(mu, 3), overwrite_ab=True, check_finite=False
-        )
-        stages[k] = x.reshape(n, 3).T
-        return stages[k, 2]
-
-    def multiply(k: int, v: Array) -> Array:
-        out = np.zeros(n)
-        for row, d in enumerate(range(-uband, lband + 1)):  # J[b, a] with b = a + d
-            a = slice(max(0, -d), min(n, n - d))
-            out[a] += bands[k, 1, row, a] * v[a.start + d : a.stop + d]
-        return out
-
-    return follow(nodes, jumps, stages, step, multiply, follower)
-
-
 # -- meshes ------------------------------------------------------------------
 
 
-def parts_needed(h: Array, jac: Array, rtol: float) -> npt.NDArray[np.int64] | None:
+def parts_needed(
+    h: Array, jac: Array, rtol: float, new: Bools | None = None
+) -> npt.NDArray[np.int64] | None:
     """How many parts each interval of length h must be cut into; None where the mesh will do.
 
     The forward mesh resolves the modes that the forward solution contains. A cotangent or a
-    sensitivity can excite others: those that decay are damped by the rule as they should be, but a
-    mode that oscillates or grows must be followed. The rule's error on ``z = h * eigenvalue`` is
-    ``|R(z) - exp(z)|``, about ``|z|^6 / 7200`` (its error constant), so ``|z|`` is kept below
-    :func:`resolved` for such modes. ``jac`` (K, ..., m, m): the Jacobian inside each interval, or
-    its diagonal blocks; large ones are not looked at, see :mod:`.resolution`.
+    sensitivity can excite others: those that decay are damped by the rule, mostly as they should be
+    (see :mod:`.damping`), but a mode that oscillates or grows must be followed. The rule's error on
+    ``z = h * eigenvalue`` is ``|R(z) - exp(z)|``, about ``|z|^6 / 7200`` (its error constant), so
+    ``|z|`` is kept below :func:`resolved` for such modes. ``jac`` (K, ..., m, m): the Jacobian
+    inside each interval, or its diagonal blocks; large ones are not looked at, see
+    :mod:`.resolution`. ``new`` (K,): the intervals that have come from cutting, the others will do;
+    modes that decay are seen to by then. None where the mesh is looked at first.
     """
     if jac.shape[-1] > EIGENVALUES:
         return None
@@ -307,16 +267,16 @@ def parts_needed(h: Array, jac: Array, rtol: float) -> npt.NDArray[np.int64] | N
     size = np.abs(h) * np.sqrt(
         np.einsum("...ij,...ij->...", jac, jac).reshape(len(h), -1).max(axis=1)
     )
-    suspects = np.nonzero((size > reach) & np.isfinite(size))[0]
+    suspects = np.nonzero((size > reach) & np.isfinite(size) & (True if new is None else new))[0]
     if not len(suspects):
         return None
     step = h[suspects].reshape((-1,) + (1,) * (jac.ndim - 2))
     z = (step * np.linalg.eigvals(jac[suspects]).astype(complex)).reshape(len(suspects), -1)
-    return _parts(suspects, z, reach, len(h))
+    return _parts(suspects, z, h, rtol, new is None)
 
 
 def parts_needed_in_turn(
-    h: Array, jac: Array, mass: Array | None, rtol: float
+    h: Array, jac: Array, mass: Array | None, rtol: float, new: Bools | None = None
 ) -> npt.NDArray[np.int64] | None:
     """As :func:`parts_needed`, for ``jac`` (K, n, n) of any size; ``mass`` (n, n), (K, n, n), None.
 
@@ -331,7 +291,7 @@ def parts_needed_in_turn(
     size = np.linalg.norm(both, axis=1)
     last, z = -1, np.zeros((count, n), dtype=complex)
     values = z[0]
-    for k in range(count):
+    for k in range(count) if new is None else np.nonzero(new)[0].tolist():
         if last < 0 or not np.linalg.norm(both[k] - both[last]) <= 0.2 * size[k]:
             last = k
             here = mass[k] if mass is not None and mass.ndim == 3 else mass
@@ -342,19 +302,25 @@ def parts_needed_in_turn(
         z[k] = h[k] * values
     if mass is not None:
         z[~(np.abs(z) < 1e6)] = 0.0
-    return _parts(np.arange(count), z, resolved(rtol), count)
+    return _parts(np.arange(count), z, h, rtol, new is None)
 
 
 def _parts(
-    suspects: npt.NDArray[np.int64], z: npt.NDArray[np.complex128], reach: float, count: int
+    suspects: npt.NDArray[np.int64],
+    z: npt.NDArray[np.complex128],
+    h: Array,
+    rtol: float,
+    first: bool,
 ) -> npt.NDArray[np.int64] | None:
-    need = np.where(must_be_followed(z), np.abs(z), 0.0).max(axis=1) / reach
-    if not (need > 1.0).any():
-        return None
-    parts = np.ones(count, dtype=np.int64)
-    cut = np.where(need > 1.0, CUT * need, 1.0)
-    parts[suspects] = np.ceil(np.minimum(cut, 4096.0)).astype(np.int64)
-    return None if parts.sum() > _LONGEST else parts
+    follow = must_be_followed(z)
+    need = np.where(follow, np.abs(z), 0.0).max(axis=1) / resolved(rtol)
+    cut = np.ceil(np.minimum(np.where(need > 1.0, CUT * need, 1.0), 4096.0)).astype(np.int64)
+    if first:
+        damped = parts_for_damping(np.where(follow, 0.0, z), suspects, h, rtol, SLACK)
+        cut = np.maximum(cut, damped)
+    parts = np.ones(len(h), dtype=np.int64)
+    parts[suspects] = cut
+    return None if parts.max() == 1 or parts.sum() > _LONGEST else parts
 
 
 def resolved(rtol: float) -> float:

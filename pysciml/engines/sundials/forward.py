@@ -32,8 +32,8 @@ from pysciml.engines.sundials.collocation import (
     parts_needed_in_turn,
     subdivide,
 )
+from pysciml.engines.sundials.driven_mesh import along_parameters, along_state, resolved
 from pysciml.engines.sundials.integrate import EventRecord, Segment, Trajectory
-from pysciml.engines.sundials.parameters_mesh import along_parameters, resolved
 from pysciml.engines.sundials.rates import Rates
 
 Array = npt.NDArray[np.float64]
@@ -105,7 +105,7 @@ class _Sensitivity:
         self.jac_u = functions.bind_batched("jac:u", p, c)
         if self.residual:
             self.jac_du = functions.bind_batched("jac:du", p, c)
-        self.along = along_parameters(problem)
+        self.alongs = along_parameters(problem), along_state(problem)
         self.one_jac_p = functions.bind("jac:p", p, c) if len(p) else None
         self.jac_p = None
         if len(p) and functions.kernels is not None:
@@ -152,8 +152,8 @@ class _Sensitivity:
 
     def _refined(self, segment: Segment, mesh: Array) -> Array:
         mass = self.problem.mass_matrix
-        if self.along is not None:
-            mesh = resolved(mesh, segment, self.along, self.rtol)
+        mesh = resolved(mesh, segment, self.alongs, self.rtol)
+        new = None
         for _ in range(3):
             middle = 0.5 * (mesh[1:] + mesh[:-1])
             u, h = segment.interpolant(middle), np.diff(mesh)
@@ -163,12 +163,12 @@ class _Sensitivity:
             else:
                 jac = self.jac_u(u, middle)
             if mass is None and u.shape[1] <= EIGENVALUES:
-                parts = parts_needed(h, jac, self.rtol)
+                parts = parts_needed(h, jac, self.rtol, new)
             else:
-                parts = parts_needed_in_turn(h, jac, mass, self.rtol)
+                parts = parts_needed_in_turn(h, jac, mass, self.rtol, new)
             if parts is None:
                 break
-            mesh = subdivide(mesh, parts)
+            mesh, new = subdivide(mesh, parts), np.repeat(parts > 1, parts)
         return mesh
 
     def _steps(self, segment: Segment, mesh: Array) -> tuple[Array, Array]:

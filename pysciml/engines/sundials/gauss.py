@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from pysciml.engines.base import FlatProblem
 from pysciml.engines.sundials import jacobian
+from pysciml.engines.sundials.banded_sweep import sweep_banded
 from pysciml.engines.sundials.collocation import (
     EIGENVALUES,
     Nodes,
@@ -18,23 +19,25 @@ from pysciml.engines.sundials.collocation import (
     parts_needed,
     parts_needed_in_turn,
     subdivide,
-    sweep_banded,
     sweep_blocks,
     sweep_dense,
 )
+from pysciml.engines.sundials.driven_mesh import Along, along_parameters, along_state, resolved
 from pysciml.engines.sundials.integrate import Segment
 from pysciml.engines.sundials.long_intervals import LongIntervals
 from pysciml.engines.sundials.long_products import LongProducts
 from pysciml.engines.sundials.matrix_free import TooStiff, sweep_matrix_free
-from pysciml.engines.sundials.parameters_mesh import along_parameters, resolved
 from pysciml.engines.sundials.rates import Rates
 from pysciml.engines.sundials.resolution import DEEPEST, Resolution
 from pysciml.engines.sundials.sparse_sweep import sweep_sparse
 
 Array = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 
 #: Up to this size a dense Jacobian is formed at once; beyond it, only where the problem is stiff.
 _DIRECT = 32
+#: Numbers that are held at a time.
+_HELD = 4_000_000
 
 
 class CollocationAdjoint:
@@ -54,7 +57,8 @@ class CollocationAdjoint:
         self._mass = problem.mass_matrix
         self._plan = jacobian.plan(functions)
         self._iterate = False
-        self._sparse = self._plan.kind == "sparse" and problem.kind == "ode" and self._mass is None
+        plain = problem.kind == "ode" and self._mass is None
+        self._sparse = plain and self._plan.kind in ("banded", "sparse")
         if not self._dae and self._mass is None:
             if self._plan.kind == "none" or self._plan.kind == "dense" and self._plan.n > _DIRECT:
                 self._iterate = True
@@ -80,8 +84,12 @@ class CollocationAdjoint:
         return self.problem.functions.bind_batched("vjp:u", self.problem.p, self.problem.c)
 
     @cached_property
-    def _along(self) -> Callable[[Array, Array], Array] | None:
+    def _along(self) -> Along | None:
         return along_parameters(self.problem)
+
+    @cached_property
+    def _along_state(self) -> Along | None:
+        return along_state(self.problem)
 
     @cached_property
     def _long(self) -> LongIntervals | LongProducts | None:
@@ -91,7 +99,8 @@ class CollocationAdjoint:
             return None
         if kernels is not None and kernels.piecewise("t"):
             return None  # the solver stops where the pieces meet: its own mesh knows them
-        push = self._along
+        along = self._along
+        push = None if along is None else lambda u, t: along(u, t, None)
         if not self._iterate and made.kind in ("dense", "blocks"):
             return LongIntervals(self._jac, push, made.blocks, made.n, self.rtol)
         # a wide band or a large pattern costs more than products
@@ -113,8 +122,9 @@ class CollocationAdjoint:
                 return mu
         self._pieces.clear()
         mesh = join(segment.t, times)
-        if self._along is not None:
-            mesh = resolved(mesh, segment, self._along, self.rtol, self._plan.blocks)
+        mesh = resolved(
+            mesh, segment, (self._along, self._along_state), self.rtol, self._plan.blocks
+        )
         mu, _ = self._through(segment, mesh, jumps, 0)
         if self._pull is not None:
             for nodes, stages, u, du in self._pieces:
@@ -130,28 +140,40 @@ class CollocationAdjoint:
         The stages go into the pieces.
         """
         nodes = Nodes.of(mesh)
-        u, du = self._states(segment, nodes)
+        u, du = self._states(segment, nodes.t.reshape(-1))
 
         def refine(k: int, parts: int, mu: Array) -> tuple[Array, float]:
             inner = np.linspace(nodes.mesh[k], nodes.mesh[k + 1], parts + 1)
             return self._through(segment, inner, [(float(inner[-1]), mu)], depth + 1)
 
-        follower = Resolution(self.rtol, refine if depth < DEEPEST else None, depth > 0)
+        follower = Resolution(
+            self.rtol, refine if depth < DEEPEST else None, None if depth else nodes.h
+        )
         sweep = None
         if self._iterate:
             sweep = self._by_iteration(nodes, u, _place(mesh, jumps), follower, depth)
         elif self._sparse:
             sweep = self._by_sparse(nodes, u, _place(mesh, jumps), follower)
         if sweep is None:
-            jac, mass = self._matrices(nodes, u, du)
+            jac, mass = self._matrices(nodes.t.reshape(-1), u, du)
+            fresh = None
             for _ in range(3 if depth == 0 else 0):
-                parts = self._parts_needed(nodes, jac, mass)
+                parts = self._parts_needed(nodes, jac, mass, fresh)
                 if parts is None:
                     break
                 mesh = subdivide(mesh, parts)
                 nodes = Nodes.of(mesh)
-                u, du = self._states(segment, nodes)
-                jac, mass = self._matrices(nodes, u, du)
+                # only what is new is computed
+                fresh = np.repeat(parts > 1, parts)
+                new = np.repeat(fresh, 3)
+                t = nodes.t.reshape(-1)[new]
+                u_new, du_new = self._states(segment, t)
+                jac_new, mass_new = self._matrices(t, u_new, du_new)
+                u, jac = _renewed(u, u_new, parts, new), _renewed(jac, jac_new, parts, new)
+                if du is not None and du_new is not None:
+                    du = _renewed(du, du_new, parts, new)
+                if mass is not None and mass_new is not None:
+                    mass = _renewed(mass, mass_new, parts, new)
             sweep = self._sweep(nodes, jac, mass, _place(mesh, jumps), follower)
         if self._pull is not None:
             self._pieces.append((nodes, sweep.stages, u, du))
@@ -159,21 +181,18 @@ class CollocationAdjoint:
 
     # -- parts -----------------------------------------------------------------
 
-    def _states(self, segment: Segment, nodes: Nodes) -> tuple[Array, Array | None]:
-        flat = nodes.t.reshape(-1)
-        u = segment.interpolant(flat)
-        return u, segment.interpolant(flat, 1) if self._dae else None
+    def _states(self, segment: Segment, t: Array) -> tuple[Array, Array | None]:
+        return segment.interpolant(t), segment.interpolant(t, 1) if self._dae else None
 
-    def _matrices(self, nodes: Nodes, u: Array, du: Array | None) -> tuple[Array, Array | None]:
-        """Jacobians at the nodes in the plan's form (K, 3, ...), and the mass matrices."""
-        count, n = len(nodes.h), u.shape[-1]
-        t = nodes.t.reshape(-1)
-        if self._dae:
-            assert du is not None
-            jac, mass = -self._jac(du, u, t), self._jac_du(du, u, t)
-            return jac.reshape(count, 3, n, n), mass.reshape(count, 3, n, n)
-        jac = self._jac(u, t)
-        return jac.reshape(count, 3, *jac.shape[1:]), self._mass
+    def _matrices(self, t: Array, u: Array, du: Array | None) -> tuple[Array, Array | None]:
+        """Jacobians at the nodes in the plan's form (K, 3, ...), and a DAE's mass matrices."""
+        if not self._dae:
+            jac = self._jac(u, t)
+            return jac.reshape(-1, 3, *jac.shape[1:]), None
+        assert du is not None
+        both = -self._jac(du, u, t), self._jac_du(du, u, t)
+        n = u.shape[-1]
+        return both[0].reshape(-1, 3, n, n), both[1].reshape(-1, 3, n, n)
 
     def _sweep(
         self,
@@ -184,12 +203,9 @@ class CollocationAdjoint:
         follower: Resolution,
     ) -> Sweep:
         made = self._plan
+        mass = self._mass if mass is None else mass
         if mass is None and made.kind == "blocks" and made.blocks is not None:
             return sweep_blocks(nodes, jac, made.blocks, jumps)
-        if mass is None and made.kind == "banded" and made.structure is not None:
-            return sweep_banded(
-                nodes, jac, made.structure.lband, made.structure.uband, jumps, follower
-            )
         return sweep_dense(nodes, jac, jumps, mass, None if made.n <= EIGENVALUES else follower)
 
     def _by_iteration(
@@ -212,12 +228,23 @@ class CollocationAdjoint:
     def _by_sparse(
         self, nodes: Nodes, u: Array, jumps: dict[int, Array], follower: Resolution
     ) -> Sweep:
-        made, states = self._plan, u.reshape(len(nodes.h), 3, -1)
+        made = self._plan
         assert made.rows is not None and made.cols is not None
+        entries = len(made.rows)
+        held = max(_HELD // (3 * entries), 1)
+        known: tuple[int, Array] = (-1, np.empty(0))
 
         def values(k: int) -> Array:
-            return self._jac(states[k], nodes.t[k])
+            nonlocal known
+            first = k - k % held  # some intervals at a time
+            if known[0] != first:
+                at = slice(3 * first, 3 * (first + held))
+                known = first, self._jac(u[at], nodes.t.reshape(-1)[at])
+            own: Array = known[1].reshape(-1, 3, entries)[k - first]
+            return own
 
+        if made.band is not None:
+            return sweep_banded(nodes, values, made.band, jumps, follower)
         return sweep_sparse(nodes, values, made.rows, made.cols, made.n, jumps, self.rtol, follower)
 
     def _vjp(self, w: Array, u: Array, du: Array | None, nodes: Nodes) -> Array:
@@ -229,15 +256,13 @@ class CollocationAdjoint:
         return total
 
     def _parts_needed(
-        self, nodes: Nodes, jac: Array, mass: Array | None
+        self, nodes: Nodes, jac: Array, mass: Array | None, new: Bools | None
     ) -> npt.NDArray[np.int64] | None:
-        """See :func:`parts_needed`. Banded Jacobians are seen to by :class:`Resolution`."""
-        if self._plan.kind == "banded" and mass is None:
-            return None
-        if mass is None:
-            return parts_needed(nodes.h, jac[:, 1], self.rtol)
-        here = mass if mass.ndim == 2 else mass[:, 1]
-        return parts_needed_in_turn(nodes.h, jac[:, 1], here, self.rtol)
+        """See :func:`parts_needed`."""
+        here = self._mass if mass is None else mass[:, 1]
+        if here is None:
+            return parts_needed(nodes.h, jac[:, 1], self.rtol, new)
+        return parts_needed_in_turn(nodes.h, jac[:, 1], here, self.rtol, new)
 
     def _jumps(
         self, segment: Segment, mu_end: Array, times: Array, cotangents: Array, grad_p: Array
@@ -268,6 +293,21 @@ class CollocationAdjoint:
             else:
                 grad_p += self._pull(w[None], du[None], u, at)
         return mu
+
+
+def _renewed(old: Array, fresh: Array, parts: npt.NDArray[np.int64], new: Bools) -> Array:
+    """What is known at the nodes, in their order, after intervals were cut into ``parts``.
+
+    ``new`` (nodes,) says which nodes ``fresh`` is of. All by nodes, or by intervals.
+    """
+    kept = parts == 1
+    if len(old) == len(parts):
+        new = new[::3]
+    else:
+        kept = np.repeat(kept, 3)
+    out = np.empty((len(new), *old.shape[1:]))
+    out[new], out[~new] = fresh, old[kept]
+    return out
 
 
 def _place(mesh: Array, jumps: list[tuple[float, Array]]) -> dict[int, Array]:

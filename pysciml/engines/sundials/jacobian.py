@@ -17,6 +17,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from pysciml.engines.base import Functions
+from pysciml.engines.sundials.banded_sweep import Band
 from pysciml.engines.sundials.steppers import Linear, has_sparse_solver
 from pysciml.kernels import emit_numpy
 from pysciml.kernels.reasons import CaptureError
@@ -28,6 +29,9 @@ Array = npt.NDArray[np.float64]
 _SMALL = 12
 #: From these sizes on a sparse direct solver, or LAPACK's dense one, is worth its fixed cost.
 _SPARSE, _LAPACK = 64, 100
+#: Up to this width the adjoint solves with a band directly, as it stands or as one is found in
+#: another order: beyond, iteration is faster.
+_NARROW, _FOUND = 32, 16
 #: Beyond this size a dense Jacobian is not formed: Krylov solver, matrix-free adjoint.
 DENSE_LIMIT = 400
 
@@ -37,7 +41,7 @@ class Plan:
     """How the Jacobian of one set of functions is computed.
 
     kind: "dense", "blocks", "banded", "sparse", or "none" where it is not formed. ``rows`` and
-    ``cols`` are the pattern's entries, column by column.
+    ``cols`` are the pattern's entries, column by column; ``band`` where the adjoint goes by it.
     """
 
     kind: str
@@ -47,6 +51,7 @@ class Plan:
     seed: Array | None = None
     rows: npt.NDArray[np.int64] | None = None
     cols: npt.NDArray[np.int64] | None = None
+    band: Band | None = None
     kernel: Any = None  # of J @ seed, one state
     batched_kernel: Any = None  # the same over a batch
 
@@ -107,7 +112,15 @@ def _make_plan(functions: Functions) -> Plan:
     names = frozenset(k for k in functions.names if k not in ("p", "c"))
     kernel = emit_numpy.compile(graph)
     batched_kernel = emit_numpy.compile_batched(graph, names)
-    return Plan(kind, n, structure, blocks, seed, rows, cols, kernel, batched_kernel)
+    band, widest = None, np.inf
+    if kind == "banded":
+        band = Band.of(rows, cols, np.arange(n))
+        widest = _NARROW if n >= _SPARSE and has_sparse_solver() else np.inf
+    elif kind == "sparse":
+        band, widest = Band.found(rows, cols, n), _FOUND
+    if band is not None and band.width > widest:
+        band = None
+    return Plan(kind, n, structure, blocks, seed, rows, cols, band, kernel, batched_kernel)
 
 
 def _equal_blocks(structure: Structure) -> npt.NDArray[np.int64] | None:
@@ -157,7 +170,7 @@ def dense_filler(functions: Functions, p: Array, c: Array) -> Callable[..., None
 def batched(functions: Functions, p: Array, c: Array) -> Callable[[Array, Array], Array]:
     """fn(u (B, n), t (B,)) to the plan's form.
 
-    dense: (B, n, n); blocks: (B, nb, m, m); banded: (B, lband + uband + 1, n); sparse: (B, nnz).
+    dense: (B, n, n); blocks: (B, nb, m, m); banded and sparse: the entries (B, nnz).
     """
     made = plan(functions)
     if made.kernel is None:
@@ -183,17 +196,6 @@ def batched(functions: Functions, p: Array, c: Array) -> Callable[[Array, Array]
             return out if full else np.where(live, out, 0.0)
 
         return by_blocks
-    lband, uband, n = made.structure.lband, made.structure.uband, made.n
-    rows, cols = made.rows, made.cols
-    assert rows is not None and cols is not None
-    if made.kind == "sparse":
-        where = rows * made.structure.ncolors + colors[cols]
-        return lambda u, t: inner(u, t)[0].reshape(len(u), -1).take(where, axis=1)
-
-    def by_bands(u: Array, t: Array) -> Array:
-        product = inner(u, t)[0]
-        bands = np.zeros((len(u), lband + uband + 1, n))
-        bands[:, uband + rows - cols, cols] = product[:, rows, colors[cols]]
-        return bands
-
-    return by_bands
+    assert made.rows is not None and made.cols is not None
+    where = made.rows * made.structure.ncolors + colors[made.cols]
+    return lambda u, t: inner(u, t)[0].reshape(len(u), -1).take(where, axis=1)

@@ -9,7 +9,8 @@ transposed Jacobian holds the fast ones first, and the eigenvalues of the projec
 "The principle of minimized iterations in the solution of the matrix eigenvalue problem", 1951)
 stand for them. Each has a share of the vector and an error on the interval, as
 :func:`~pysciml.engines.sundials.collocation.parts_needed` explains; where the product counts, the
-interval is cut.
+interval is cut. Near the beginning of the mesh it is cut for modes that decay, too: see
+:mod:`.damping`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pysciml.engines.sundials.collocation import CUT, SLACK, A, C, must_be_followed, resolved
+from pysciml.engines.sundials.damping import parts_for_damping
 
 Array = npt.NDArray[np.float64]
 Multiply = Callable[[Array], Array]
@@ -27,8 +29,12 @@ Refine = Callable[[int, int, Array], tuple[Array, float]]
 
 #: Size of the Krylov space, and parts of an interval on which the iteration failed.
 _SPACE, _FAILED = 10, 8
+#: The space for slow modes, which it holds last.
+_LARGE_SPACE = 30
 #: Intervals that are not looked into after one that held nothing to be followed.
 _TRUSTED = 4
+#: Intervals at the beginning of a mesh that are looked into for modes that decay.
+_FIRST = 16
 #: From stages less the entering value, which are h A times lambda' at the nodes, to the third
 #: derivative of lambda times h^3.
 _THIRD = np.array([2.0 / np.prod([c - d for d in C if d != c]) for c in C]) @ np.linalg.inv(A)
@@ -40,13 +46,13 @@ class Resolution:
     """Follows the adjoint from interval to interval, and has those cut that need it.
 
     ``refine(k, parts, mu)`` takes ``mu`` back through interval k cut into parts; it also gives the
-    ``fastest`` of these. What the interval's stages were before no longer counts then. ``inner``:
-    the intervals are such parts.
+    ``fastest`` of these. What the interval's stages were before no longer counts then. ``steps``:
+    the lengths of the mesh's intervals; None where these are such parts themselves.
     """
 
-    def __init__(self, rtol: float, refine: Refine | None, inner: bool = False) -> None:
-        self.rtol, self.reach, self.refine = rtol, resolved(rtol), refine
-        self._look = 1.2 * self.reach / CUT if inner else self.reach
+    def __init__(self, rtol: float, refine: Refine | None, steps: Array | None = None) -> None:
+        self.rtol, self.reach, self.refine, self.steps = rtol, resolved(rtol), refine, steps
+        self._look = 1.2 * self.reach / CUT if steps is None else self.reach
         self.fastest = 0.0  # largest |h lambda| at a first look, of all intervals so far
         self._length = np.inf  # of parts that the interval before needed
         self._trusted, self._trusted_length = 0, 0.0  # intervals of which nothing new is feared
@@ -76,10 +82,11 @@ class Resolution:
         if self.refine is None or not z > self._look:
             self._length = np.inf
             return None
-        if self._trusted > 0 and abs(h) <= self._trusted_length:
+        first = self.steps is not None and k < _FIRST
+        if not first and self._trusted > 0 and abs(h) <= self._trusted_length:
             return None
         vector = stages[2] / max(size, float(np.linalg.norm(mu)))
-        parts = self._parts(h, vector, multiply)
+        parts = self._parts(k, h, vector, multiply)
         if parts < 2:
             self._trusted, self._trusted_length = _TRUSTED, 1.2 * abs(h)
             return None
@@ -97,19 +104,29 @@ class Resolution:
         self._length = abs(h) / parts * min(max(longer, 1.0), 2.0)
         return new
 
-    def _parts(self, h: float, vector: Array, multiply: Multiply) -> int:
-        values, shares = _modes(vector, multiply)
+    def _parts(self, k: int, h: float, vector: Array, multiply: Multiply) -> int:
+        first = self.steps is not None and k < _FIRST
+        values, shares = _modes(vector, multiply, _LARGE_SPACE if first else _SPACE)
         z = h * values
         error = shares * np.minimum(1.0, np.abs(z) ** 6 / 7200.0)
         follow = must_be_followed(z) & (error > SLACK * self.rtol)
-        return int(np.ceil(min(CUT * np.where(follow, np.abs(z), 0.0).max() / self.reach, _PARTS)))
+        parts = int(np.ceil(min(CUT * np.where(follow, np.abs(z), 0.0).max() / self.reach, _PARTS)))
+        if self.steps is None or not first:
+            return parts
+        decaying = np.where(must_be_followed(z), 0.0, z)[None]
+        damped = parts_for_damping(
+            decaying, np.array([k]), self.steps, self.rtol, SLACK, shares[None]
+        )
+        return max(parts, int(damped[0]))
 
 
-def _modes(vector: Array, multiply: Multiply) -> tuple[npt.NDArray[np.complex128], Array]:
+def _modes(
+    vector: Array, multiply: Multiply, space: int
+) -> tuple[npt.NDArray[np.complex128], Array]:
     """Eigenvalues (m,) for which the vector's Krylov space stands, and their shares of it (m,)."""
     size = float(np.linalg.norm(vector))
     basis = [vector / size]
-    m = min(_SPACE, len(vector))
+    m = min(space, len(vector))
     h = np.zeros((m + 1, m))
     for j in range(m):
         new = multiply(basis[j])

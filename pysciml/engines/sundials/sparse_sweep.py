@@ -78,9 +78,9 @@ def sweep_sparse(
     def step(k: int, mu: Array) -> Array:
         nonlocal made
         size = float(np.linalg.norm(mu))
-        if size == 0.0:
-            stages[k] = 0.0
-            return mu
+        if size == 0.0 or not np.isfinite(size):
+            stages[k] = size * 0.0
+            return stages[k, 2]
         h, entries = float(nodes.h[k]), values(k)
         matrices = [transposed(entries[j]) for j in range(3)]
         coupling = h * A

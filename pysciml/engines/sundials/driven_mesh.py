@@ -1,14 +1,15 @@
-"""Where the parameters' product changes faster than the solution: a mesh that resolves it.
+"""Where a driven rate's derivatives change faster than the solution: a mesh that resolves them.
 
-The solver's steps tell how fast the solution changes. Where the rate depends on time otherwise than
-through the state, ``f_p`` may change faster, as a control that is zero so far, and so are the steps
-too long for its integral beside the adjoint's weights. ``f_p`` in a fixed direction, at the three
-nodes of every interval, tells what the Radau rule makes of it there.
+The solver's steps tell how fast the solution changes. Where the rate depends on time otherwise
+than through the state, its derivatives may change faster: ``f_p`` where a control is zero so far,
+``f_u`` where the state is. The steps are too long then for the adjoint, or for its integral beside
+``f_p``. Both in fixed directions, at the three nodes of every interval, tell what the Radau rule
+makes of them there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +18,11 @@ from pysciml.engines.base import FlatProblem
 from pysciml.engines.sundials.collocation import C, Nodes, subdivide
 from pysciml.engines.sundials.integrate import Segment
 
-__all__ = ["along_parameters", "resolved"]
+__all__ = ["Along", "along_parameters", "along_state", "resolved"]
 
 Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-Along = Callable[[Array, Array], Array]
+Along = Callable[[Array, Array, Array | None], Array]
 
 #: The rule's error for ``cos(w t)``, in units of ``h |cos|``, is this times the 5/2-th power of the
 #: second divided difference at its nodes: ``1.4e-5 (h w)^5``, the difference being ``(h w)^2 / 2``.
@@ -44,35 +45,68 @@ _SECOND: Array = 1.0 / np.array(
 
 
 def along_parameters(problem: FlatProblem) -> Along | None:
-    """fn(u (q, n), t (q,)) to f_p in a direction that all parameters have a part in, (q, n).
+    """fn(u (q, n), t (q,), du) to f_p in a direction that all parameters have a part in, (q, n).
 
-    By differences: how it changes with time is what is looked at. None where the rate depends on
-    time through the state alone, and so do all its derivatives; where it has pieces in time,
-    between which f_p jumps, so that no mesh resolves it; and for residuals.
+    By differences: how it changes with time is what is looked at. ``du`` (q, n) counts for
+    residuals. None where the rate depends on time through the state alone, and so do all its
+    derivatives; and where it has pieces in time, between which f_p jumps, so that no mesh resolves
+    it.
     """
-    functions, p, c = problem.functions, problem.p, problem.c
-    kernels = functions.kernels
-    if problem.kind == "dae" or kernels is not None and kernels.piecewise("t"):
+    p = problem.p
+    if not len(p) or not _is_driven(problem):
         return None
-    by_time = functions.sparsity("t")
-    if not len(p) or by_time is not None and not by_time.nnz:
+    step = _direction(np.abs(p))
+    ahead, behind = _value(problem, p + step), _value(problem, p - step)
+    return lambda u, t, du: ahead(u, t, du) - behind(u, t, du)
+
+
+def along_state(problem: FlatProblem) -> Along | None:
+    """As :func:`along_parameters`, of f_u."""
+    if not _is_driven(problem):
         return None
-    size = np.abs(p)
-    step = 1e-5 * (size + 1e-3 * (size.max() or 1.0)) * np.cos(1.0 + 2.0 * np.arange(len(p)) ** 2)
-    ahead = functions.bind_batched("value", p + step, c)
-    behind = functions.bind_batched("value", p - step, c)
-    return lambda u, t: ahead(u, t) - behind(u, t)
+    value = _value(problem, problem.p)
+
+    def along(u: Array, t: Array, du: Array | None) -> Array:
+        step = _direction(np.abs(u).max(axis=0))
+        return value(u + step, t, du) - value(u - step, t, du)
+
+    return along
+
+
+def _is_driven(problem: FlatProblem) -> bool:
+    kernels = problem.functions.kernels
+    return kernels is None or bool(kernels.driven)
+
+
+def _value(problem: FlatProblem, p: Array) -> Along:
+    value = problem.functions.bind_batched("value", p, problem.c)
+    if problem.kind == "dae":
+        return lambda u, t, du: value(du, u, t)
+    return lambda u, t, du: value(u, t)
+
+
+def _direction(size: Array) -> Array:
+    """A small step of which every entry has its part, for entries of some ``size``."""
+    part: Array = np.cos(1.0 + 2.0 * np.arange(len(size)) ** 2)
+    return 1e-5 * (size + 1e-3 * (size.max() or 1.0)) * part
 
 
 def resolved(
-    mesh: Array, segment: Segment, along: Along, rtol: float, blocks: Ints | None = None
+    mesh: Array,
+    segment: Segment,
+    alongs: Sequence[Along | None],
+    rtol: float,
+    blocks: Ints | None = None,
 ) -> Array:
-    """``mesh`` with its intervals cut where they do not resolve f_p to ``rtol``.
+    """``mesh`` with its intervals cut where they do not resolve what is looked at to ``rtol``.
 
     ``blocks`` (nb, m): the state's entries in each independent block, looked at together.
-    Given back as it is where it cannot be told (f_p is not finite in the direction looked at) and
-    where no mesh will do, as over jumps.
+    Given back as it is where it cannot be told (what is looked at is not finite, as a root's
+    derivative at zero) and where no mesh will do, as over jumps.
     """
+    looked_at = [along for along in alongs if along is not None]
+    if not looked_at:
+        return mesh
     n = segment.u.shape[-1]
     if blocks is None and n > _APART:
         blocks = np.arange(n)[:, None]
@@ -82,16 +116,13 @@ def resolved(
         count = len(nodes.h)
         if 3 * count * n > _HELD:
             return first
-        u = segment.interpolant(nodes.t.reshape(-1))
-        moved = along(u, nodes.t.reshape(-1)).reshape(count, 3, -1)
-        if not np.isfinite(moved).all():
+        t = nodes.t.reshape(-1)
+        u, du = segment.interpolant(t), segment.interpolant(t, 1)
+        seen = [_bent(along(u, t, du).reshape(count, 3, -1), blocks) for along in looked_at]
+        seen = [x for x in seen if np.isfinite(x[1]).all()]
+        if not seen:
             return first
-        second = np.einsum("kin,i->kn", moved[:, ::-1], _SECOND)
-        if blocks is None:
-            largest, second = np.abs(moved).max(axis=1), np.abs(second)
-        else:
-            largest = _together(moved, blocks).max(axis=1)
-            second = _together(second, blocks)
+        largest, second = (np.concatenate(x, axis=1) for x in zip(*seen, strict=True))
         whole = (np.abs(nodes.h)[:, None] * largest).sum(axis=0)
         # Waves take themselves away in the integral, and the adjoint may be large where f_p is
         # small: each interval is held to rtol of what is near by, where it counts at all.
@@ -108,6 +139,14 @@ def resolved(
             return first  # no wave, but jumps
         mesh = subdivide(mesh, cut)
     return first if blind.any() else mesh
+
+
+def _bent(moved: Array, blocks: Ints | None) -> tuple[Array, Array]:
+    """The largest of values (K, 3, n) in each interval, and their second divided difference."""
+    second = np.einsum("kin,i->kn", moved[:, ::-1], _SECOND)
+    if blocks is None:
+        return np.abs(moved).max(axis=1), np.abs(second)
+    return _together(moved, blocks).max(axis=1), _together(second, blocks)
 
 
 def _as_neighbours(parts: Array, h: Array) -> npt.NDArray[np.int64]:
