@@ -7,8 +7,8 @@ using ADTypes: AutoFiniteDiff
 using OrdinaryDiffEqCore:
     OrdinaryDiffEqNewtonAdaptiveAlgorithm, OrdinaryDiffEqNewtonAlgorithm
 using OrdinaryDiffEqRosenbrock: Rodas5P
-using PySciML: DEFAULT, PySciML, QUIET, WithoutPrototype, lacks_room, readable, rebuilt, watching,
-    with_room, without_prototype
+using PySciML: DEFAULT, PySciML, QUIET, WithoutPrototype, joined_mesh, lacks_room, readable, rebuilt,
+    resolving, watching, with_room, without_prototype
 using SciMLBase: CallbackSet, ODEProblem, SciMLBase
 using SciMLSensitivity: BacksolveAdjoint, GaussAdjoint, InterpolatingAdjoint, adjoint_sensitivities
 using SparseArrays: SparseMatrixCSC
@@ -23,28 +23,35 @@ function PySciML.segment_adjoint(
         sensealg, sol, alg, ts::Vector{T}, cotangents::Matrix{T}, abstol, reltol, model
     ) where {T}
     back = adjoint_algorithm(sol, alg)
+    tstops = quadrature_stops(sensealg, sol, alg, model, reltol)
     du0, dp = adjoint_sensitivities(
         with_prototype(readable(sol, alg), sensealg, back), Checked(back); t = ts,
         dgdu_discrete = Jumps(cotangents), sensealg, abstol, reltol,
-        verbose = QUIET, dt = first_step(sol, ts), quadrature_stops(sensealg, sol)...
+        verbose = QUIET, dt = first_step(sol, ts, tstops),
+        (isempty(tstops) ? (;) : (; tstops))...
     )
     return Vector{T}(vec(du0)), dp === nothing ? zeros(T, length(sol.prob.p)) : Vector{T}(vec(dp))
 end
 
 # Gauss quadrature is over the adjoint's steps, which follow the cotangent alone: where f's derivative
-# by the parameters changes faster (a drive that they scale), only the forward steps resolve it.
-quadrature_stops(sensealg, sol) = (;)
-quadrature_stops(::GaussAdjoint, sol) =
-    length(sol.t) > 2 ? (; tstops = unique(sol.t[2:(end - 1)])) : (;)
+# by the parameters changes faster (a drive that they scale), only the forward steps resolve it, cut
+# where the drive is so weak that these do not.
+quadrature_stops(sensealg, sol, alg, model, reltol) = empty(sol.t)
+function quadrature_stops(::GaussAdjoint, sol, alg, model, reltol)
+    steps = joined_mesh(sol.t, empty(sol.t))
+    interp = readable(sol, alg).interp
+    return resolving(steps, model.functions, model.n, interp, sol.prob.p, reltol)[2:(end - 1)]
+end
 
-# The first step backwards: as long as the last one forwards, and not beyond the first jump, where
-# it would be interpolated wrongly (see `cap_first_step!`).
-function first_step(sol, ts)
+# The first step backwards: as long as the last one forwards, and not beyond the first jump or stop,
+# where it would be interpolated wrongly (see `cap_first_step!`).
+function first_step(sol, ts, tstops)
     finish = last(sol.t)
     step = length(sol.t) > 1 ? sol.t[end - 1] - finish : first(ts) - finish
     jump = length(ts) > 1 && last(ts) == finish ? ts[end - 1] - finish : last(ts) - finish
-    jump == 0 && return step
-    return sign(step) * min(abs(step), abs(jump))
+    stop = isempty(tstops) ? zero(finish) : last(tstops) - finish
+    reach = minimum(abs(x) for x in (step, jump, stop) if x != 0; init = abs(step))
+    return sign(step) * reach
 end
 
 # SciMLSensitivity does not look at how the adjoint solve ended: a gradient from one that stopped

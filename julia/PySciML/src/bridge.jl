@@ -236,7 +236,7 @@ function entry_points()
         drop = @cfunction(c_drop, Cvoid, (Int64, Int64)),
         set_loader = @cfunction(c_set_loader, Cvoid, (Ptr{Cvoid},)),
         set_watcher = @cfunction(c_set_watcher, Cvoid, (Ptr{Cvoid},)),
-        new_functions = @cfunction(c_new_functions, Int64, (Int64, Int64, Int64)),
+        new_functions = @cfunction(c_new_functions, Int64, (Int64, Int64, Int64, Int64)),
         provide = @cfunction(c_provide, Cint, (Ptr{Source}, Ptr{Ptr{UInt8}})),
         provide_foreign = @cfunction(
             c_provide_foreign, Cint, (Ptr{ForeignSource}, Ptr{Ptr{UInt8}})

@@ -38,6 +38,7 @@ struct Collocation{T, E, I, G}
     interp::I
     p::Vector{T}
     reach::T                         # the largest |h lambda| of modes that have to be followed
+    tol::T
     u::NTuple{3, Vector{T}}
     du::NTuple{3, Vector{T}}
     J::NTuple{3, Matrix{T}}
@@ -61,10 +62,11 @@ function Collocation(e::Equation{T}, interp, p, reltol) where {T}
     square() = zeros(T, n, n)
     line() = zeros(T, n)
     # the rule's error on a mode z = h lambda is about |z|^6 / 7200, its error constant
-    reach = (7200 * SLACK * max(reltol, eps(T)))^(1 // 6)
+    tol = max(T(reltol), eps(T))
+    reach = (7200 * SLACK * tol)^(1 // 6)
     gathered = gathering(e, p)
     return Collocation{T, typeof(e), typeof(interp), typeof(gathered)}(
-        e, interp, p, T(reach), (line(), line(), line()), (line(), line(), line()),
+        e, interp, p, T(reach), tol, (line(), line(), line()), (line(), line(), line()),
         (square(), square(), square()), square(), zeros(T, 3n, 3n), zeros(T, 3n), line(),
         zeros(T, length(p)), zeros(T, length(p)), fill(T(NaN), n, n), square(),
         zeros(Complex{T}, n), gathered
@@ -76,7 +78,7 @@ function collocate(
         cotangents::Matrix{T}, reltol
     ) where {T}
     w = Collocation(e, interp, p, reltol)
-    mesh = joined_mesh(steps, ts)
+    mesh = resolving(joined_mesh(steps, ts), e.functions, e.n, interp, p, reltol)
     mu, j, watch = zeros(T, e.n), length(ts), Watch()
     function jump!(t)
         while j >= 1 && ts[j] == t
@@ -88,7 +90,7 @@ function collocate(
     for k in (length(mesh) - 1):-1:1
         watch(nothing, mesh[k], nothing)
         jump!(mesh[k + 1])
-        all(iszero, mu) || interval!(mu, w, mesh[k], mesh[k + 1], 3)
+        all(iszero, mu) || interval!(mu, w, mesh[k], mesh[k + 1], 3, view(mesh, 1:(k + 1)))
     end
     jump!(mesh[1])
     w.gathered === nothing || (w.dp .+= finish!(w.gathered))
@@ -126,8 +128,9 @@ function interpolated_rate(w::Collocation{T}, t) where {T}
     return w.du[1]
 end
 
-# mu from the end of an interval to its beginning; `depth` limits how often it is cut.
-function interval!(mu, w::Collocation{T}, a, b, depth) where {T}
+# mu from the end of an interval to its beginning; `depth` limits how often it is cut. `before`: the
+# mesh to its end, nothing where it is a part of an interval.
+function interval!(mu, w::Collocation{T}, a, b, depth, before = nothing) where {T}
     e, n, h, p = w.equation, w.equation.n, b - a, w.p
     nodes = (T(b - RADAU_C[1] * h), T(b - RADAU_C[2] * h), a)
     for i in 1:3
@@ -138,7 +141,7 @@ function interval!(mu, w::Collocation{T}, a, b, depth) where {T}
         jacobian!(w.J[i], e, w.du[i], w.u[i], p, nodes[i])
     end
     isplain(e) || mass!(w.M, e, w.du[2], w.u[2], p, nodes[2])
-    parts = depth > 0 ? parts_needed(w, h) : 1
+    parts = depth > 0 ? parts_needed(w, h, before) : 1
     if parts > 1
         for k in parts:-1:1
             from = k == 1 ? a : T(a + (k - 1) * h / parts)
@@ -194,10 +197,10 @@ function solve_stages!(w::Collocation{T}) where {T}
 end
 
 # The forward mesh resolves the modes that the solution contains. A cotangent can excite others:
-# those that decay are damped by the rule as they should be, but a mode that oscillates or grows
-# must be followed. Eigenvalues, with a mass matrix those of the pencil, are taken anew where the
+# those that decay are damped by the rule, mostly as they should be (see damping.jl), but a mode that
+# oscillates or grows must be followed. Eigenvalues, with a mass matrix those of the pencil, are taken anew where the
 # matrices have changed.
-function parts_needed(w::Collocation{T}, h) where {T}
+function parts_needed(w::Collocation{T}, h, before) where {T}
     J, plain = w.J[2], isplain(w.equation)
     size = norm(J)
     isfinite(size) && (!plain || abs(h) * size > w.reach) || return 1
@@ -212,18 +215,21 @@ function parts_needed(w::Collocation{T}, h) where {T}
             copyto!(w.eigenvalues, eigvals!(copy(J), copy(w.M)))
         end
     end
-    need = zero(T)
+    need, damped = zero(T), 1
     for lambda in w.eigenvalues
         z = h * lambda
         abs(z) < T(1.0e6) || continue    # the algebraic part's are infinite, or large by rounding
-        follow = must_be_followed(z) && real(z) > -5
-        follow && (need = max(need, abs(z)))
+        if must_be_followed(z) && real(z) > -5
+            need = max(need, abs(z))
+        elseif before !== nothing && real(z) < 0
+            damped = max(damped, parts_for_damping(lambda, before, w.tol))
+        end
     end
-    need > w.reach || return 1
-    return ceil(Int, min(T(SLACK)^(1 // 6) * need / w.reach, T(MOST_PARTS)))
+    need > w.reach || return damped
+    return max(damped, ceil(Int, min(T(SLACK)^(1 // 6) * need / w.reach, T(MOST_PARTS))))
 end
 
-# Whether a mode swings or grows: one that decays is damped as it should be.
+# Whether a mode swings or grows.
 must_be_followed(z) = abs(imag(z)) > 0.3 * abs(real(z)) || real(z) > 0
 
 function distance(A, B)

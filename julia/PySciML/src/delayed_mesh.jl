@@ -27,6 +27,8 @@ function delayed_mesh(d::Delayed{T}, sol, p, same, reltol, jumps, passed) where 
         end
     end
     mesh = cut(mesh, d, sol, p, reltol)
+    asked(x, t, _...) = copyto!(x, all_asked(d, sol, p, t, steps[1]))
+    mesh = resolving(mesh, d.rhs, d.n, asked, p, reltol, length(d.x))
     of_point = Dict{T, Vector{Tuple{Int, Int}}}()
     for (t, k, j) in passing
         push!(get!(of_point, t, []), (k, j))
@@ -53,22 +55,29 @@ end
 # A step may be too long for a change of the solution, which has modes that the solution itself does
 # not show (at rest the steps have no bound). It is cut where one is not resolved: the rule's error
 # within a step is about z^6 / 250 000 of a mode z = h lambda. Of those that act at once the fast ones
-# that decay are damped as they should be; delayed ones count by their size.
+# that decay are damped as they should be, but at the beginning (damping.jl, whose rule is less exact
+# than this one); delayed ones count by their size.
 function cut(mesh::Vector{T}, d::Delayed{T}, sol, p, reltol) where {T}
     reach = (T(2.5e5) * SLACK * max(T(reltol), eps(T)))^(1 // 6)
     rates, out = Rates(d), [mesh[1]]
     for i in 1:(length(mesh) - 1)
         a, b = mesh[i], mesh[i + 1]
         t = (a + b) / 2
-        x = gather!(d, sol(t), p, t) do out, s, _
-            s < mesh[1] ? d.history.value(out, d.x, p, s) : copyto!(out, sol(s))
-        end
+        x = all_asked(d, sol, p, t, mesh[1])
         need = (b - a) * fastest(rates, d, x, p, t, reach / (b - a))
         parts = isfinite(need) ? ceil(Int, clamp(need / reach, one(T), T(MOST_PARTS))) : 1
+        if d.n <= FORMED && (b - a) * norm(view(rates.full, :, 1:(d.n))) > reach
+            parts = max(parts, parts_for_damping(rates, view(mesh, 1:(i + 1)), T(reltol)))
+        end
         append!(out, (a + k * (b - a) / parts for k in 1:(parts - 1)))
         push!(out, b)
     end
     return out
+end
+
+# The state at t and at the times that its rate asks for.
+all_asked(d::Delayed, sol, p, t, start) = gather!(d, sol(t), p, t) do out, s, _
+    s < start ? d.history.value(out, d.x, p, s) : copyto!(out, sol(s))
 end
 
 struct Rates{T}
@@ -79,6 +88,14 @@ end
 Rates(d::Delayed{T}) where {T} = Rates{T}(
     zeros(T, d.n <= FORMED ? d.n : 0, length(d.x)), T[sin(i) for i in 1:(d.n)], zeros(T, length(d.x))
 )
+
+# Of the modes that act at once, where `fastest` looked last.
+function parts_for_damping(r::Rates{T}, mesh, reltol) where {T}
+    own = r.full[:, axes(r.full, 1)]
+    all(isfinite, own) || return 1
+    decaying = (z for z in eigvals!(own) if real(z) < 0)
+    return maximum(parts_for_damping(z, mesh, max(reltol, eps(T))) for z in decaying; init = 1)
+end
 
 # How fast the modes are that have to be followed, at least where that is above `least`.
 function fastest(r::Rates{T}, d::Delayed{T}, x, p, t, least) where {T}

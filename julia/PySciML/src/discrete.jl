@@ -11,7 +11,8 @@ a stage, restarts nowhere, and needs the stages that a dense solution keeps. For
 A step may be too long for modes of the model that the solution does not hold: the solution never
 shows it, while a cotangent that excites such a mode would grow without bound where the method is
 unstable. So the Jacobian's size is followed by power iteration, and a step that does not resolve
-it is gone back through by the continuous adjoint, in as many parts as are needed.
+it is gone back through by the continuous adjoint, in as many parts as are needed. So is, on the
+host, a step that does not resolve f_p (see driven_mesh.jl).
 
 Sanz-Serna, "Symplectic Runge-Kutta schemes for adjoint equations, automatic differentiation,
 optimal control, and more", SIAM Review 58 (2016).
@@ -65,15 +66,16 @@ segment_adjoint(
         "use GaussAdjoint"
 )
 segment_adjoint(
-    ::DiscreteAdjoint, sol, ::Tsit5, ts::Vector{T}, cotangents::Matrix{T}, abstol, reltol, model
+    ::DiscreteAdjoint, sol, alg::Tsit5, ts::Vector{T}, cotangents::Matrix{T}, abstol, reltol, model
 ) where {T} = backwards(
-    model.functions, sol.t, sol.u, sol.k, sol.prob.p, ts, cotangents, T(reltol)
+    model.functions, sol.t, sol.u, sol.k, sol.prob.p, ts, cotangents, T(reltol),
+    readable(sol, alg).interp
 )
 
 function backwards(
         f::Functions{T}, times::Vector{T}, us::Vector{Vector{T}},
         stages::Vector{Vector{Vector{T}}}, p::Vector{T}, ts::Vector{T}, cotangents::Matrix{T},
-        reltol::T
+        reltol::T, interp
     ) where {T}
     n = length(first(us))
     # with few parameters both products come from one sweep, and `pulled` holds them all
@@ -85,7 +87,8 @@ function backwards(
     keep!(weight, w, u, t) =
         together ? add!(total, weight, pulled) : gather!(gathered, weight, w, u, t)
     lambda = steps_back(
-        product!, keep!, view(pulled, 1:n), zeros(T, n), times, us, stages, ts, cotangents, reltol
+        product!, keep!, view(pulled, 1:n), zeros(T, n), times, us, stages, ts, cotangents, reltol,
+        parts_for_steps(times, f, n, interp, p, reltol)
     )
     return lambda, together ? deleteat!(total, 1:n) : finish!(gathered)
 end
@@ -163,10 +166,11 @@ mutable struct StepsBack{T, V, P, K, X, C}
     const reach::T
 end
 
-# Gives the cotangent of the first state; `lambda` are zeros like it.
+# Gives the cotangent of the first state; `lambda` are zeros like it. `parts`: how many each step is
+# cut in at least.
 function steps_back(
         product!::P, keep!::K, pulled, lambda::V, times::Vector{T}, us, stages, ts::Vector{T},
-        cotangents, reltol
+        cotangents, reltol, parts::Vector{Int} = Int[]
     ) where {P, K, T, V}
     empty_() = zero(lambda)
     b = StepsBack(
@@ -184,7 +188,11 @@ function steps_back(
             pulled
         end
         z = abs(step.dt) * rate
-        z > limit ? in_parts!(b, step, u, t, z) : as_taken!(b, step, u, t)
+        if !isempty(parts) && parts[i] > 1
+            in_parts!(b, step, u, t, max(z, parts[i] * b.reach))
+        else
+            z > limit ? in_parts!(b, step, u, t, z) : as_taken!(b, step, u, t)
+        end
     end
     b.handed && pull!(b, b.passed, us[1], times[1])
     while b.j >= 1
@@ -257,7 +265,8 @@ function as_taken!(b::StepsBack{T}, step::Step{T}, u, t) where {T}
     return
 end
 
-# Through a step that is too long for the fastest mode, |h lambda| = z, by the continuous adjoint.
+# Through a step that is too long for the fastest mode, |h lambda| = z, or for f_p, by the continuous
+# adjoint.
 function in_parts!(b::StepsBack{T}, step::Step{T}, u, t, z) where {T}
     if b.handed
         pull!(b, b.passed, u, t)

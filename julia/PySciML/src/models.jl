@@ -44,7 +44,8 @@ end
 
 Everything about one function `f(u, p, t)`: value, derivatives and products, each a kernel that
 is compiled on first need. `vjp_up` gives the products by u and by p, one after the other,
-`vjp_p_batch` sums the products by p over many points.
+`vjp_p_batch` sums the products by p over many points. `driven` says whether the rate depends on
+time otherwise than through the state, and without pieces in it: see driven_mesh.jl.
 """
 struct Functions{T}
     value::VectorKernel{T}
@@ -58,16 +59,18 @@ struct Functions{T}
     vjp_up::ProductKernel{T}
     vjp_p_batch::BatchKernel{T}
     lock::ReentrantLock
+    driven::Bool
 end
 
-function Functions{T}(load, nc::Integer = 0) where {T}
+function Functions{T}(load, nc::Integer = 0, driven::Bool = false) where {T}
     c = zeros(T, nc)
     return Functions{T}(
         VectorKernel{T}(:value, c, load), MatrixKernel{T}(:jac_u, c, load),
         VectorKernel{T}(:jac_t, c, load), MatrixKernel{T}(:jac_p, c, load),
         ProductKernel{T}(:jvp_u, c, load), ProductKernel{T}(:vjp_u, c, load),
         ProductKernel{T}(:vjp_p, c, load), ProductKernel{T}(:vjp_t, c, load),
-        ProductKernel{T}(:vjp_up, c, load), BatchKernel{T}(:vjp_p_batch, c, load), ReentrantLock()
+        ProductKernel{T}(:vjp_up, c, load), BatchKernel{T}(:vjp_p_batch, c, load),
+        ReentrantLock(), driven
     )
 end
 
@@ -103,8 +106,11 @@ end
 data(f::Residual) = f.value.c
 kernels(f::Residual) = (f.value, f.jac_u, f.jac_du, f.tgrad, f.vjp_p)
 
+alike(f::Functions{T}) where {T} = Functions{T}(f.value.load, length(data(f)), f.driven)
+alike(f::Residual{T}) where {T} = Residual{T}(f.value.load, length(data(f)))
+
 function clone(f::F) where {F <: Union{Functions, Residual}}
-    new = F(f.value.load, length(f.value.c))
+    new = alike(f)
     for (to, from) in zip(kernels(new), kernels(f))
         isloaded(from) && attach!(to, from.source)
     end

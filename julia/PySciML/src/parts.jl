@@ -25,7 +25,7 @@ clone(x::Parts) = parts_of(clone(x.whole), clone(x.first), clone(x.second), x.nv
 function over(f::Functions{T}, c::Vector{T}) where {T}
     remade(k::K) where {K <: Kernel} =
         (new = K(k.role, c, k.load); isloaded(k) && attach!(new, k.source); new)
-    return Functions{T}(map(remade, kernels(f))..., ReentrantLock())
+    return Functions{T}(map(remade, kernels(f))..., ReentrantLock(), f.driven)
 end
 
 # A part of a partitioned equation as SciML calls it, with velocity and position by themselves.

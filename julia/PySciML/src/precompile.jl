@@ -157,7 +157,7 @@ function workload_solves()
     end
     made, message = Ref(0), Ref(Ptr{UInt8}(0))
     GC.@preserve made message c_new_model(
-        c_new_functions(0, 0, 0), 2, C_NULL, Ptr{Int}(C_NULL),
+        c_new_functions(0, 0, 0, 0), 2, C_NULL, Ptr{Int}(C_NULL),
         Base.unsafe_convert(Ptr{Int}, made), Base.unsafe_convert(Ptr{Ptr{UInt8}}, message)
     )
     entry_points()

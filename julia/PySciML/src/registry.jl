@@ -83,14 +83,16 @@ c_drop(registry::Int64, id::Int64)::Cvoid = drop!(REGISTRIES[registry + 1], id)
 c_set_loader(p::Ptr{Cvoid})::Cvoid = (LOADER[] = p; nothing)
 c_set_watcher(p::Ptr{Cvoid})::Cvoid = (WATCHER[] = p; nothing)
 
-# Room for the kernels of one function: `dae` for a residual, `single` for Float32.
-c_new_functions(dae::Int64, single::Int64, nc::Int64)::Int64 =
-    single != 0 ? new_functions(Float32, dae != 0, nc) : new_functions(Float64, dae != 0, nc)
+# Room for the kernels of one function: `dae` for a residual, `single` for Float32, `driven` as in
+# `Functions`.
+c_new_functions(dae::Int64, single::Int64, nc::Int64, driven::Int64)::Int64 =
+    single != 0 ? new_functions(Float32, dae != 0, nc, driven != 0) :
+    new_functions(Float64, dae != 0, nc, driven != 0)
 
-function new_functions(::Type{T}, dae::Bool, nc) where {T}
+function new_functions(::Type{T}, dae::Bool, nc, driven) where {T}
     id = Ref(0)
     load = role -> fetch_source(id[], role)
-    id[] = register!(FUNCTIONS, dae ? Residual{T}(load, nc) : Functions{T}(load, nc))
+    id[] = register!(FUNCTIONS, dae ? Residual{T}(load, nc) : Functions{T}(load, nc, driven))
     return id[]
 end
 

@@ -52,6 +52,55 @@ end
     end
 end
 
+@testset "modes that decay are gone by the beginning of the mesh" begin
+    through(lambda, mesh) = prod(PySciML.radau_factor(h * lambda) for h in diff(mesh))
+    cut(mesh, parts) = PySciML.subdivided(mesh, parts)
+    for lambda in (-0.7, -6.0, -1.0e3, -1.0e6, -30.0 + 5.0im), start in (Float64[], [0.0, 0.001, 0.01])
+        mesh, tol = [start; 1.0; 2.0], 1.0e-9
+        whole = mesh
+        for k in (length(mesh) - 1):-1:1
+            parts = PySciML.parts_for_damping(lambda, view(mesh, 1:(k + 1)), tol)
+            new = cut(mesh[k:(k + 1)], [parts])
+            whole = [filter(<(mesh[k]), whole); new; filter(>(mesh[k + 1]), whole)]
+        end
+        exact = exp(lambda * (mesh[end] - mesh[1]))
+        @test abs(through(lambda, whole) - exact) <= 2 * PySciML.SLACK * tol
+        @test length(whole) < 300
+    end
+    # enough intervals damp by themselves
+    @test PySciML.parts_for_damping(-10.0, 0.0:1.0:20.0, 1.0e-6) == 1
+    @test PySciML.parts_for_damping(-10.0, 0.0:1.0:2.0, 1.0e-6) > 1
+end
+
+@testset "meshes that resolve the parameters' part" begin
+    @test PySciML.subdivided([0.0, 1.0, 3.0], [2, 1]) == [0.0, 0.5, 1.0, 3.0]
+    # beside an interval that is cut none is longer than its parts
+    @test PySciML.as_neighbours([1.0, 1, 1, 4, 1, 1, 1], collect(0.0:7.0)) == [1, 4, 4, 4, 4, 4, 1]
+    @test PySciML.as_neighbours([1.0, 3.0], [4.0, 2.0, 1.0]) == [6, 3]
+
+    still(u, _...) = fill!(u, 0)
+    driven(rate) = PySciML.Functions{Float64}(_ -> (du, u, p, t) -> (du[1] = p[1] * rate(t); nothing), 0, true)
+    mesh = collect(0.0:2.0:10.0)
+    finer(rate, mesh) = PySciML.resolving(mesh, driven(rate), 1, still, [0.0], 1.0e-6)
+    waves = finer(t -> cos(40t), mesh)
+    @test issubset(mesh, waves)
+    @test 0.03 / 40 < minimum(diff(waves)) && maximum(diff(waves)) < (1.0e-6 / 1.4e-5)^0.2 / 40
+    back = finer(t -> cos(40t), reverse(mesh))
+    @test issorted(back; rev = true) && 0.8 < length(back) / length(waves) < 1.25
+    @test finer(t -> 1.0, mesh) === mesh
+    # the same of the state's derivative, and where a root's cannot be told
+    by_u(f) = PySciML.Functions{Float64}(_ -> (du, u, p, t) -> (du[1] = f(u[1], t); nothing), 0, true)
+    of_state(f, p) = PySciML.resolving(mesh, by_u(f), 1, still, p, 1.0e-6)
+    @test of_state((u, t) -> u * cos(40t), [0.0]) == of_state((u, t) -> u * cos(40t), Float64[]) == waves
+    @test of_state((u, t) -> u < 0 ? NaN : sqrt(u) * cos(40t), [0.0]) === mesh
+    # jumps that nobody told of: no mesh resolves them
+    @test finer(t -> sign(sin(40t)), mesh) === mesh
+    # nor are those looked at that do not depend on time, or by pieces
+    quiet = PySciML.Functions{Float64}(_ -> (du, u, p, t) -> error("was looked at"))
+    @test PySciML.resolving(mesh, quiet, 1, still, [0.0], 1.0e-6) === mesh
+    @test !PySciML.clone(quiet).driven && PySciML.clone(driven(cos)).driven
+end
+
 @testset "the interpolant's weights are the solver's" begin
     prob = ODEProblem((du, u, p, t) -> (du .= -u .+ t), [1.0], (0.0, 1.0))
     sol = solve(prob, Tsit5(); abstol = 1.0e-4, reltol = 1.0e-4)

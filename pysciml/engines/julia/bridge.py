@@ -137,7 +137,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "drop": (None, _I, _I),
     "set_loader": (None, _P),
     "set_watcher": (None, _P),
-    "new_functions": (_I, _I, _I, _I),
+    "new_functions": (_I, _I, _I, _I, _I),
     "provide": (ct.c_int, _P, _P),
     "provide_foreign": (ct.c_int, _P, _P),
     "provide_native": (ct.c_int, _I, _I, _I, ct.c_char_p, _I, _P),
@@ -307,9 +307,9 @@ class Bridge:
         request = ADJOINT_REQUEST.pack(handle, sensealg, m, *given, *tolerances, *to)
         self.interruptibly(lambda: self.call("adjoint", request))
 
-    def new_functions(self, dae: bool, single: bool, nc: int) -> int:
+    def new_functions(self, dae: bool, single: bool, nc: int, driven: bool) -> int:
         require_this_process()
-        return int(self._new_functions(dae, single, nc))  # type: ignore[attr-defined]
+        return int(self._new_functions(dae, single, nc, driven))  # type: ignore[attr-defined]
 
     def set_loader(self, callback: Any) -> None:
         self._set_loader(ct.cast(callback, ct.c_void_p).value)  # type: ignore[attr-defined]

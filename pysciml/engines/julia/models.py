@@ -122,7 +122,13 @@ class JuliaFunctions:
         self._functions = weakref.ref(functions)
         self.bridge = bridge = loader.bridge
         self.single = dtype == "float32"
-        self.id = bridge.new_functions(kind == "dae", self.single, functions.sizes["c"])
+        kernels = functions.kernels
+        self.id = bridge.new_functions(
+            kind == "dae",
+            self.single,
+            functions.sizes["c"],
+            kernels is None or kernels.driven,  # not known of what could not be captured
+        )
         loader.known[self.id] = self
         self.done: set[tuple[Any, ...]] = set()  # what they have been used for
         self._models: dict[Any, int] = {}
