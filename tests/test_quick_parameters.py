@@ -85,6 +85,27 @@ def test_jacobians_that_change_while_the_state_is_at_rest(
     np.testing.assert_allclose([float(g) for g in got], exact, rtol=2e-5)
 
 
+@pytest.mark.parametrize("states", [2, 60], ids=["few", "many"])
+@pytest.mark.parametrize(("engine", "alg", "sensealg"), WAYS)
+def test_slow_ones_do_not_hide_the_fast(engine: str, alg: Any, sensealg: Any, states: int) -> None:
+    # beside a large slow control, and one coupling, there are a small fast one and another
+    def f(u: Any, p: Any, t: Any) -> Any:
+        driven = p[0] * torch.cos(t) + p[1] * torch.cos(QUICK * t) + 3 * torch.cos(9 * t) * u[1]
+        return torch.cat([(driven - u[0])[None], -u[1:]])
+
+    start = torch.zeros(states, dtype=F64)
+    start[0] = 2.0
+    start, p = start.requires_grad_(), f64(3.0, 0.0).requires_grad_()
+    sol = ps.solve(
+        ps.ODEProblem(f, start, (0.0, 4.0), p), alg, saveat=[4.0], engine=engine, sensealg=sensealg,
+        abstol=1e-7, reltol=1e-7,
+    )  # fmt: skip
+    by_start, by_p = torch.autograd.grad(sol.u[-1, 0], [start, p])
+    np.testing.assert_allclose(by_p, [by_control(1.0, 4.0), by_control(QUICK, 4.0)], rtol=2e-5)
+    coupled = math.exp(-4.0) * math.sin(36.0) / 3.0
+    np.testing.assert_allclose(by_start[:2], [math.exp(-4.0), coupled], rtol=2e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize(
     ("engine", "alg"),
     [("sundials", ps.IDA()), pytest.param("julia", ps.Rodas5P(), marks=pytest.mark.julia)],
@@ -195,7 +216,7 @@ def test_pieces_in_time_are_not_looked_at(sensealg: Any, monkeypatch: pytest.Mon
 def test_jumps_in_time_are_not_taken_for_waves() -> None:
     # no mesh resolves them: the first one stays, and so does one over pieces that nobody declared
     mesh = np.linspace(0.0, 10.0, 8)
-    out = resolved(mesh, STILL, [lambda u, t, du: np.sign(np.sin(40 * t))[:, None]], 1e-9)
+    out = resolved(mesh, STILL, [lambda u, t, du: np.sign(np.sin(40 * t))[:, None, None]], 1e-9)
     np.testing.assert_array_equal(out, mesh)
 
 
@@ -203,7 +224,9 @@ STILL: Any = SimpleNamespace(interpolant=lambda t, d=0: np.zeros((len(t), 1)), u
 
 
 def mesh_for(w: float, mesh: list[float], rtol: float) -> np.ndarray:
-    return resolved(np.array(mesh), STILL, [None, lambda u, t, du: np.cos(w * t)[:, None]], rtol)
+    return resolved(
+        np.array(mesh), STILL, [None, lambda u, t, du: np.cos(w * t)[:, None, None]], rtol
+    )
 
 
 def test_meshes() -> None:
@@ -222,5 +245,5 @@ def test_meshes() -> None:
 
 def test_what_cannot_be_told_leaves_the_mesh() -> None:
     mesh = np.array([0.0, 1.0])
-    out = resolved(mesh, STILL, [lambda u, t, du: np.full((len(t), 1), np.nan)], 1e-6)
+    out = resolved(mesh, STILL, [lambda u, t, du: np.full((len(t), 1, 1), np.nan)], 1e-6)
     np.testing.assert_array_equal(out, mesh)

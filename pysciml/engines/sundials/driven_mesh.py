@@ -3,8 +3,8 @@
 The solver's steps tell how fast the solution changes. Where the rate depends on time otherwise
 than through the state, its derivatives may change faster: ``f_p`` where a control is zero so far,
 ``f_u`` where the state is. The steps are too long then for the adjoint, or for its integral beside
-``f_p``. Both in fixed directions, at the three nodes of every interval, tell what the Radau rule
-makes of them there.
+``f_p``. Their values at the three nodes of every interval tell what the Radau rule makes of them
+there: entry by entry where these are few, else in some directions.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ _ERROR = 7.9e-5
 _SEEN = 1.0
 #: Intervals that are not seen through are cut in so many; most intervals of a mesh, and rounds.
 _BLIND, _MOST, _ROUNDS = 8, 10_000, 6
-#: Larger states without blocks are looked at together: of so many entries some always bend.
-_APART = 50
+#: Larger states without blocks are looked at together; up to how many derivatives are looked at one
+#: by one; and what has little part beside the largest.
+_APART, _EACH, _LITTLE = 50, 400, 0.03
 #: Numbers that are held at a time.
 _HELD = 4_000_000
 
@@ -44,33 +45,61 @@ _SECOND: Array = 1.0 / np.array(
 )
 
 
-def along_parameters(problem: FlatProblem) -> Along | None:
-    """fn(u (q, n), t (q,), du) to f_p in a direction that all parameters have a part in, (q, n).
+def along_parameters(problem: FlatProblem, blocks: Ints | None = None) -> Along | None:
+    """fn(u (q, n), t (q,), du) to what is looked at of f_p: (q, rows, members).
 
-    By differences: how it changes with time is what is looked at. ``du`` (q, n) counts for
-    residuals. None where the rate depends on time through the state alone, and so do all its
-    derivatives; and where it has pieces in time, between which f_p jumps, so that no mesh resolves
-    it.
+    Members of a row are looked at together. ``du`` (q, n) counts for residuals. ``blocks`` (nb, m):
+    the state's entries in each independent block. None where the rate depends on time through the
+    state alone, and so do all its derivatives; and where it has pieces in time, between which f_p
+    jumps, so that no mesh resolves it.
     """
-    p = problem.p
+    functions, p = problem.functions, problem.p
     if not len(p) or not _is_driven(problem):
         return None
-    step = _direction(np.abs(p))
-    ahead, behind = _value(problem, p + step), _value(problem, p - step)
-    return lambda u, t, du: ahead(u, t, du) - behind(u, t, du)
-
-
-def along_state(problem: FlatProblem) -> Along | None:
-    """As :func:`along_parameters`, of f_u."""
-    if not _is_driven(problem):
-        return None
-    value = _value(problem, problem.p)
+    if functions.kernels is not None and len(problem.u0) * len(p) <= _EACH:
+        return _each(problem, "jac:p")
+    ways = [(_value(problem, p + d), _value(problem, p - d)) for d in _directions(np.abs(p))]
+    arranged = _arranged(len(problem.u0), blocks)
 
     def along(u: Array, t: Array, du: Array | None) -> Array:
-        step = _direction(np.abs(u).max(axis=0))
-        return value(u + step, t, du) - value(u - step, t, du)
+        moved = [arranged(ahead(u, t, du) - behind(u, t, du)) for ahead, behind in ways]
+        return np.concatenate(moved, axis=1)
 
     return along
+
+
+def along_state(problem: FlatProblem, blocks: Ints | None = None) -> Along | None:
+    """As :func:`along_parameters`, of f_u."""
+    n = len(problem.u0)
+    if not _is_driven(problem):
+        return None
+    if problem.functions.kernels is not None and n * n <= _EACH:
+        return _each(problem, "jac:u")
+    value, arranged = _value(problem, problem.p), _arranged(n, blocks)
+
+    def along(u: Array, t: Array, du: Array | None) -> Array:
+        ways = _directions(np.abs(u).max(axis=0))
+        moved = [arranged(value(u + d, t, du) - value(u - d, t, du)) for d in ways]
+        return np.concatenate(moved, axis=1)
+
+    return along
+
+
+def _each(problem: FlatProblem, role: str) -> Along:
+    jac = problem.functions.bind_batched(role, problem.p, problem.c)
+    if problem.kind == "dae":
+        return lambda u, t, du: jac(du, u, t).reshape(len(t), -1, 1)
+    return lambda u, t, du: jac(u, t).reshape(len(t), -1, 1)
+
+
+def _arranged(n: int, blocks: Ints | None) -> Callable[[Array], Array]:
+    """fn(x (q, n)) to (q, rows, members): blocks, or all entries of many, are looked at together.
+
+    Of many entries some always bend.
+    """
+    if blocks is not None:
+        return lambda x: x[:, blocks.T]
+    return (lambda x: x[:, None]) if n > _APART else (lambda x: x[:, :, None])
 
 
 def _is_driven(problem: FlatProblem) -> bool:
@@ -85,32 +114,30 @@ def _value(problem: FlatProblem, p: Array) -> Along:
     return lambda u, t, du: value(u, t)
 
 
-def _direction(size: Array) -> Array:
-    """A small step of which every entry has its part, for entries of some ``size``."""
-    part: Array = np.cos(1.0 + 2.0 * np.arange(len(size)) ** 2)
-    return 1e-5 * (size + 1e-3 * (size.max() or 1.0)) * part
+def _directions(size: Array) -> list[Array]:
+    """Small steps of which every entry has its part, for entries of some ``size``.
+
+    The second, where there is one, is of those that have little part in the first.
+    """
+    largest = size.max() or 1.0
+    part = 1e-5 * np.cos(1.0 + 2.0 * np.arange(len(size)) ** 2)
+    ways = [(size + 1e-3 * largest) * part]
+    small = size < _LITTLE * largest
+    if small.any() and not small.all():
+        ways.append(np.where(small, largest * part, 0.0))
+    return ways
 
 
-def resolved(
-    mesh: Array,
-    segment: Segment,
-    alongs: Sequence[Along | None],
-    rtol: float,
-    blocks: Ints | None = None,
-) -> Array:
+def resolved(mesh: Array, segment: Segment, alongs: Sequence[Along | None], rtol: float) -> Array:
     """``mesh`` with its intervals cut where they do not resolve what is looked at to ``rtol``.
 
-    ``blocks`` (nb, m): the state's entries in each independent block, looked at together.
     Given back as it is where it cannot be told (what is looked at is not finite, as a root's
     derivative at zero) and where no mesh will do, as over jumps.
     """
     looked_at = [along for along in alongs if along is not None]
     if not looked_at:
         return mesh
-    n = segment.u.shape[-1]
-    if blocks is None and n > _APART:
-        blocks = np.arange(n)[:, None]
-    first = mesh
+    n, first = segment.u.shape[-1], mesh
     for _ in range(_ROUNDS):
         nodes = Nodes.of(mesh)
         count = len(nodes.h)
@@ -118,15 +145,12 @@ def resolved(
             return first
         t = nodes.t.reshape(-1)
         u, du = segment.interpolant(t), segment.interpolant(t, 1)
-        seen = [_bent(along(u, t, du).reshape(count, 3, -1), blocks) for along in looked_at]
-        seen = [x for x in seen if np.isfinite(x[1]).all()]
-        if not seen:
-            return first
+        seen = [_bent(along(u, t, du), count) for along in looked_at]
         largest, second = (np.concatenate(x, axis=1) for x in zip(*seen, strict=True))
         whole = (np.abs(nodes.h)[:, None] * largest).sum(axis=0)
         # Waves take themselves away in the integral, and the adjoint may be large where f_p is
         # small: each interval is held to rtol of what is near by, where it counts at all.
-        counts = np.abs(nodes.h)[:, None] * largest > rtol * whole / count
+        counts = (np.abs(nodes.h)[:, None] * largest > rtol * whole / count) & (second > 0.0)
         ratio = np.divide(second, _nearby(largest, np.max), out=np.zeros_like(second), where=counts)
         need = _ERROR * ratio.max(axis=1) ** 2.5 / rtol
         parts = np.where(need > 1.0, np.ceil(1.1 * need**0.2), 1.0)
@@ -141,12 +165,16 @@ def resolved(
     return first if blind.any() else mesh
 
 
-def _bent(moved: Array, blocks: Ints | None) -> tuple[Array, Array]:
-    """The largest of values (K, 3, n) in each interval, and their second divided difference."""
-    second = np.einsum("kin,i->kn", moved[:, ::-1], _SECOND)
-    if blocks is None:
-        return np.abs(moved).max(axis=1), np.abs(second)
-    return _together(moved, blocks).max(axis=1), _together(second, blocks)
+def _bent(values: Array, count: int) -> tuple[Array, Array]:
+    """Rows' largest values (K, rows) in each interval, and their second divided difference.
+
+    0 where a row is not finite.
+    """
+    values = values.reshape(count, 3, *values.shape[1:])
+    finite = np.isfinite(values).all(axis=(0, 1, 3), keepdims=True)
+    values = np.where(finite, values, 0.0)
+    second = np.einsum("kirb,i->krb", values[:, ::-1], _SECOND)
+    return _mean_square(values).max(axis=1), _mean_square(second)
 
 
 def _as_neighbours(parts: Array, h: Array) -> npt.NDArray[np.int64]:
@@ -158,9 +186,8 @@ def _as_neighbours(parts: Array, h: Array) -> npt.NDArray[np.int64]:
     return np.clip(np.ceil(h / shortest - 1e-9), 1, 2 * _BLIND).astype(np.int64)
 
 
-def _together(x: Array, blocks: Ints) -> Array:
-    """Root mean squares (..., m) over the blocks of values (..., n)."""
-    out: Array = np.sqrt(np.square(x[..., blocks]).mean(axis=-2))
+def _mean_square(x: Array) -> Array:
+    out: Array = np.sqrt(np.einsum("...b,...b->...", x, x) / x.shape[-1])
     return out
 
 

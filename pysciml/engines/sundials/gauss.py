@@ -85,11 +85,11 @@ class CollocationAdjoint:
 
     @cached_property
     def _along(self) -> Along | None:
-        return along_parameters(self.problem)
+        return along_parameters(self.problem, self._plan.blocks)
 
     @cached_property
     def _along_state(self) -> Along | None:
-        return along_state(self.problem)
+        return along_state(self.problem, self._plan.blocks)
 
     @cached_property
     def _long(self) -> LongIntervals | LongProducts | None:
@@ -122,9 +122,7 @@ class CollocationAdjoint:
                 return mu
         self._pieces.clear()
         mesh = join(segment.t, times)
-        mesh = resolved(
-            mesh, segment, (self._along, self._along_state), self.rtol, self._plan.blocks
-        )
+        mesh = resolved(mesh, segment, (self._along, self._along_state), self.rtol)
         mu, _ = self._through(segment, mesh, jumps, 0)
         if self._pull is not None:
             for nodes, stages, u, du in self._pieces:

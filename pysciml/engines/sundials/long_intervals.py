@@ -15,8 +15,8 @@ the parameter gradient another.
 Whether an interval is short enough is told by what is computed anyway: the last Legendre
 coefficients of the states and the Jacobian at its nodes, and ``h`` times the Jacobian's size, by
 which modes that only a cotangent excites are resolved too. Where the rate depends on time otherwise
-than through the state, the parameters' product may change faster than both: ``f_p`` in a fixed
-direction is looked at as well.
+than through the state, the parameters' product may change faster than both: ``f_p`` is looked at
+as well.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ class Lengths:
 
     Parameters
     ----------
-    push_p : fn(u (q, n), t (q,)) -> f_p d (q, n) in some direction d; None where that need not be
-        looked at
+    push_p : fn(u (q, n), t (q,)) -> what is looked at of f_p (q, rows, members), members of a row
+        together; None where that need not be looked at
     place : (m, nb) the state's entries, by blocks; what is looked at is averaged over these
     rtol : what the gradient's own error is kept near
     """
@@ -135,7 +135,9 @@ class Lengths:
         """
         assert self._push_p is not None
         moved = self._push_p(u.reshape(t.size, -1), t.reshape(-1))
-        moved = moved.reshape(u.shape)[:, :, self._place].transpose(0, 2, 1, 3)
+        moved = moved.reshape(*t.shape, *moved.shape[1:]).transpose(0, 2, 1, 3)
+        finite = np.isfinite(moved).all(axis=(0, 2, 3), keepdims=True)
+        moved = np.where(finite, moved, 0.0)
         largest, changes = mean_square(moved).max(axis=2), tail(moved)
         self._whole = np.maximum(self._whole, (h[:, None] * largest).max(axis=0))
         rough = np.fmin(
