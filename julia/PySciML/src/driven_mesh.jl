@@ -2,9 +2,9 @@
 #
 # The solver's steps tell how fast the solution changes. Where the rate depends on time otherwise than
 # through the state, its derivatives may change faster: f_p where a control is zero so far, f_u where the
-# state is. The steps are too long then for the adjoint, or for its integral beside f_p. Both in fixed
-# directions, by differences, at the three nodes of every interval, tell what the Radau rule makes of
-# them there. Not looked at: rates with pieces in time, between which f_p jumps, so that no mesh resolves
+# state is. The steps are too long then for the adjoint, or for its integral beside f_p. Their values at
+# the three nodes of every interval tell what the Radau rule makes of them there: entry by entry where
+# these are few, else in some directions. Not looked at: rates with pieces in time, between which f_p jumps, so that no mesh resolves
 # it (of functions that could not be captured nobody knows), and residuals.
 
 # The rule's error for cos(w t), in units of h |cos|, is this times the 5/2-th power of the second
@@ -15,6 +15,8 @@ const RADAU_ERROR = 7.9e-5
 const SEEN, BLIND = 1.0, 8
 # Larger states are looked at together: of so many entries some always bend.
 const APART = 50
+# Up to how many derivatives are looked at one by one, and what has little part beside the largest.
+const EACH, LITTLE = 400, 0.03
 # Most rounds of cutting, and most intervals.
 const ROUNDS, MOST_INTERVALS = 6, 10_000
 
@@ -35,6 +37,7 @@ function resolving(
     ) where {T}
     (f.driven && length(mesh) > 1) || return mesh
     along = Along(f, mesh, interp, p, n, nx)
+    interp(along.u, mesh[1], nothing, Val{0}, p, :right)
     moves_with_time!(along, mesh[1], mesh[end]) || return mesh
     fine, blind = mesh, false
     for _ in 1:ROUNDS
@@ -59,77 +62,110 @@ function parts_for_steps(
     return [place[times[i + 1]] - place[times[i]] for i in 1:(length(times) - 1)]
 end
 
-# f_u and f_p in directions that all entries have a part in, times a step. What is called back in Python
-# takes the problem's own parameters, whatever it is given: of f_p a product is taken there.
+# f_u and f_p at one place after the other: J and P, or where these are large, what steps of u and p
+# change. What is called back in Python takes the problem's own parameters, whatever it is given: there
+# products with f_p are taken in place of steps. What is in one of the `groups` is looked at together.
 struct Along{T}
     functions::Functions{T}
     p::Vector{T}
-    by_p::Vector{T}                       # the steps
-    by_u::Vector{T}
-    ahead::Vector{T}
-    behind::Vector{T}
+    J::Matrix{T}
+    P::Matrix{T}
+    by_u::Vector{Vector{T}}
+    by_p::Vector{Vector{T}}
     pulled::Vector{T}                     # of what is called back, else empty
     weights::Vector{T}
     u::Vector{T}
     x::Vector{T}
+    y::Vector{T}
     one::Vector{T}
     other::Vector{T}
-    moved::NTuple{3, Vector{T}}           # f_u, then f_p
+    moved::NTuple{3, Vector{T}}
+    groups::Vector{UnitRange{Int}}
 end
 function Along(f::Functions{T}, mesh, interp, p::Vector{T}, n, nx) where {T}
     of(m) = zeros(T, m)
-    u, size = of(nx), of(nx)
+    u, np, none = of(nx), length(p), Vector{T}[]
+    J, P = zeros(T, n * nx <= EACH ? n : 0, nx), zeros(T, n * np <= EACH ? n : 0, np)
+    by_u = isempty(J) ? directions(sizes!(u, mesh, interp, p)) : none
+    by_p = isempty(P) && np > 0 ? directions(abs.(p)) : none
+    foreign = !isempty(by_p) && ensure!(f.value).source isa Foreign
+    groups = UnitRange{Int}[]
+    grow!(count, together) = for _ in 1:(together ? 1 : count)
+        first_ = isempty(groups) ? 1 : last(groups[end]) + 1
+        push!(groups, first_:(first_ + (together ? count : 1) - 1))
+    end
+    grow!(length(J), false)
+    foreach(_ -> grow!(n, n > APART), by_u)
+    grow!(length(P), false)
+    foreach(_ -> foreign ? grow!(1, false) : grow!(n, n > APART), by_p)
+    all_ = isempty(groups) ? 0 : last(groups[end])
+    return Along{T}(
+        f, p, J, P, by_u, by_p, of(foreign ? np : 0), T[cos(2 * i^2 + 1) for i in 0:(n - 1)], u,
+        of(nx), of(np), of(n), of(n), (of(all_), of(all_), of(all_)), groups
+    )
+end
+
+# The entries' largest sizes.
+function sizes!(u, mesh, interp, p)
+    size = zero(u)
     for t in view(mesh, 1:(length(mesh) - 1))
         interp(u, t, nothing, Val{0}, p, :right)
         size .= max.(size, abs.(u))
     end
-    by_p, foreign = direction(abs.(p)), ensure!(f.value).source isa Foreign
-    both = n + (isempty(p) ? 0 : foreign ? 1 : n)
-    return Along(
-        f, p, by_p, direction(size), p .+ by_p, p .- by_p, of(foreign ? length(p) : 0),
-        direction(ones(T, n)), u, of(nx), of(n), of(n), (of(both), of(both), of(both))
-    )
+    return size
 end
 
-# A small step of which every entry has its part, for entries of some size.
-function direction(size::Vector{T}) where {T}
+# Small steps of which every entry has its part, for entries of some size; the second, where there is
+# one, is of those that have little part in the first.
+function directions(size::Vector{T}) where {T}
     largest = maximum(size; init = zero(T))
-    floor_ = T(1.0e-3) * (largest > 0 ? largest : one(T))
-    return [cbrt(eps(T)) * (size[i] + floor_) * T(cos(2 * (i - 1)^2 + 1)) for i in eachindex(size)]
+    largest > 0 || (largest = one(T))
+    part = T[cbrt(eps(T)) * cos(2 * i^2 + 1) for i in 0:(length(size) - 1)]
+    little = size .< T(LITTLE) * largest
+    first_ = (size .+ T(1.0e-3) * largest) .* part
+    return !any(little) || all(little) ? [first_] : [first_, largest .* part .* little]
 end
 
 function along!(to, a::Along, t)
-    n, f = length(a.one), a.functions
-    a.x .= a.u .+ a.by_u
-    f.value(a.one, a.x, a.p, t)
-    a.x .= a.u .- a.by_u
-    f.value(a.other, a.x, a.p, t)
-    @views to[1:n] .= a.one .- a.other
-    length(to) == n && return to
-    if isempty(a.pulled)
-        f.value(a.one, a.u, a.ahead, t)
-        f.value(a.other, a.u, a.behind, t)
-        @views to[(n + 1):end] .= a.one .- a.other
-    else
-        f.vjp_p(a.pulled, a.weights, a.u, a.p, t)
-        to[n + 1] = dot(a.pulled, a.by_p)
+    f, at = a.functions, 0
+    function put!(x)
+        copyto!(to, at + 1, x, 1, length(x))
+        at += length(x)
+        return
+    end
+    isempty(a.J) || (f.jac(a.J, a.u, a.p, t); put!(a.J))
+    for d in a.by_u
+        f.value(a.one, (a.x .= a.u .+ d; a.x), a.p, t)
+        f.value(a.other, (a.x .= a.u .- d; a.x), a.p, t)
+        put!(a.one .-= a.other)
+    end
+    isempty(a.P) || (f.paramjac(a.P, a.u, a.p, t); put!(a.P))
+    isempty(a.pulled) || f.vjp_p(a.pulled, a.weights, a.u, a.p, t)
+    for d in a.by_p
+        if isempty(a.pulled)
+            f.value(a.one, a.u, (a.y .= a.p .+ d; a.y), t)
+            f.value(a.other, a.u, (a.y .= a.p .- d; a.y), t)
+            put!(a.one .-= a.other)
+        else
+            to[at += 1] = dot(a.pulled, d)
+        end
     end
     return to
 end
 
 # Whether they are others at other times.
 function moves_with_time!(a::Along{T}, t0, t1) where {T}
+    isempty(a.groups) && return false
     first_, now = along!(a.moved[1], a, t0), a.moved[2]
     return any(along!(now, a, T(t0 + x * (t1 - t0))) != first_ for x in (0.29, 0.53, 1))
 end
 
 # How many parts each interval needs, and whether any is not seen through.
 function parts_for_time(mesh::Vector{T}, a::Along{T}, interp, reltol) where {T}
-    count, n, both = length(mesh) - 1, length(a.one), length(a.moved[1])
-    groups = n <= APART ? [i:i for i in 1:both] : [i:min(i + n - 1, both) for i in 1:n:both]
+    count, groups = length(mesh) - 1, a.groups
     rows = length(groups)
     largest, second, whole = zeros(T, rows, count), zeros(T, rows, count), zeros(T, rows)
-    bend = zeros(T, both)
+    bend = zero(a.moved[1])
     for k in 1:count
         from, to = mesh[k], mesh[k + 1]
         h = to - from

@@ -79,7 +79,12 @@ end
     @test PySciML.as_neighbours([1.0, 3.0], [4.0, 2.0, 1.0]) == [6, 3]
 
     still(u, _...) = fill!(u, 0)
-    driven(rate) = PySciML.Functions{Float64}(_ -> (du, u, p, t) -> (du[1] = p[1] * rate(t); nothing), 0, true)
+    # u' = p rate(t)
+    given(; roles...) = PySciML.Functions{Float64}(
+        role -> (out, _, p, t) -> (out[1] = roles[role](p[1], t); nothing), 0, true
+    )
+    driven(rate) =
+        given(; value = (p, t) -> p * rate(t), jac_u = (p, t) -> 0.0, jac_p = (p, t) -> rate(t))
     mesh = collect(0.0:2.0:10.0)
     finer(rate, mesh) = PySciML.resolving(mesh, driven(rate), 1, still, [0.0], 1.0e-6)
     waves = finer(t -> cos(40t), mesh)
@@ -88,11 +93,23 @@ end
     back = finer(t -> cos(40t), reverse(mesh))
     @test issorted(back; rev = true) && 0.8 < length(back) / length(waves) < 1.25
     @test finer(t -> 1.0, mesh) === mesh
-    # the same of the state's derivative, and where a root's cannot be told
-    by_u(f) = PySciML.Functions{Float64}(_ -> (du, u, p, t) -> (du[1] = f(u[1], t); nothing), 0, true)
-    of_state(f, p) = PySciML.resolving(mesh, by_u(f), 1, still, p, 1.0e-6)
-    @test of_state((u, t) -> u * cos(40t), [0.0]) == of_state((u, t) -> u * cos(40t), Float64[]) == waves
-    @test of_state((u, t) -> u < 0 ? NaN : sqrt(u) * cos(40t), [0.0]) === mesh
+    # the same of the state's derivative, and where it cannot be told, as a root's
+    of_state(rate) = PySciML.resolving(
+        mesh, given(; value = (p, t) -> 0.0, jac_u = (p, t) -> rate(t), jac_p = (p, t) -> 1.0), 1,
+        still, [0.0], 1.0e-6
+    )
+    @test of_state(t -> cos(40t)) == waves
+    @test of_state(t -> Inf) === mesh
+    # of many states, in directions: the large ones do not hide another
+    n, p = 60, [fill(1.0, 9); 0.0]
+    function rates(out, u, p, t)
+        out .= u .* cos(t)
+        out[1] += p[1] * cos(t) + p[10] * cos(40t)
+        return nothing
+    end
+    many = PySciML.Functions{Float64}(role -> (@assert role === :value; rates), 0, true)
+    @test maximum(diff(PySciML.resolving(mesh, many, n, still, p, 1.0e-6))) <
+        (1.0e-6 / 1.4e-5)^0.2 / 40
     # jumps that nobody told of: no mesh resolves them
     @test finer(t -> sign(sin(40t)), mesh) === mesh
     # nor are those looked at that do not depend on time, or by pieces
