@@ -678,7 +678,19 @@ NO_ERROR_CONTROL: dict[str, str] = {
     "SSPRK932": "SSPRK43",
     "SSPRKMSVS32": "SSPRK43",
     "SSPRKMSVS43": "SSPRK43",
+    "ROS3P": "ROS3PRL",
+    "ROS3PR": "ROS3PRL",
+    "ROS34PW1a": "ROS34PW2",
+    "ROS34PW1b": "ROS34PW2",
 }
+
+#: Those of them whose estimate is zero on linear equations, as the coefficients of ROS3P in Lang
+#: and Verwer, BIT 41 (2001) have it: a harmonic oscillator to t = 10, at 1e-9, took three to five
+#: steps and was wrong by 0.7 and more.
+BLIND_TO_LINEAR: frozenset[str] = frozenset(("ROS3P", "ROS3PR", "ROS34PW1a", "ROS34PW1b"))
+#: Methods whose estimate is zero on states whose rate does not depend on the state (u' = cos t to
+#: t = 10, at 1e-9: eight steps, wrong by 0.03), each with one to use instead.
+BLIND_TO_INTEGRALS: dict[str, str] = {"Rodas5": "Rodas5P"}
 
 #: Methods that are wrong in Julia, at any step (OrdinaryDiffEqBDF 2.2, OrdinaryDiffEqStabilizedIRK
 #: 2.0, OrdinaryDiffEqVerner), each with one to use instead.

@@ -277,6 +277,30 @@ def test_methods_with_a_faulty_error_estimate_are_refused_unless_steps_are_given
     prob = ps.ODEProblem(forced, tensor(1.0), (0.0, 1.0), tensor(1.0))
     with pytest.raises(EngineError, match=f"{name} does not choose its own steps.*adaptive=False"):
         ps.solve(prob, ps.algorithms.algorithm(name)(), engine="julia")
+    with pytest.raises(EngineError, match=f"{name} does not choose its own steps.*adaptive=False"):
+        ps.solve(prob, ps.AutoTsit5(ps.algorithms.algorithm(name)()), engine="julia")
+
+
+def test_rodas5_does_not_see_integrals_and_is_refused_for_them() -> None:
+    def area(u, p, t):
+        return torch.stack([-p[0] * u[0], torch.cos(t)])
+
+    def area_below(u, p, t):
+        return torch.stack([-p[0] * u[0], torch.cos(t) * u[0]])
+
+    u0, p = tensor(1.0, 0.0), tensor(0.5)
+    with pytest.raises(EngineError, match="zero on states whose rate does not.*Rodas5P"):
+        ps.solve(ps.ODEProblem(area, u0, (0.0, 10.0), p), ps.Rodas5(), engine="julia")
+    delayed = ps.DDEProblem(
+        lambda u, h, p, t: -h(p, t - 1.0), u0, lambda p, t: tensor(1.0, 0.0), (0.0, 2.0)
+    )
+    with pytest.raises(EngineError, match="zero on states whose rate does not.*Rodas5P"):
+        ps.solve(delayed, ps.MethodOfSteps(ps.Rodas5()), engine="julia")
+    prob = ps.ODEProblem(area_below, u0, (0.0, 10.0), p)
+    got, want = (
+        ps.solve(prob, alg, saveat=[10.0], **TIGHT).u for alg in (ps.Rodas5(), ps.Rodas5P())
+    )
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize(

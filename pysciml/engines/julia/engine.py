@@ -128,9 +128,11 @@ def refuse_adjoint(problem: FlatProblem, sensealg: SensitivityAlgorithm) -> None
     )
 
 
-def checked_options(alg: Algorithm | None, options: SolveOptions) -> SolveOptions:
+def checked_options(
+    alg: Algorithm | None, options: SolveOptions, problem: FlatProblem | None = None
+) -> SolveOptions:
     """The options as the algorithm needs them. Raises where the two do not fit."""
-    refuse_error_control(alg, options)
+    refuse_error_control(alg, options, problem)
     if alg is not None:
         refuse_wrong(alg)
     require_sensealg(options.sensealg, alg, options.tuning)
@@ -377,9 +379,9 @@ class JuliaEngine(Engine):
         if problem.form in ("sde", "rode"):
             return stochastic.solve(self, problem, alg, options)
         if problem.form == "dde":
-            refuse_error_control(delay.checked("dde", alg), options)
+            refuse_error_control(delay.checked("dde", alg), options, problem)
             return delay.solve(self, problem, alg, options)
-        options = checked_options(alg, options)
+        options = checked_options(alg, options, problem)
         refuse_coarse_events(problem, alg)
         if isinstance(problem.u0, torch.Tensor):
             return device.solve(self, problem, alg, options)
@@ -564,7 +566,9 @@ class JuliaEngine(Engine):
         options: SolveOptions,
         threads: int,
     ) -> FlatEnsemble:
-        return ensemble.solve(self, problem, members, alg, checked_options(alg, options), threads)
+        return ensemble.solve(
+            self, problem, members, alg, checked_options(alg, options, problem), threads
+        )
 
     def adjoint_members(
         self, solution: FlatEnsemble, grad_u: Array, by_times: bool = True

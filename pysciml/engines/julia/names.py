@@ -10,7 +10,12 @@ import numpy as np
 from pysciml.algorithms import Algorithm, algorithm
 from pysciml.engines.base import FlatProblem, SolveOptions, Tuning
 from pysciml.errors import EngineError, InputError
-from pysciml.ordinarydiffeq import NO_ERROR_CONTROL, WRONG
+from pysciml.ordinarydiffeq import (
+    BLIND_TO_INTEGRALS,
+    BLIND_TO_LINEAR,
+    NO_ERROR_CONTROL,
+    WRONG,
+)
 from pysciml.sensitivity import (
     CollocationAdjoint,
     DiscreteAdjoint,
@@ -255,10 +260,36 @@ def refuse_wrong(alg: Algorithm) -> None:
         )
 
 
-def refuse_error_control(alg: Algorithm | None, options: SolveOptions) -> None:
+def refuse_error_control(
+    alg: Algorithm | None, options: SolveOptions, problem: FlatProblem | None = None
+) -> None:
     """Raise EngineError where a method's choice of its own steps is known to fail."""
-    if alg is not None and options.adaptive and alg.name in _FAULTY:
+    if alg is None or not options.adaptive:
+        return
+    if alg.name in _FAULTY:
+        why = "is zero on linear equations" if alg.name in BLIND_TO_LINEAR else "in Julia is faulty"
         raise EngineError(
-            f"{alg.name} does not choose its own steps rightly (its error estimate in Julia is "
-            f"faulty); give dt= and adaptive=False, or use pysciml.{_FAULTY[alg.name]}()."
+            f"{alg.name} does not choose its own steps rightly (its error estimate {why}); give "
+            f"dt= and adaptive=False, or use pysciml.{_FAULTY[alg.name]}()."
         )
+    if alg.name in BLIND_TO_INTEGRALS and problem is not None and _integrates(problem):
+        raise EngineError(
+            f"{alg.name} does not choose its own steps rightly here: its error estimate is zero on "
+            "states whose rate does not depend on the present state, and there is such a one; use "
+            f"pysciml.{BLIND_TO_INTEGRALS[alg.name]}()."
+        )
+    for part in alg.parts:
+        refuse_error_control(part, options, problem)
+
+
+def _integrates(problem: FlatProblem) -> bool:
+    """Whether a rate is known to depend on time, or the past, and not on the state."""
+    if problem.form == "dde":
+        return True  # as far as is known: on the past alone
+    functions = problem.functions
+    if problem.kind == "dae" or problem.mass_matrix is not None or functions.kernels is None:
+        return False
+    by_state, by_time = functions.sparsity("u"), functions.sparsity("t")
+    if by_state is None or by_time is None:
+        return False
+    return bool(((np.diff(by_state.indptr) == 0) & (np.diff(by_time.indptr) > 0)).any())
