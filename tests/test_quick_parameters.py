@@ -101,9 +101,11 @@ def test_slow_ones_do_not_hide_the_fast(engine: str, alg: Any, sensealg: Any, st
         abstol=1e-7, reltol=1e-7,
     )  # fmt: skip
     by_start, by_p = torch.autograd.grad(sol.u[-1, 0], [start, p])
-    np.testing.assert_allclose(by_p, [by_control(1.0, 4.0), by_control(QUICK, 4.0)], rtol=2e-5)
+    exact = [by_control(1.0, 4.0), by_control(QUICK, 4.0)]
+    atol = 5e-6 * isinstance(sensealg, (ps.InterpolatingAdjoint, ps.QuadratureAdjoint))
+    np.testing.assert_allclose(by_p, exact, rtol=2e-5, atol=atol)
     coupled = math.exp(-4.0) * math.sin(36.0) / 3.0
-    np.testing.assert_allclose(by_start[:2], [math.exp(-4.0), coupled], rtol=2e-5, atol=1e-7)
+    np.testing.assert_allclose(by_start[:2], [math.exp(-4.0), coupled], rtol=2e-5, atol=atol + 1e-7)
 
 
 @pytest.mark.parametrize(
