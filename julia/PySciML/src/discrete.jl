@@ -114,6 +114,10 @@ end
 function follow!(product::F, g::Growth{T}, dt, limit) where {F, T}
     g.since += 1
     abs(dt) * g.rate < limit / 3 && 0 <= g.rate && g.since < 4 && return g.rate
+    return look!(product, g)
+end
+
+function look!(product::F, g::Growth{T}) where {F, T}
     first_look = g.rate < 0
     g.since = 0
     for _ in 1:(first_look ? 6 : 2)
@@ -189,6 +193,12 @@ function steps_back(
         end
         z = abs(step.dt) * rate
         if !isempty(parts) && parts[i] > 1
+            # a Jacobian that changes with time may be larger within the step
+            for theta in (T(0.7), T(0.4), T(0.1))
+                at = T(step.t + theta * step.dt)
+                state!(b.y, step, theta)
+                z = max(z, abs(step.dt) * look!(v -> (product!(v, b.y, at); pulled), b.growth))
+            end
             in_parts!(b, step, u, t, max(z, parts[i] * b.reach))
         else
             z > limit ? in_parts!(b, step, u, t, z) : as_taken!(b, step, u, t)
