@@ -44,6 +44,10 @@ ROLES = (
 #: Roles of kernels over arrays of a device, by the numbers of ``ROLES`` plus this.
 DEVICE_ROLES = 100
 
+#: States, and half the derivatives by parameters, up to which Julia looks at what time drives
+#: (driven_mesh.jl): with a normalising flow's 1536 states that took 25 times as long as the
+#: gradient, with a small network of time four times.
+_LOOKED_AT = 200
 #: Roles of kernels for one thread of a GPU, by the numbers of ``ROLES`` plus this.
 STATIC_ROLES = 200
 
@@ -123,11 +127,13 @@ class JuliaFunctions:
         self.bridge = bridge = loader.bridge
         self.single = dtype == "float32"
         kernels = functions.kernels
+        # not known of what could not be captured
+        driven, n = kernels is None or bool(kernels.driven), functions.sizes["u"]
         self.id = bridge.new_functions(
             kind == "dae",
             self.single,
             functions.sizes["c"],
-            kernels is None or kernels.driven,  # not known of what could not be captured
+            driven and max(n, n * functions.sizes["p"] / 2) <= _LOOKED_AT,
         )
         loader.known[self.id] = self
         self.done: set[tuple[Any, ...]] = set()  # what they have been used for

@@ -22,6 +22,7 @@ __all__ = ["Along", "along_parameters", "along_state", "resolved"]
 
 Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 Along = Callable[[Array, Array, Array | None], Array]
 
 #: The rule's error for ``cos(w t)``, in units of ``h |cos|``, is this times the 5/2-th power of the
@@ -45,20 +46,25 @@ _SECOND: Array = 1.0 / np.array(
 )
 
 
-def along_parameters(problem: FlatProblem, blocks: Ints | None = None) -> Along | None:
+def along_parameters(
+    problem: FlatProblem, blocks: Ints | None = None, little: bool = False
+) -> Along | None:
     """fn(u (q, n), t (q,), du) to what is looked at of f_p: (q, rows, members).
 
     Members of a row are looked at together. ``du`` (q, n) counts for residuals. ``blocks`` (nb, m):
-    the state's entries in each independent block. None where the rate depends on time through the
+    the state's entries in each independent block. ``little``: only parameters that have little part
+    beside the largest are looked at, on a mesh that sees the others by the solution. None where
+    there is nothing to look at: where the rate depends on time through the
     state alone, and so do all its derivatives; and where it has pieces in time, between which f_p
     jumps, so that no mesh resolves it.
     """
     functions, p = problem.functions, problem.p
-    if not len(p) or not _is_driven(problem):
+    if not len(p) or not _is_driven(problem) or little and not _little(np.abs(p)).any():
         return None
     if functions.kernels is not None and len(problem.u0) * len(p) <= _EACH:
         return _each(problem, "jac:p")
-    ways = [(_value(problem, p + d), _value(problem, p - d)) for d in _directions(np.abs(p))]
+    steps = _directions(np.abs(p))[-1 if little else 0 :]
+    ways = [(_value(problem, p + d), _value(problem, p - d)) for d in steps]
     arranged = _arranged(len(problem.u0), blocks)
 
     def along(u: Array, t: Array, du: Array | None) -> Array:
@@ -69,16 +75,22 @@ def along_parameters(problem: FlatProblem, blocks: Ints | None = None) -> Along 
 
 
 def along_state(problem: FlatProblem, blocks: Ints | None = None) -> Along | None:
-    """As :func:`along_parameters`, of f_u."""
+    """As :func:`along_parameters` with ``little``, of f_u."""
     n = len(problem.u0)
     if not _is_driven(problem):
         return None
+    each = None
     if problem.functions.kernels is not None and n * n <= _EACH:
-        return _each(problem, "jac:u")
+        each = _each(problem, "jac:u")
     value, arranged = _value(problem, problem.p), _arranged(n, blocks)
 
     def along(u: Array, t: Array, du: Array | None) -> Array:
-        ways = _directions(np.abs(u).max(axis=0))
+        size = np.abs(u).max(axis=0)
+        if not _little(size).any():
+            return np.zeros((len(t), 1, 1))
+        if each is not None:
+            return each(u, t, du)
+        ways = _directions(size)[-1:]
         moved = [arranged(value(u + d, t, du) - value(u - d, t, du)) for d in ways]
         return np.concatenate(moved, axis=1)
 
@@ -122,10 +134,14 @@ def _directions(size: Array) -> list[Array]:
     largest = size.max() or 1.0
     part = 1e-5 * np.cos(1.0 + 2.0 * np.arange(len(size)) ** 2)
     ways = [(size + 1e-3 * largest) * part]
-    small = size < _LITTLE * largest
+    small = _little(size)
     if small.any() and not small.all():
         ways.append(np.where(small, largest * part, 0.0))
     return ways
+
+
+def _little(size: Array) -> Bools:
+    return size <= _LITTLE * size.max(initial=0.0)
 
 
 def resolved(mesh: Array, segment: Segment, alongs: Sequence[Along | None], rtol: float) -> Array:

@@ -105,7 +105,7 @@ class _Sensitivity:
         self.jac_u = functions.bind_batched("jac:u", p, c)
         if self.residual:
             self.jac_du = functions.bind_batched("jac:du", p, c)
-        self.alongs = along_parameters(problem), along_state(problem)
+        self.alongs = along_parameters(problem, little=True), along_state(problem)
         self.one_jac_p = functions.bind("jac:p", p, c) if len(p) else None
         self.jac_p = None
         if len(p) and functions.kernels is not None:

@@ -88,6 +88,10 @@ class CollocationAdjoint:
         return along_parameters(self.problem, self._plan.blocks)
 
     @cached_property
+    def _along_little(self) -> Along | None:
+        return along_parameters(self.problem, self._plan.blocks, little=True)
+
+    @cached_property
     def _along_state(self) -> Along | None:
         return along_state(self.problem, self._plan.blocks)
 
@@ -122,7 +126,7 @@ class CollocationAdjoint:
                 return mu
         self._pieces.clear()
         mesh = join(segment.t, times)
-        mesh = resolved(mesh, segment, (self._along, self._along_state), self.rtol)
+        mesh = resolved(mesh, segment, (self._along_little, self._along_state), self.rtol)
         mu, _ = self._through(segment, mesh, jumps, 0)
         if self._pull is not None:
             for nodes, stages, u, du in self._pieces:
