@@ -129,7 +129,7 @@ def refuse_adjoint(problem: FlatProblem, sensealg: SensitivityAlgorithm) -> None
 
 
 def checked_options(
-    alg: Algorithm | None, options: SolveOptions, problem: FlatProblem | None = None
+    alg: Algorithm | None, options: SolveOptions, problem: FlatProblem
 ) -> SolveOptions:
     """The options as the algorithm needs them. Raises where the two do not fit."""
     refuse_error_control(alg, options, problem)
@@ -374,7 +374,7 @@ class JuliaEngine(Engine):
         asked = options
         if problem.jumps is not None:
             if problem.jumps.kind == "ode":
-                options = checked_options(alg, options)
+                options = checked_options(alg, options, problem)
             return jumps.solve(self, problem, alg, options)
         if problem.form in ("sde", "rode"):
             return stochastic.solve(self, problem, alg, options)

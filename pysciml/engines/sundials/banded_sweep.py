@@ -18,6 +18,7 @@ from scipy.linalg import lapack
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 
 from pysciml.engines.sundials.collocation import A, Follower, Nodes, StagesFailed, Sweep, follow
+from pysciml.engines.sundials.sparse_sweep import transposer
 
 __all__ = ["Band", "sweep_banded"]
 
@@ -73,7 +74,7 @@ def sweep_banded(
     row, col = 3 * place[cols] + i, 3 * place[rows] + j
     where = (col * height + lower + upper + row - col).reshape(-1)
     order = np.argsort(place)
-    starts = np.searchsorted(cols, np.arange(n + 1))
+    transposed = transposer(rows, cols, n)
     stages = np.empty((len(nodes.h), 3, n))
 
     def step(k: int, mu: Array) -> Array:
@@ -92,9 +93,7 @@ def sweep_banded(
         return stages[k, 2]
 
     def multiply(k: int, v: Array) -> Array:
-        # J by columns is J^T by rows
-        transposed = sparse.csr_matrix((values(k)[1], rows, starts), shape=(n, n))
-        product: Array = transposed @ v
+        product: Array = transposed(values(k)[1]) @ v
         return product
 
     return follow(nodes, jumps, stages, step, multiply, follower)

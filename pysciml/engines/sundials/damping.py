@@ -51,15 +51,11 @@ def parts_for_damping(
     values, index, error = z[which, mode], at[which], error[which, mode]
     scale, left = values / h[index], np.ones(len(which))
     for back in range(1, int(index.max(initial=0)) + 1):
-        # gone, or at the beginning
-        done = (error * left <= slack * tol) | (index < back)
-        if done.any():
-            keep = ~done | (error * left > slack * tol)
-            which, mode, values, index = which[keep], mode[keep], values[keep], index[keep]
-            error, scale, left, done = error[keep], scale[keep], left[keep], done[keep]
-        if done.all():
+        # not gone yet, nor at the beginning
+        there = np.nonzero((error * left > slack * tol) & (index >= back))[0]
+        if not len(there):
             break
-        left *= np.where(done, 1.0, np.abs(_through(scale * h[index - np.minimum(back, index)])))
+        left[there] *= np.abs(_through(scale[there] * h[index[there] - back]))
     cut = np.nonzero(error * left > slack * tol)[0]
     if not len(cut):
         return parts

@@ -10,6 +10,7 @@ there: entry by entry where these are few, else in some directions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +18,15 @@ import numpy.typing as npt
 from pysciml.engines.base import FlatProblem
 from pysciml.engines.sundials.collocation import C, Nodes, subdivide
 from pysciml.engines.sundials.integrate import Segment
+from pysciml.engines.sundials.long_intervals import mean_square
 
 __all__ = ["Along", "along_parameters", "along_state", "resolved"]
 
 Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-Along = Callable[[Array, Array, Array | None], Array]
+Rate = Callable[[], Array]
+Along = Callable[[Array, Array, Rate | None], Array]
 
 #: The rule's error for ``cos(w t)``, in units of ``h |cos|``, is this times the 5/2-th power of the
 #: second divided difference at its nodes: ``1.4e-5 (h w)^5``, the difference being ``(h w)^2 / 2``.
@@ -49,14 +52,14 @@ _SECOND: Array = 1.0 / np.array(
 def along_parameters(
     problem: FlatProblem, blocks: Ints | None = None, little: bool = False
 ) -> Along | None:
-    """fn(u (q, n), t (q,), du) to what is looked at of f_p: (q, rows, members).
+    """fn(u (q, n), t (q,), rate) to what is looked at of f_p: (q, rows, members).
 
-    Members of a row are looked at together. ``du`` (q, n) counts for residuals. ``blocks`` (nb, m):
-    the state's entries in each independent block. ``little``: only parameters that have little part
-    beside the largest are looked at, on a mesh that sees the others by the solution. None where
-    there is nothing to look at: where the rate depends on time through the
-    state alone, and so do all its derivatives; and where it has pieces in time, between which f_p
-    jumps, so that no mesh resolves it.
+    Members of a row are looked at together. ``rate()`` gives u' (q, n), for residuals. ``blocks``
+    (nb, m): the state's entries in each independent block. ``little``: only parameters that have
+    little part beside the largest are looked at, on a mesh that sees the others by the solution.
+    None where there is nothing to look at: where the rate depends on time through the state alone,
+    and so do all its derivatives; and where it has pieces in time, between which f_p jumps, so that
+    no mesh resolves it.
     """
     functions, p = problem.functions, problem.p
     if not len(p) or not _is_driven(problem) or little and not _little(np.abs(p)).any():
@@ -67,8 +70,8 @@ def along_parameters(
     ways = [(_value(problem, p + d), _value(problem, p - d)) for d in steps]
     arranged = _arranged(len(problem.u0), blocks)
 
-    def along(u: Array, t: Array, du: Array | None) -> Array:
-        moved = [arranged(ahead(u, t, du) - behind(u, t, du)) for ahead, behind in ways]
+    def along(u: Array, t: Array, rate: Rate | None) -> Array:
+        moved = [arranged(ahead(u, t, rate) - behind(u, t, rate)) for ahead, behind in ways]
         return np.concatenate(moved, axis=1)
 
     return along
@@ -84,24 +87,22 @@ def along_state(problem: FlatProblem, blocks: Ints | None = None) -> Along | Non
         each = _each(problem, "jac:u")
     value, arranged = _value(problem, problem.p), _arranged(n, blocks)
 
-    def along(u: Array, t: Array, du: Array | None) -> Array:
+    def along(u: Array, t: Array, rate: Rate | None) -> Array:
         size = np.abs(u).max(axis=0)
         if not _little(size).any():
             return np.zeros((len(t), 1, 1))
         if each is not None:
-            return each(u, t, du)
-        ways = _directions(size)[-1:]
-        moved = [arranged(value(u + d, t, du) - value(u - d, t, du)) for d in ways]
-        return np.concatenate(moved, axis=1)
+            return each(u, t, rate)
+        d = _directions(size)[-1]
+        return arranged(value(u + d, t, rate) - value(u - d, t, rate))
 
     return along
 
 
 def _each(problem: FlatProblem, role: str) -> Along:
     jac = problem.functions.bind_batched(role, problem.p, problem.c)
-    if problem.kind == "dae":
-        return lambda u, t, du: jac(du, u, t).reshape(len(t), -1, 1)
-    return lambda u, t, du: jac(u, t).reshape(len(t), -1, 1)
+    of = _called(problem, jac)
+    return lambda u, t, rate: of(u, t, rate).reshape(len(t), -1, 1)
 
 
 def _arranged(n: int, blocks: Ints | None) -> Callable[[Array], Array]:
@@ -120,10 +121,18 @@ def _is_driven(problem: FlatProblem) -> bool:
 
 
 def _value(problem: FlatProblem, p: Array) -> Along:
-    value = problem.functions.bind_batched("value", p, problem.c)
-    if problem.kind == "dae":
-        return lambda u, t, du: value(du, u, t)
-    return lambda u, t, du: value(u, t)
+    return _called(problem, problem.functions.bind_batched("value", p, problem.c))
+
+
+def _called(problem: FlatProblem, role: Callable[..., Array]) -> Along:
+    if problem.kind != "dae":
+        return lambda u, t, rate: role(u, t)
+
+    def of_residual(u: Array, t: Array, rate: Rate | None) -> Array:
+        assert rate is not None
+        return role(rate(), u, t)
+
+    return of_residual
 
 
 def _directions(size: Array) -> list[Array]:
@@ -160,8 +169,8 @@ def resolved(mesh: Array, segment: Segment, alongs: Sequence[Along | None], rtol
         if 3 * count * n > _HELD:
             return first
         t = nodes.t.reshape(-1)
-        u, du = segment.interpolant(t), segment.interpolant(t, 1)
-        seen = [_bent(along(u, t, du), count) for along in looked_at]
+        u, rate = segment.interpolant(t), partial(segment.interpolant, t, 1)
+        seen = [_bent(along(u, t, rate), count) for along in looked_at]
         largest, second = (np.concatenate(x, axis=1) for x in zip(*seen, strict=True))
         whole = (np.abs(nodes.h)[:, None] * largest).sum(axis=0)
         # Waves take themselves away in the integral, and the adjoint may be large where f_p is
@@ -190,7 +199,7 @@ def _bent(values: Array, count: int) -> tuple[Array, Array]:
     finite = np.isfinite(values).all(axis=(0, 1, 3), keepdims=True)
     values = np.where(finite, values, 0.0)
     second = np.einsum("kirb,i->krb", values[:, ::-1], _SECOND)
-    return _mean_square(values).max(axis=1), _mean_square(second)
+    return mean_square(values).max(axis=1), mean_square(second)
 
 
 def _as_neighbours(parts: Array, h: Array) -> npt.NDArray[np.int64]:
@@ -200,11 +209,6 @@ def _as_neighbours(parts: Array, h: Array) -> npt.NDArray[np.int64]:
     """
     shortest = _nearby(np.where(parts > 1.0, h / parts, np.inf), np.min)
     return np.clip(np.ceil(h / shortest - 1e-9), 1, 2 * _BLIND).astype(np.int64)
-
-
-def _mean_square(x: Array) -> Array:
-    out: Array = np.sqrt(np.einsum("...b,...b->...", x, x) / x.shape[-1])
-    return out
 
 
 def _nearby(x: Array, of: Callable[..., Array]) -> Array:

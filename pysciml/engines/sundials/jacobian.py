@@ -112,15 +112,22 @@ def _make_plan(functions: Functions) -> Plan:
     names = frozenset(k for k in functions.names if k not in ("p", "c"))
     kernel = emit_numpy.compile(graph)
     batched_kernel = emit_numpy.compile_batched(graph, names)
-    band, widest = None, np.inf
+    band = _band(kind, rows, cols, n)
+    return Plan(kind, n, structure, blocks, seed, rows, cols, band, kernel, batched_kernel)
+
+
+def _band(
+    kind: str, rows: npt.NDArray[np.int64], cols: npt.NDArray[np.int64], n: int
+) -> Band | None:
+    """The band that the adjoint solves with; None where there is none, or iteration is faster."""
     if kind == "banded":
         band = Band.of(rows, cols, np.arange(n))
-        widest = _NARROW if n >= _SPARSE and has_sparse_solver() else np.inf
-    elif kind == "sparse":
-        band, widest = Band.found(rows, cols, n), _FOUND
-    if band is not None and band.width > widest:
-        band = None
-    return Plan(kind, n, structure, blocks, seed, rows, cols, band, kernel, batched_kernel)
+        iterates = n >= _SPARSE and has_sparse_solver()
+        return None if iterates and band.width > _NARROW else band
+    if kind == "sparse":
+        band = Band.found(rows, cols, n)
+        return band if band.width <= _FOUND else None
+    return None
 
 
 def _equal_blocks(structure: Structure) -> npt.NDArray[np.int64] | None:

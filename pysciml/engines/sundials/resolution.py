@@ -82,8 +82,7 @@ class Resolution:
         if self.refine is None or not z > self._look:
             self._length = np.inf
             return None
-        first = self.steps is not None and k < _FIRST
-        if not first and self._trusted > 0 and abs(h) <= self._trusted_length:
+        if self._first(k) is None and self._trusted > 0 and abs(h) <= self._trusted_length:
             return None
         vector = stages[2] / max(size, float(np.linalg.norm(mu)))
         parts = self._parts(k, h, vector, multiply)
@@ -105,19 +104,21 @@ class Resolution:
         return new
 
     def _parts(self, k: int, h: float, vector: Array, multiply: Multiply) -> int:
-        first = self.steps is not None and k < _FIRST
-        values, shares = _modes(vector, multiply, _LARGE_SPACE if first else _SPACE)
+        steps = self._first(k)
+        values, shares = _modes(vector, multiply, _SPACE if steps is None else _LARGE_SPACE)
         z = h * values
         error = shares * np.minimum(1.0, np.abs(z) ** 6 / 7200.0)
         follow = must_be_followed(z) & (error > SLACK * self.rtol)
         parts = int(np.ceil(min(CUT * np.where(follow, np.abs(z), 0.0).max() / self.reach, _PARTS)))
-        if self.steps is None or not first:
+        if steps is None:
             return parts
         decaying = np.where(must_be_followed(z), 0.0, z)[None]
-        damped = parts_for_damping(
-            decaying, np.array([k]), self.steps, self.rtol, SLACK, shares[None]
-        )
+        damped = parts_for_damping(decaying, np.array([k]), steps, self.rtol, SLACK, shares[None])
         return max(parts, int(damped[0]))
+
+    def _first(self, k: int) -> Array | None:
+        """The mesh's steps where interval k is looked into for modes that decay, else None."""
+        return self.steps if k < _FIRST else None
 
 
 def _modes(

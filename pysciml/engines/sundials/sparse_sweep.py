@@ -49,6 +49,14 @@ class _Preconditioner:
         return out.reshape(-1)
 
 
+def transposer(
+    rows: npt.NDArray[np.int64], cols: npt.NDArray[np.int64], n: int
+) -> Callable[[Array], sparse.csr_matrix]:
+    """fn(a Jacobian's entries, column by column) to its transpose: J by columns is J^T by rows."""
+    starts = np.searchsorted(cols, np.arange(n + 1))
+    return lambda entries: sparse.csr_matrix((entries, rows, starts), shape=(n, n))
+
+
 def sweep_sparse(
     nodes: Nodes,
     values: Callable[[int], Array],
@@ -64,16 +72,12 @@ def sweep_sparse(
     Entry i stands at ``(rows[i], cols[i])``, entries column by column.
     """
     count = len(nodes.h)
-    starts = np.searchsorted(cols, np.arange(n + 1))
+    transposed = transposer(rows, cols, n)
     stages = np.empty((count, 3, n))
     ahead = extrapolation()
     made: _Preconditioner | None = None
     known: tuple[int, sparse.csr_matrix] | None = None
     tol = 0.01 * rtol
-
-    def transposed(entries: Array) -> sparse.csr_matrix:
-        # J by columns is J^T by rows
-        return sparse.csr_matrix((entries, rows, starts), shape=(n, n))
 
     def step(k: int, mu: Array) -> Array:
         nonlocal made
