@@ -15,7 +15,7 @@ from torch import Tensor
 
 import pysciml as ps
 from pysciml.errors import InputError, PyscimlError, SolveError
-from support import F64, assert_close, f64, nonstiff
+from support import F64, assert_close, f64, nonstiff, stiff
 
 TIGHT = {"reltol": 1e-8, "abstol": 1e-8}
 BATCH = torch.Generator().manual_seed(5)
@@ -363,6 +363,20 @@ def test_callbacks_in_members(engine) -> None:
     sim = ps.solve(ensemble, nonstiff(engine), engine=engine, saveat=[1.0], **TIGHT)
     exact = f64([1.5]) * torch.exp(-1.0 - torch.log(0.5 / f64([[0.8], [1.0]])))
     assert_close(torch.stack([s.u[-1] for s in sim]), exact, 1e-6)
+
+
+@pytest.mark.parametrize("kind", [nonstiff, stiff])
+def test_a_loss_that_is_no_number_is_one_of_the_others(engine, kind) -> None:
+    p, shared = f64([[1.0], [2.0]], grad=True), f64(0.5, grad=True)
+    prob = ps.ODEProblem(lambda u, p, t: -p * shared * u, f64([1.0]), (0.0, 1.0), f64([1.0]))
+    sim = ps.solve(
+        ps.EnsembleProblem(prob, p=p), kind(engine), engine=engine, saveat=[0.5, 1.0], **TIGHT
+    )
+    of_p, of_shared = torch.autograd.grad(
+        sim.u[0].sum() * math.nan + sim.u[1, -1].sum(), [p, shared]
+    )
+    assert torch.isnan(of_p[0]).all() and torch.isnan(of_shared)
+    assert_close(of_p[1], -0.5 * torch.exp(-0.5 * p[1]), 1e-5)
 
 
 def test_a_function_that_is_called_back(engine) -> None:

@@ -285,6 +285,16 @@ def test_inputs_without_influence_get_zeros(engine):
     assert p["unused"].grad.tolist() == [0.0, 0.0] and p["used"].grad != 0.0
 
 
+@pytest.mark.parametrize("kind", ["stiff", "nonstiff"])
+def test_a_loss_that_is_no_number_has_a_gradient_that_is_none(engine, kind):
+    alg = {"stiff": stiff, "nonstiff": nonstiff}[kind](engine)
+    u0, p = f64(*LV_U0, grad=True), f64(*LV_P, grad=True)
+    sol = ps.solve(lv_problem(u0, p=p), alg, engine=engine, saveat=[1.0, 4.0])
+    for loss in (sol.u.sum() * math.nan, (0.0 * sol.u[-1]).sqrt().sum(), sol(3.0).sum() * math.nan):
+        for grad in torch.autograd.grad(loss, [u0, p], retain_graph=True):
+            assert torch.isnan(grad).all()
+
+
 def test_structured_state_and_parameters(engine):
     u0 = {"q": f64([1.0, 0.5], grad=True), "v": [f64(0.2, grad=True)]}
     p = {"k": (f64(2.0, grad=True), f64([[0.1], [0.2]], grad=True))}

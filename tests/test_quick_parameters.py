@@ -110,6 +110,30 @@ def test_slow_ones_do_not_hide_the_fast(engine: str, alg: Any, sensealg: Any, st
     np.testing.assert_allclose(by_start[:2], [math.exp(-4.0), coupled], rtol=2e-5, atol=atol + 1e-7)
 
 
+@pytest.mark.parametrize(("engine", "alg", "sensealg"), [w for w in WAYS if w.values[2] is None])
+def test_a_control_beside_a_large_network(engine: str, alg: Any, sensealg: Any) -> None:
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(31, 40), torch.nn.Tanh(), torch.nn.Linear(40, 30)
+    network = torch.nn.Sequential(*layers).double()
+    weights = torch.nn.utils.parameters_to_vector(network.parameters()).detach()
+
+    def f(u: Any, p: Any, t: Any) -> Any:
+        parts = p[0] * torch.cos(QUICK * t), torch.zeros(29, dtype=F64)
+        return 0.1 * network(torch.cat([u, t[None]])) - u + torch.cat([parts[0][None], parts[1]])
+
+    def final(amplitude: float, tol: float) -> Any:
+        p = f64([amplitude]).requires_grad_()
+        prob = ps.ODEProblem(f, torch.ones(30, dtype=F64), (0.0, 4.0), p)
+        return ps.solve(prob, alg, saveat=[4.0], engine=engine, abstol=tol, reltol=tol).u[-1, 0], p
+
+    assert len(weights) > 400
+    u, p = final(0.0, 1e-6)
+    (got,) = torch.autograd.grad(u, [p])
+    with torch.no_grad():
+        by_difference = (final(1e-2, 1e-11)[0] - final(-1e-2, 1e-11)[0]) / 2e-2
+    assert float(got) == pytest.approx(float(by_difference), rel=1e-3, abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("engine", "alg"),
     [("sundials", ps.IDA()), pytest.param("julia", ps.Rodas5P(), marks=pytest.mark.julia)],
@@ -128,8 +152,15 @@ def test_backwards_in_time_beside_a_constraint(engine: str, alg: Any) -> None:
     assert float(got) == pytest.approx(-2 * waves / (1 + w * w), rel=1e-4)
 
 
-@pytest.mark.parametrize("sensealg", [None, ps.ForwardSensitivity()], ids=["adjoint", "forward"])
-def test_residuals_in_sundials(sensealg: Any) -> None:
+@pytest.mark.parametrize(
+    ("engine", "alg", "sensealg"),
+    [
+        pytest.param("sundials", ps.IDA(), None, id="sundials-adjoint"),
+        pytest.param("sundials", ps.IDA(), ps.ForwardSensitivity(), id="sundials-forward"),
+        pytest.param("julia", ps.DFBDF(), None, id="julia", marks=pytest.mark.julia),
+    ],
+)
+def test_residuals(engine: str, alg: Any, sensealg: Any) -> None:
     def f(du: Any, u: Any, p: Any, t: Any) -> Any:
         rate = 3 * torch.cos(5 * t) * u[0] + p * torch.cos(QUICK * t)
         return torch.stack([du[0] - rate, u[1] - 2 * u[0]])
@@ -137,7 +168,7 @@ def test_residuals_in_sundials(sensealg: Any) -> None:
     p, zero = torch.zeros((), dtype=F64, requires_grad=True), torch.zeros(2, dtype=F64)
     prob = ps.DAEProblem(f, zero, zero, (0.0, 5.0), p, differential_vars=[True, False])
     sol = ps.solve(
-        prob, ps.IDA(), saveat=[5.0], engine="sundials", sensealg=sensealg, abstol=1e-7, reltol=1e-7
+        prob, alg, saveat=[5.0], engine=engine, sensealg=sensealg, abstol=1e-7, reltol=1e-7
     )
     (got,) = torch.autograd.grad(sol.u[-1, 1], [p])
     grown = lambda s: math.exp(0.6 * (math.sin(25.0) - math.sin(5 * s))) * math.cos(QUICK * s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import threading
 from typing import Any
 
@@ -75,6 +76,23 @@ def test_values_and_gradients_are_those_of_the_cpu(made, alg, options, place) ->
         size = max(1.0, np.abs(want).max())
         bound = 1e-6 if k == 2 else 1e-8  # k == 2: the interpolant's derivative
         np.testing.assert_allclose(got, want, rtol=0, atol=bound * size)
+
+
+@pytest.mark.parametrize(
+    ("alg", "sensealg"),
+    [(ps.Tsit5(), None), (ps.Tsit5(), ps.GaussAdjoint()), (ps.Vern7(), None), (ps.Rodas5P(), None)],
+    ids=["Tsit5", "Tsit5-GaussAdjoint", "Vern7", "Rodas5P"],
+)
+def test_controls_that_are_zero(alg, sensealg, place) -> None:
+    """They leave no trace in the solution, whose steps are longer than their waves."""
+    u0 = torch.ones(3, dtype=F64, device=place.torch)
+    p = torch.zeros(3, dtype=F64, device=place.torch, requires_grad=True)
+    prob = ps.ODEProblem(lambda u, p, t: p * torch.cos(40 * t) - u, u0, (0.0, 4.0), p)
+    with place.solving():
+        sol = ps.solve(prob, alg, engine="julia", saveat=[4.0], sensealg=sensealg)
+        (got,) = torch.autograd.grad(sol.u.sum(), [p])
+    exact = (math.cos(160.0) + 40 * math.sin(160.0) - math.exp(-4.0)) / 1601
+    np.testing.assert_allclose(got.cpu(), exact, rtol=1e-3)
 
 
 def test_times_have_gradients(place) -> None:

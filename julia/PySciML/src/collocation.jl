@@ -198,8 +198,8 @@ end
 
 # The forward mesh resolves the modes that the solution contains. A cotangent can excite others:
 # those that decay are damped by the rule, mostly as they should be (see damping.jl), but a mode that
-# oscillates or grows must be followed. Eigenvalues, with a mass matrix those of the pencil, are taken anew where the
-# matrices have changed.
+# oscillates or grows must be followed. Eigenvalues, with a mass matrix those of the pencil, are taken
+# anew where the matrices have changed.
 function parts_needed(w::Collocation{T}, h, before) where {T}
     J, plain = w.J[2], isplain(w.equation)
     size = norm(J)

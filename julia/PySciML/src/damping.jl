@@ -17,11 +17,11 @@ How many parts the mesh's last interval needs, so that the mode, of eigenvalue `
 `tol` at the beginning of the mesh; one where it is right to `SLACK` times that.
 """
 function parts_for_damping(lambda, mesh, tol::T) where {T}
-    last_ = length(mesh) - 1
+    count = length(mesh) - 1
     z = (mesh[end] - mesh[end - 1]) * lambda
     exact, left = exp(z), one(T)
     error = abs(radau_factor(z) - exact)
-    for i in (last_ - 1):-1:1
+    for i in (count - 1):-1:1
         error * left > SLACK * tol || return 1
         left *= abs(radau_factor((mesh[i + 1] - mesh[i]) * lambda))
     end

@@ -93,9 +93,10 @@ function launch(k::ArrayKernel, out, arguments...)
 end
 
 """
-    DeviceModel{T}(device, load, n, nc)
+    DeviceModel{T}(device, load, n, nc, driven = false)
 
-A model of `n` states over numbers of type `T` on a device, with a data vector of length `nc`.
+A model of `n` states over numbers of type `T` on a device, with a data vector of length `nc`;
+`driven` as in `Functions`.
 """
 struct DeviceModel{T, D <: Device, C}
     device::D
@@ -108,14 +109,18 @@ struct DeviceModel{T, D <: Device, C}
     vjp_p::ArrayKernel
     vjp_up::ArrayKernel
     lock::ReentrantLock
+    driven::Bool
 end
+isdriven(m::DeviceModel) = m.driven
 
-function DeviceModel{T}(device::Device, load, n::Integer, nc::Integer) where {T}
+function DeviceModel{T}(
+        device::Device, load, n::Integer, nc::Integer, driven::Bool = false
+    ) where {T}
     c = upload(device, zeros(T, nc))
     kernel(role) = ArrayKernel(device, role, load, c)
     return DeviceModel{T, typeof(device), typeof(c)}(
         device, Int(n), c, kernel(:value), kernel(:jac_u), kernel(:jac_t), kernel(:vjp_u),
-        kernel(:vjp_p), kernel(:vjp_up), ReentrantLock()
+        kernel(:vjp_p), kernel(:vjp_up), ReentrantLock(), driven
     )
 end
 

@@ -37,6 +37,9 @@ end
 
 zeros_like(x, n) = fill!(similar(x, n), zero(eltype(x)))
 
+# The state as `resolving` asks for it.
+asked(h::DeviceHandle) = (u, t, _...) -> h.sol(u, t)
+
 # -- Tsit5, step by step -----------------------------------------------------------------------
 
 function backwards(::DiscreteAdjoint, h::DeviceHandle{T}, ts, cotangents, abstol, reltol) where {T}
@@ -47,7 +50,7 @@ function backwards(::DiscreteAdjoint, h::DeviceHandle{T}, ts, cotangents, abstol
     keep!(weight, w, u, t) = add!(total, weight, of_p)
     lambda = steps_back(
         product!, keep!, view(both, 1:n), zeros_like(h.prob.u0, n), h.sol.t, h.sol.u, h.sol.k, ts,
-        cotangents, reltol
+        cotangents, reltol, parts_for_steps(h.sol.t, h.model, n, asked(h), p, reltol)
     )
     return lambda, total
 end
@@ -110,6 +113,9 @@ function backwards(::DeviceAdjoint, h::DeviceHandle{T}, ts, cotangents, abstol, 
     u0, p = h.prob.u0, h.prob.p
     lambda, dp = zeros_like(u0, h.model.n), zeros_like(p, length(p))
     nodes, weights = gauss_rule(T, clamp((SciMLBase.alg_order(alg) + 2) ÷ 2, 3, 6))
+    mesh = resolving(
+        joined_mesh(h.sol.t, empty(h.sol.t)), h.model, h.model.n, asked(h), p, reltol
+    )
     at, j = last(h.sol.t), length(ts)
     step = length(h.sol.t) > 1 ? h.sol.t[end - 1] - at : zero(T)
     moved = false
@@ -122,17 +128,19 @@ function backwards(::DeviceAdjoint, h::DeviceHandle{T}, ts, cotangents, abstol, 
         at == next && break
         if moved
             step = sign(step) * min(abs(step), abs(next - at))
-            lambda, step =
-                stretch!(dp, h, f, alg, lambda, (at, next), step, abstol, reltol, nodes, weights)
+            lambda, step = stretch!(
+                dp, h, f, alg, lambda, (at, next), step, abstol, reltol, nodes, weights, mesh
+            )
         end
         at = next
     end
     return lambda, dp
 end
 
-# From one output back to the one before; gives the cotangent there, and the last step.
+# From one output back to the one before; gives the cotangent there, and the last step. `forward`: the
+# mesh that resolves the state and f_p.
 function stretch!(
-        dp, h::DeviceHandle{T}, f, alg, lambda, span, step, abstol, reltol, nodes, weights
+        dp, h::DeviceHandle{T}, f, alg, lambda, span, step, abstol, reltol, nodes, weights, forward
     ) where {T}
     p = h.prob.p
     adaptive = is_adaptive(alg) && h.options.adaptive
@@ -152,7 +160,7 @@ function stretch!(
     part, u, w = similar(dp), similar(lambda), similar(lambda)
     # the forward steps too: f's derivative by the parameters may change faster than the cotangent
     low, high = minmax(span...)
-    mesh = sort!(unique!([sol.t; filter(t -> low < t < high, h.sol.t)]); rev = span[1] > span[2])
+    mesh = sort!(unique!([sol.t; filter(t -> low < t < high, forward)]); rev = span[1] > span[2])
     isempty(dp) || for i in 1:(length(mesh) - 1)
         t, length_ = mesh[i], mesh[i + 1] - mesh[i]
         for (node, weight) in zip(nodes, weights)

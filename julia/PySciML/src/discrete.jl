@@ -11,8 +11,8 @@ a stage, restarts nowhere, and needs the stages that a dense solution keeps. For
 A step may be too long for modes of the model that the solution does not hold: the solution never
 shows it, while a cotangent that excites such a mode would grow without bound where the method is
 unstable. So the Jacobian's size is followed by power iteration, and a step that does not resolve
-it is gone back through by the continuous adjoint, in as many parts as are needed. So is, on the
-host, a step that does not resolve f_p (see driven_mesh.jl).
+it is gone back through by the continuous adjoint, in as many parts as are needed. So is a step
+that does not resolve f_p (see driven_mesh.jl).
 
 Sanz-Serna, "Symplectic Runge-Kutta schemes for adjoint equations, automatic differentiation,
 optimal control, and more", SIAM Review 58 (2016).

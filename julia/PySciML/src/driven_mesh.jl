@@ -4,21 +4,23 @@
 # through the state, its derivatives may change faster: f_p where a control is zero so far, f_u where the
 # state is. The steps are too long then for the adjoint, or for its integral beside f_p. Their values at
 # the three nodes of every interval tell what the Radau rule makes of them there: entry by entry where
-# these are few, else in some directions. Not looked at: rates with pieces in time, between which f_p jumps, so that no mesh resolves
-# it (of functions that could not be captured nobody knows), and residuals.
+# these are few, else in a direction. Parameters and states that have a part in the solution beside the
+# largest are not looked at, as the steps follow them; nor are rates with pieces in time, between which
+# f_p jumps, so that no mesh resolves it (of functions that could not be captured nobody knows).
 
 # The rule's error for cos(w t), in units of h |cos|, is this times the 5/2-th power of the second
 # divided difference at its nodes: 1.4e-5 (h w)^5, and the difference is (h w)^2 / 2.
 const RADAU_ERROR = 7.9e-5
-# Differences beyond `SEEN` times the values near by tell of no rate, as the nodes skip whole waves (it is
-# (h w)^2 / 2 where they do not, about 5 where they do): such intervals are cut in `BLIND`.
-const SEEN, BLIND = 1.0, 8
+# Differences beyond `SEEN` times the values near by may tell of no rate, and beyond `SKIPPED` tell of none,
+# as the nodes skip whole waves (it is (h w)^2 / 2 where they do not, up to 5 where they do): these are cut
+# in `BLIND`. One below `KNOWN` is taken at its word.
+const SEEN, SKIPPED, KNOWN, BLIND = 1.0, 2.5, 0.2, 8
 # Larger states are looked at together: of so many entries some always bend.
 const APART = 50
 # Up to how many derivatives are looked at one by one, and what has little part beside the largest.
 const EACH, LITTLE = 400, 0.03
 # Most rounds of cutting, and most intervals.
-const ROUNDS, MOST_INTERVALS = 6, 10_000
+const ROUNDS, MOST_INTERVALS = 8, 10_000
 
 # Weights of the second divided difference, of values in the nodes' order.
 const SECOND = ntuple(3) do i
@@ -31,77 +33,104 @@ end
 The mesh with its intervals cut where they do not resolve f_u and f_p to `reltol`; as it is where that
 cannot be told, or no mesh will do. `interp` gives the state, of `nx` entries, as a solution's does.
 """
-resolving(mesh, functions, n, interp, p, reltol, nx = n) = mesh
-function resolving(
-        mesh::Vector{T}, f::Functions{T}, n, interp, p::Vector{T}, reltol, nx = n
-    ) where {T}
-    (f.driven && length(mesh) > 1) || return mesh
-    along = Along(f, mesh, interp, p, n, nx)
-    interp(along.u, mesh[1], nothing, Val{0}, p, :right)
-    moves_with_time!(along, mesh[1], mesh[end]) || return mesh
-    fine, blind = mesh, false
+function resolving(mesh::Vector{T}, functions, n, interp, p, reltol, nx = n) where {T}
+    (isdriven(functions) && length(mesh) > 1) || return mesh
+    a = Along(functions, mesh, interp, p, n, nx)
+    moves_with_time!(a, mesh[1], mesh[end], interp) || return mesh
+    fine, tol = mesh, max(T(reltol), eps(T))
+    seen = looked_at(a, fine, interp)
     for _ in 1:ROUNDS
-        parts, blind = parts_for_time(fine, along, interp, max(T(reltol), eps(T)))
+        ratio = ratios(seen, fine, tol)
+        parts = parts_for_time(ratio, fine, tol)
         all(==(1), parts) && return fine
         # no wave, but jumps: no mesh resolves those
         sum(parts) <= max(MOST_INTERVALS, 4 * length(fine)) || return mesh
-        fine = subdivided(fine, parts)
+        finer = subdivided(fine, parts)
+        seen = looked_at(a, finer, interp, seen, ratio, parts)
+        fine = finer
     end
-    return blind ? mesh : fine
+    return any(>(SEEN), ratios(seen, fine, tol)) ? mesh : fine
 end
 
 # How many intervals each step needs; nothing where one will do for all.
-function parts_for_steps(
-        times::Vector{T}, f::Functions{T}, n, interp, p::Vector{T}, reltol
-    ) where {T}
-    f.driven || return Int[]
+function parts_for_steps(times::Vector{T}, functions, n, interp, p, reltol) where {T}
+    isdriven(functions) || return Int[]
     steps = joined_mesh(times, T[])
-    mesh = resolving(steps, f, n, interp, p, reltol)
+    mesh = resolving(steps, functions, n, interp, p, reltol)
     length(mesh) == length(steps) && return Int[]
     place = Dict(t => i for (i, t) in enumerate(mesh))
     return [place[times[i + 1]] - place[times[i]] for i in 1:(length(times) - 1)]
 end
 
-# f_u and f_p at one place after the other: J and P, or where these are large, what steps of u and p
-# change. What is called back in Python takes the problem's own parameters, whatever it is given: there
-# products with f_p are taken in place of steps. What is in one of the `groups` is looked at together.
-struct Along{T}
-    functions::Functions{T}
-    p::Vector{T}
+"""
+    isdriven(functions)
+
+Whether the rate depends on time otherwise than through the state, and without pieces in it.
+"""
+isdriven(functions) = false
+isdriven(f::Union{Functions, Residual}) = f.driven
+
+# A function's value or residual, and its derivatives, by what they have in common.
+value!(out, f, du, u, p, t) = f.value(out, u, p, t)
+value!(out, f::Residual, du, u, p, t) = f.value(out, du, u, p, t)
+by_state!(J, f, du, u, p, t) = f.jac(J, u, p, t)
+by_state!(J, f::Residual, du, u, p, t) = f.jac_u(J, du, u, p, t)
+pulled!(out, f, w, du, u, p, t) = f.vjp_p(out, w, u, p, t)
+pulled!(out, f::Residual, w, du, u, p, t) = f.vjp_p(out, w, du, u, p, t)
+
+# f_u and f_p at one place after the other: J and P, or where these are large, what a step of u or p
+# changes; empty where there is nothing to look at. What is called back in Python takes the problem's
+# own parameters, whatever it is given: there the product with f_p is taken in place of a step. What is
+# in one of the `groups` is looked at together.
+struct Along{T, F, V}
+    functions::F
+    p::V
     J::Matrix{T}
     P::Matrix{T}
-    by_u::Vector{Vector{T}}
-    by_p::Vector{Vector{T}}
-    pulled::Vector{T}                     # of what is called back, else empty
-    weights::Vector{T}
-    u::Vector{T}
-    x::Vector{T}
-    y::Vector{T}
-    one::Vector{T}
-    other::Vector{T}
-    moved::NTuple{3, Vector{T}}
+    by_u::V
+    by_p::V
+    pulled::V                     # of what is called back, else empty
+    weights::V
+    u::V
+    du::V                         # of residuals, else empty
+    x::V
+    y::V
+    one::V
+    other::V
+    moved::NTuple{3, V}
+    bend::V
     groups::Vector{UnitRange{Int}}
 end
-function Along(f::Functions{T}, mesh, interp, p::Vector{T}, n, nx) where {T}
-    of(m) = zeros(T, m)
-    u, np, none = of(nx), length(p), Vector{T}[]
-    J, P = zeros(T, n * nx <= EACH ? n : 0, nx), zeros(T, n * np <= EACH ? n : 0, np)
-    by_u = isempty(J) ? directions(sizes!(u, mesh, interp, p)) : none
-    by_p = isempty(P) && np > 0 ? directions(abs.(p)) : none
-    foreign = !isempty(by_p) && ensure!(f.value).source isa Foreign
-    groups = UnitRange{Int}[]
+function Along(f, mesh::Vector{T}, interp, p::V, n, nx) where {T, V}
+    of(m) = fill!(similar(p, T, m), zero(T))
+    u, np, host = of(nx), length(p), V <: Array
+    by_u, by_p = little_step(sizes!(u, mesh, interp, p)), little_step(abs.(p))
+    J, P, groups = zeros(T, 0, 0), zeros(T, 0, 0), UnitRange{Int}[]
     grow!(count, together) = for _ in 1:(together ? 1 : count)
         first_ = isempty(groups) ? 1 : last(groups[end]) + 1
         push!(groups, first_:(first_ + (together ? count : 1) - 1))
     end
-    grow!(length(J), false)
-    foreach(_ -> grow!(n, n > APART), by_u)
-    grow!(length(P), false)
-    foreach(_ -> foreign ? grow!(1, false) : grow!(n, n > APART), by_p)
+    together, foreign = !host || n > APART, false
+    if isempty(by_u)
+    elseif host && n * nx <= EACH
+        J, by_u = zeros(T, n, nx), of(0)
+        grow!(n * nx, false)
+    else
+        grow!(n, together)
+    end
+    if isempty(by_p)
+    elseif f isa Functions && n * np <= EACH
+        P, by_p = zeros(T, n, np), of(0)
+        grow!(n * np, false)
+    else
+        foreign = host && ensure!(f.value).source isa Foreign
+        foreign ? grow!(1, false) : grow!(n, together)
+    end
     all_ = isempty(groups) ? 0 : last(groups[end])
-    return Along{T}(
-        f, p, J, P, by_u, by_p, of(foreign ? np : 0), T[cos(2 * i^2 + 1) for i in 0:(n - 1)], u,
-        of(nx), of(np), of(n), of(n), (of(all_), of(all_), of(all_)), groups
+    weights = copyto!(of(n), T[cos(2 * i^2 + 1) for i in 0:(n - 1)])
+    return Along{T, typeof(f), V}(
+        f, p, J, P, by_u, by_p, of(foreign ? np : 0), weights, u, of(f isa Residual ? nx : 0),
+        of(nx), of(np), of(n), of(n), (of(all_), of(all_), of(all_)), of(all_), groups
     )
 end
 
@@ -115,15 +144,22 @@ function sizes!(u, mesh, interp, p)
     return size
 end
 
-# Small steps of which every entry has its part, for entries of some size; the second, where there is
-# one, is of those that have little part in the first.
-function directions(size::Vector{T}) where {T}
+# A small step of which every entry has its part that has little part beside the largest, by its size;
+# empty where none has.
+function little_step(size::AbstractVector{T}) where {T}
     largest = maximum(size; init = zero(T))
+    little = size .<= T(LITTLE) * largest
+    any(little) || return similar(size, 0)
     largest > 0 || (largest = one(T))
     part = T[cbrt(eps(T)) * cos(2 * i^2 + 1) for i in 0:(length(size) - 1)]
-    little = size .< T(LITTLE) * largest
-    first_ = (size .+ T(1.0e-3) * largest) .* part
-    return !any(little) || all(little) ? [first_] : [first_, largest .* part .* little]
+    return largest .* copyto!(similar(size), part) .* little
+end
+
+# The state at t, into `a.u`, with its rate where that counts.
+function state!(a::Along, t, interp, side)
+    interp(a.u, t, nothing, Val{0}, a.p, side)
+    isempty(a.du) || interp(a.du, t, nothing, Val{1}, a.p, side)
+    return
 end
 
 function along!(to, a::Along, t)
@@ -133,84 +169,126 @@ function along!(to, a::Along, t)
         at += length(x)
         return
     end
-    isempty(a.J) || (f.jac(a.J, a.u, a.p, t); put!(a.J))
-    for d in a.by_u
-        f.value(a.one, (a.x .= a.u .+ d; a.x), a.p, t)
-        f.value(a.other, (a.x .= a.u .- d; a.x), a.p, t)
+    isempty(a.J) || (by_state!(a.J, f, a.du, a.u, a.p, t); put!(a.J))
+    if !isempty(a.by_u)
+        value!(a.one, f, a.du, (a.x .= a.u .+ a.by_u; a.x), a.p, t)
+        value!(a.other, f, a.du, (a.x .= a.u .- a.by_u; a.x), a.p, t)
         put!(a.one .-= a.other)
     end
     isempty(a.P) || (f.paramjac(a.P, a.u, a.p, t); put!(a.P))
-    isempty(a.pulled) || f.vjp_p(a.pulled, a.weights, a.u, a.p, t)
-    for d in a.by_p
-        if isempty(a.pulled)
-            f.value(a.one, a.u, (a.y .= a.p .+ d; a.y), t)
-            f.value(a.other, a.u, (a.y .= a.p .- d; a.y), t)
-            put!(a.one .-= a.other)
-        else
-            to[at += 1] = dot(a.pulled, d)
-        end
+    if !isempty(a.pulled)
+        pulled!(a.pulled, f, a.weights, a.du, a.u, a.p, t)
+        to[at + 1] = dot(a.pulled, a.by_p)
+    elseif !isempty(a.by_p)
+        value!(a.one, f, a.du, a.u, (a.y .= a.p .+ a.by_p; a.y), t)
+        value!(a.other, f, a.du, a.u, (a.y .= a.p .- a.by_p; a.y), t)
+        put!(a.one .-= a.other)
     end
     return to
 end
 
 # Whether they are others at other times.
-function moves_with_time!(a::Along{T}, t0, t1) where {T}
+function moves_with_time!(a::Along, t0::T, t1::T, interp) where {T}
     isempty(a.groups) && return false
+    state!(a, t0, interp, :right)
     first_, now = along!(a.moved[1], a, t0), a.moved[2]
-    return any(along!(now, a, T(t0 + x * (t1 - t0))) != first_ for x in (0.29, 0.53, 1))
+    return any((0.29, 0.53, 1)) do x
+        along!(now, a, T(t0 + x * (t1 - t0)))
+        any(now .!= first_)
+    end
 end
 
-# How many parts each interval needs, and whether any is not seen through.
-function parts_for_time(mesh::Vector{T}, a::Along{T}, interp, reltol) where {T}
-    count, groups = length(mesh) - 1, a.groups
-    rows = length(groups)
-    largest, second, whole = zeros(T, rows, count), zeros(T, rows, count), zeros(T, rows)
-    bend = zero(a.moved[1])
+# Each group's largest size in every interval, one column each, and its second divided difference.
+struct Seen{T}
+    largest::Matrix{T}
+    second::Matrix{T}
+end
+function looked_at(a::Along{T}, mesh, interp) where {T}
+    rows, count = length(a.groups), length(mesh) - 1
+    seen = Seen(zeros(T, rows, count), zeros(T, rows, count))
     for k in 1:count
-        from, to = mesh[k], mesh[k + 1]
-        h = to - from
-        for i in 1:3
-            t = i == 3 ? from : T(to - RADAU_C[i] * h)
-            interp(a.u, t, nothing, Val{0}, a.p, i == 3 ? :right : :left)
-            along!(a.moved[i], a, t)
-        end
-        x, y, z = a.moved
-        bend .= SECOND[1] .* x .+ SECOND[2] .* y .+ SECOND[3] .* z
-        for (r, group) in enumerate(groups)
-            largest[r, k] = maximum(norm(view(m, group)) for m in a.moved)
-            second[r, k] = norm(view(bend, group))
-        end
-        whole .+= abs(h) .* view(largest, :, k)
+        look!(seen, k, a, mesh, interp)
     end
-    # what is not finite, as a root's derivative at zero, cannot be told
+    return seen
+end
+
+# As it was, where intervals were cut in `parts`: of one that was seen through what its parts show follows
+# from the whole.
+function looked_at(a::Along{T}, mesh, interp, before::Seen, ratio, parts) where {T}
+    rows, count, at = length(a.groups), length(mesh) - 1, 0
+    seen = Seen(zeros(T, rows, count), zeros(T, rows, count))
+    for (k, m) in enumerate(parts)
+        known = m == 1 || all(<=(KNOWN), view(ratio, nearby(k, ratio)))
+        for _ in 1:m
+            at += 1
+            if known
+                @views seen.largest[:, at] .= before.largest[:, k]
+                @views seen.second[:, at] .= before.second[:, k] ./ m^2
+            else
+                look!(seen, at, a, mesh, interp)
+            end
+        end
+    end
+    return seen
+end
+
+# The intervals around the k-th.
+nearby(k, all_) = max(k - 2, 1):min(k + 2, length(all_))
+
+extent(x, group) = norm(view(x, group))
+extent(x::Array, group) = length(group) == 1 ? abs(x[group[1]]) : norm(view(x, group))
+
+function look!(seen::Seen, k, a::Along{T}, mesh, interp) where {T}
+    from, to = mesh[k], mesh[k + 1]
+    for i in 1:3
+        t = i == 3 ? from : T(to - RADAU_C[i] * (to - from))
+        state!(a, t, interp, i == 3 ? :right : :left)
+        along!(a.moved[i], a, t)
+    end
+    x, y, z = a.moved
+    a.bend .= T(SECOND[1]) .* x .+ T(SECOND[2]) .* y .+ T(SECOND[3]) .* z
+    for (r, group) in enumerate(a.groups)
+        seen.largest[r, k] = max(extent(x, group), extent(y, group), extent(z, group))
+        seen.second[r, k] = extent(a.bend, group)
+    end
+    return
+end
+
+# The difference that counts most in each interval, in units of the values near by.
+function ratios(seen::Seen{T}, mesh, reltol) where {T}
+    rows, count = size(seen.second)
+    out, h = zeros(T, count), abs.(diff(mesh))
     for r in 1:rows
-        all(isfinite, view(second, r, :)) || (second[r, :] .= 0)
-    end
-    parts, blind = ones(count), false
-    for k in 1:count
-        h, ratio, near = abs(mesh[k + 1] - mesh[k]), zero(T), max(k - 2, 1):min(k + 2, count)
-        for r in 1:rows
-            # Waves take themselves away in the integral, and the adjoint may be large where f_p is
-            # small: an interval is held to the tolerance of what is near by, where it counts
-            second[r, k] > 0 && h * largest[r, k] > reltol * whole[r] / count || continue
-            ratio = max(ratio, second[r, k] / maximum(view(largest, r, near)))
-        end
-        need = RADAU_ERROR * Float64(ratio)^2.5 / reltol
-        need > 1 && (parts[k] = ceil(1.1 * need^0.2))
-        if ratio > SEEN
-            parts[k], blind = BLIND, true
+        largest, second = view(seen.largest, r, :), view(seen.second, r, :)
+        # what is not finite, as a root's derivative at zero, cannot be told
+        all(isfinite, second) || continue
+        # Waves take themselves away in the integral, and the adjoint may be large where f_p is small: an
+        # interval is held to the tolerance of what is near by, where it counts
+        least = reltol * dot(h, largest) / count
+        for k in 1:count
+            second[k] > 0 && h[k] * largest[k] > least || continue
+            out[k] = max(out[k], second[k] / maximum(view(largest, nearby(k, out))))
         end
     end
-    return as_neighbours(parts, mesh), blind
+    return out
+end
+
+# How many parts each interval needs.
+function parts_for_time(ratio::Vector, mesh, reltol)
+    parts = map(ratio) do x
+        need = RADAU_ERROR * Float64(x)^2.5 / reltol
+        m = need > 1 ? ceil(1.1 * need^0.2) : 1.0
+        x > SKIPPED ? Float64(BLIND) : x > SEEN ? clamp(m, 2.0, Float64(BLIND)) : m
+    end
+    return as_neighbours(parts, mesh)
 end
 
 # Three nodes that skip whole waves may lie on a line by chance; not in the intervals beside too: no
 # interval is longer than the parts of one near it that is cut.
 function as_neighbours(parts::Vector{Float64}, mesh)
-    count = length(parts)
-    return map(1:count) do k
+    return map(eachindex(parts)) do k
         h, shortest = abs(mesh[k + 1] - mesh[k]), Inf
-        for j in max(k - 2, 1):min(k + 2, count)
+        for j in nearby(k, parts)
             parts[j] > 1 && (shortest = min(shortest, abs(mesh[j + 1] - mesh[j]) / parts[j]))
         end
         clamp(ceil(Int, h / shortest - 1.0e-6), 1, 2BLIND)

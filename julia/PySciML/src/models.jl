@@ -84,7 +84,7 @@ data(f::Functions) = f.value.c
 """
     Residual{T}
 
-Everything about one residual `f(du, u, p, t)` of an implicit equation.
+Everything about one residual `f(du, u, p, t)` of an implicit equation; `driven` as in `Functions`.
 """
 struct Residual{T}
     value::ProductKernel{T}
@@ -93,21 +93,22 @@ struct Residual{T}
     tgrad::ProductKernel{T}
     vjp_p::ResidualProductKernel{T}
     lock::ReentrantLock
+    driven::Bool
 end
 
-function Residual{T}(load, nc::Integer = 0) where {T}
+function Residual{T}(load, nc::Integer = 0, driven::Bool = false) where {T}
     c = zeros(T, nc)
     return Residual{T}(
         ProductKernel{T}(:value, c, load), ResidualMatrixKernel{T}(:jac_u, c, load),
         ResidualMatrixKernel{T}(:jac_du, c, load), ProductKernel{T}(:jac_t, c, load),
-        ResidualProductKernel{T}(:vjp_p, c, load), ReentrantLock()
+        ResidualProductKernel{T}(:vjp_p, c, load), ReentrantLock(), driven
     )
 end
 data(f::Residual) = f.value.c
 kernels(f::Residual) = (f.value, f.jac_u, f.jac_du, f.tgrad, f.vjp_p)
 
 alike(f::Functions{T}) where {T} = Functions{T}(f.value.load, length(data(f)), f.driven)
-alike(f::Residual{T}) where {T} = Residual{T}(f.value.load, length(data(f)))
+alike(f::Residual{T}) where {T} = Residual{T}(f.value.load, length(data(f)), f.driven)
 
 function clone(f::F) where {F <: Union{Functions, Residual}}
     new = alike(f)

@@ -92,7 +92,8 @@ c_new_functions(dae::Int64, single::Int64, nc::Int64, driven::Int64)::Int64 =
 function new_functions(::Type{T}, dae::Bool, nc, driven) where {T}
     id = Ref(0)
     load = role -> fetch_source(id[], role)
-    id[] = register!(FUNCTIONS, dae ? Residual{T}(load, nc) : Functions{T}(load, nc, driven))
+    kind = dae ? Residual{T} : Functions{T}
+    id[] = register!(FUNCTIONS, kind(load, nc, driven))
     return id[]
 end
 
@@ -204,13 +205,14 @@ function c_new_device_model(
         device = open_device(unsafe_string(name), index)
         load = role -> fetch_source(Int(functions), ROLES[role] + DEVICE_ROLES)
         number = device === nothing ? 0 : n < 0 ? 1 :
-            register!(MODELS, Base.invokelatest(new_device_model, device, load, single, n, nc))
+            register!(MODELS, Base.invokelatest(new_device_model, device, load, functions, n, nc))
         unsafe_store!(id, number)
     end
 end
-new_device_model(device, load, single, n, nc) =
-    single != 0 ? DeviceModel{Float32}(device, load, n, nc) :
-    DeviceModel{Float64}(device, load, n, nc)
+function new_device_model(device, load, functions, n, nc)
+    f = lookup(FUNCTIONS, functions)
+    return DeviceModel{eltype(data(f))}(device, load, n, nc, f.driven)
+end
 
 "One event; the mirror of `EventSpec` in bridge.py."
 struct EventSpec

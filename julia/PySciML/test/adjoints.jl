@@ -100,7 +100,7 @@ end
     )
     @test of_state(t -> cos(40t)) == waves
     @test of_state(t -> Inf) === mesh
-    # of many states, in directions: the large ones do not hide another
+    # of many states, in a direction: the large ones do not hide another
     n, p = 60, [fill(1.0, 9); 0.0]
     function rates(out, u, p, t)
         out .= u .* cos(t)
@@ -110,6 +110,20 @@ end
     many = PySciML.Functions{Float64}(role -> (@assert role === :value; rates), 0, true)
     @test maximum(diff(PySciML.resolving(mesh, many, n, still, p, 1.0e-6))) <
         (1.0e-6 / 1.4e-5)^0.2 / 40
+    # a part of the solution beside the largest, or none: what has one is followed by the steps
+    calls = Ref(0)
+    function counted(out, u, p, t)
+        calls[] += 1
+        out[1] = p[1] * cos(40t) + p[2]
+        return nothing
+    end
+    by(p) = PySciML.resolving(
+        mesh, PySciML.Functions{Float64}(_ -> counted, 0, true), 1, (u, _...) -> fill!(u, 1), p, 1.0e-6
+    )
+    @test by(ones(500)) === mesh && calls[] == 0
+    # and what was seen through is not looked at again: three nodes an interval, in two values each
+    cut_ = length(by([0.0; ones(499)])) - 1
+    @test cut_ > 300 && calls[] < 2 * 6 * cut_
     # jumps that nobody told of: no mesh resolves them
     @test finer(t -> sign(sin(40t)), mesh) === mesh
     # nor are those looked at that do not depend on time, or by pieces

@@ -18,7 +18,6 @@ import torch
 from pysciml.algorithms import Algorithm
 from pysciml.diffeqgpu import GPU_ALGORITHMS
 from pysciml.engines.base import (
-    FIRST_EVENT,
     FIXED,
     Engine,
     FlatBoundary,
@@ -35,7 +34,8 @@ from pysciml.engines.base import (
     Tuning,
 )
 from pysciml.engines.julia import boundary, delay, device, ensemble, jumps, members, stochastic
-from pysciml.engines.julia.again import Again, Differentiation
+from pysciml.engines.julia.adjoint import adjoint, is_defined, refuse_adjoint, undefined
+from pysciml.engines.julia.again import Again
 from pysciml.engines.julia.bridge import (
     HANDLES,
     REQUEST,
@@ -44,17 +44,15 @@ from pysciml.engines.julia.bridge import (
     address,
     array,
 )
-from pysciml.engines.julia.events import JuliaEvents, events_gradient
+from pysciml.engines.julia.events import JuliaEvents
 from pysciml.engines.julia.jumps import is_pure
 from pysciml.engines.julia.models import JuliaFunctions, Loader
 from pysciml.engines.julia.names import (
     COARSE_BETWEEN,
     algorithm_expression,
-    default_sensealg,
     refuse_error_control,
     refuse_wrong,
     require_sensealg,
-    sensealg_expression,
     tuned_expression,
 )
 from pysciml.engines.julia.parts import (
@@ -69,10 +67,8 @@ from pysciml.errors import EngineError
 from pysciml.kernels.callback import CallbackFunctions
 from pysciml.ordinarydiffeq import NEEDS, PARTS, SATISFIED
 from pysciml.sensitivity import (
-    CollocationAdjoint,
     GaussAdjoint,
     InterpolatingAdjoint,
-    SensitivityAlgorithm,
 )
 
 Array = npt.NDArray[np.float64]
@@ -112,22 +108,6 @@ def _part_of(name: str) -> str:
     return f"pysciml.Rodas5P(linsolve=pysciml.{name}())"
 
 
-def refuse_adjoint(problem: FlatProblem, sensealg: SensitivityAlgorithm) -> None:
-    """Raise EngineError where SciMLSensitivity's adjoint would fail, or be wrong without a word."""
-    if isinstance(sensealg, CollocationAdjoint):
-        return
-    if problem.kind == "dae":
-        what = "a residual (DAEProblem)"
-    elif problem.mass_matrix is not None and not _keeps_or_drops(problem.mass_matrix):
-        what = "a mass matrix other than ones and zeros on its diagonal"
-    else:
-        return
-    raise EngineError(
-        f"{sensealg.name} has no gradients for {what}; use sensealg=pysciml.CollocationAdjoint(), "
-        "the default there."
-    )
-
-
 def checked_options(
     alg: Algorithm | None, options: SolveOptions, problem: FlatProblem
 ) -> SolveOptions:
@@ -161,11 +141,6 @@ def _sparse_pattern(problem: FlatProblem, alg: Algorithm | None) -> Pattern | No
     if problem.kind != "ode" or problem.dtype != "float64" or not keeps_jacobian(alg):
         return None
     return pattern(problem.functions)
-
-
-def _keeps_or_drops(mass: Array) -> bool:
-    diagonal = np.diagonal(mass)
-    return bool(np.isin(diagonal, (0.0, 1.0)).all() and not (mass - np.diag(diagonal)).any())
 
 
 def goes_by_outputs(problem: FlatProblem, options: SolveOptions) -> bool:
@@ -600,25 +575,6 @@ class JuliaEngine(Engine):
 
     # -- backward ------------------------------------------------------------------------------
 
-    def _how_to_differentiate(self, handle: Handle) -> Differentiation:
-        """By which sensitivity algorithm, to which tolerances. Raises where it cannot be done."""
-        problem, options = handle.problem, handle.options
-        known: Differentiation | None = problem.memo.get("differentiation")
-        if known is not None and known.options is options:
-            return known
-        sensealg = options.sensealg or default_sensealg(problem, handle.alg, options.tuning)
-        refuse_adjoint(problem, sensealg)
-        number = self.object(*sensealg_expression(sensealg))
-        abstol = options.abstol if np.ndim(options.abstol) == 0 else np.min(options.abstol)
-        made = Differentiation(
-            options,
-            number,
-            (float(sensealg.abstol or abstol), float(sensealg.reltol or options.reltol)),
-            ("adjoint", number, handle.events is None),
-        )
-        problem.memo["differentiation"] = made
-        return made
-
     def adjoint(
         self,
         solution: FlatSolution,
@@ -630,6 +586,8 @@ class JuliaEngine(Engine):
         handle: Handle = solution.handle
         if isinstance(handle, device.DeviceHandle):
             return device.adjoint(self, solution, grad_u, at, by_times)
+        if not is_defined(grad_u, grad_t):
+            return undefined(handle.problem, len(grad_u))
         pure = is_pure(handle.problem)
         if pure and not handle.options.gradient:
             raise EngineError("This jump process was solved without gradients; solve it with them.")
@@ -638,43 +596,4 @@ class JuliaEngine(Engine):
             return stochastic.adjoint(self, solution, grad_u, at, by_times and not pure)
         if taken_apart(handle.problem, handle.alg) or is_coarse(handle.alg):
             return adjoint_of_twin(self, solution, grad_u, grad_t, at, by_times)
-        problem = handle.problem
-        how = self._how_to_differentiate(handle)
-        self.use(handle)
-        times = np.ascontiguousarray(solution.t if at is None else at, np.float64)
-        source = solution.source if at is None else np.full(len(times), FIXED, np.int64)
-        cotangents = np.ascontiguousarray(grad_u, problem.dtype)
-        if at is not None:
-            order = np.argsort(times if problem.t1 >= problem.t0 else -times, kind="stable")
-            times, cotangents = times[order], cotangents[order]
-        of_events = None
-        if solution.events:
-            of_events = np.zeros(len(solution.events))
-            if grad_t is not None and at is None:
-                moved = source <= FIRST_EVENT
-                np.add.at(of_events, FIRST_EVENT - source[moved], np.asarray(grad_t)[moved])
-        du0 = np.zeros(len(problem.u0), problem.dtype)
-        dp = np.zeros(len(problem.p), problem.dtype)
-        dt0, dtimes = np.zeros(1), np.zeros(len(times))
-        devents, of_callbacks = events_gradient(problem)
-        given = (times, source, cotangents, of_events)
-        to = (du0, dp, *((dt0, dtimes) if by_times else (None, None)), devents)
-        with self.first(handle.functions, how.what):
-            self.bridge.adjoint(
-                handle.number, how.sensealg, len(times),
-                tuple(map(address, given)),  # type: ignore[arg-type]
-                how.tolerances,
-                tuple(map(address, to)),  # type: ignore[arg-type]
-            )  # fmt: skip
-        if at is not None:
-            unsorted = np.empty_like(dtimes)
-            unsorted[order] = dtimes
-            dtimes = unsorted
-        return FlatGradient(
-            u0=du0,
-            p=dp,
-            t0=float(dt0[0]),
-            times=dtimes,
-            du0=np.zeros_like(du0) if problem.kind == "dae" else None,
-            callbacks_p=of_callbacks,
-        )
+        return adjoint(self, solution, grad_u, grad_t, at, by_times)

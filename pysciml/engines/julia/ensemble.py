@@ -129,6 +129,9 @@ def adjoint(
     handle.functions.use(problem.p, problem.c)
     dtype, (count, width) = problem.dtype, handle.own
     cotangents = np.ascontiguousarray(grad_u, dtype)
+    lost = _undefined_members(solution, cotangents, options.saveat)
+    if lost.any():
+        cotangents = np.where(np.isfinite(cotangents), cotangents, 0.0).astype(dtype)
     abstol = np.min(options.abstol)
     out: dict[str, Any] = {
         "du0": np.zeros((count, len(problem.u0)), dtype),
@@ -147,6 +150,20 @@ def adjoint(
             setattr(r, name, address(x))
     with engine.first(handle.functions, ("ensemble adjoint", r.sensealg)):
         engine.bridge.interruptibly(lambda: engine.bridge.call("ensemble_adjoint", ct.addressof(r)))
+    if lost.any():
+        out["dp"].fill(np.nan)
+        for name in ("du0", "down", "dt0"):
+            out[name][lost] = np.nan
     return FlatEnsembleGradient(
         u0=out["du0"], own=out["down"], p=out["dp"], t0=out["dt0"], times=out["dtimes"]
     )
+
+
+def _undefined_members(solution: FlatEnsemble, cotangents: Array, saveat: Array | None) -> Array:
+    """Which members' cotangents (total, n) are not all numbers: their gradients are none either."""
+    rows = ~np.isfinite(cotangents).all(axis=1)
+    counts = solution.counts
+    each = counts if saveat is None else np.full(len(counts), len(saveat))
+    out = np.zeros(len(counts), bool)
+    out[np.repeat(np.arange(len(counts)), each)[rows]] = True
+    return out

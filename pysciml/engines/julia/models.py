@@ -47,11 +47,6 @@ DEVICE_ROLES = 100
 #: Roles of kernels for one thread of a GPU, by the numbers of ``ROLES`` plus this.
 STATIC_ROLES = 200
 
-#: States, and derivatives by parameters, up to which Julia looks at what time drives
-#: (driven_mesh.jl): with a normalising flow's 1536 states that took 25 times as long as the
-#: gradient, with a small network of time four times.
-_LOOKED_AT, _LOOKED_AT_BY_P = 200, 400
-
 #: Values of at most this many elements become scalar code; in a thread of a GPU, whose arrays are
 #: registers only where no index is computed.
 SCALAR_LIMIT, STATIC_LIMIT = 8, 64
@@ -117,11 +112,8 @@ class Loader:
         return self.bridge.guard(lambda: found.provide(ROLES[role], role))
 
 
-def _looked_at(functions: Functions) -> bool:
-    """Whether Julia looks at how the derivatives change with time, where adjoints need it."""
-    n, kernels = functions.sizes["u"], functions.kernels
-    if n > _LOOKED_AT or n * functions.sizes["p"] > _LOOKED_AT_BY_P:
-        return False
+def _is_driven(functions: Functions) -> bool:
+    kernels = functions.kernels
     return kernels is None or bool(kernels.driven)  # not known of what could not be captured
 
 
@@ -136,7 +128,7 @@ class JuliaFunctions:
         self.bridge = bridge = loader.bridge
         self.single = dtype == "float32"
         self.id = bridge.new_functions(
-            kind == "dae", self.single, functions.sizes["c"], _looked_at(functions)
+            kind == "dae", self.single, functions.sizes["c"], _is_driven(functions)
         )
         loader.known[self.id] = self
         self.done: set[tuple[Any, ...]] = set()  # what they have been used for

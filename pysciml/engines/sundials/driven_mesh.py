@@ -31,11 +31,12 @@ Along = Callable[[Array, Array, Rate | None], Array]
 #: The rule's error for ``cos(w t)``, in units of ``h |cos|``, is this times the 5/2-th power of the
 #: second divided difference at its nodes: ``1.4e-5 (h w)^5``, the difference being ``(h w)^2 / 2``.
 _ERROR = 7.9e-5
-#: Differences beyond this many times the values near by tell of no rate: the nodes skip whole waves
-#: (it is ``(h w)^2 / 2`` where they do not, about 5 where they do).
-_SEEN = 1.0
-#: Intervals that are not seen through are cut in so many; most intervals of a mesh, and rounds.
-_BLIND, _MOST, _ROUNDS = 8, 10_000, 6
+#: Differences beyond ``_SEEN`` times the values near by may tell of no rate, and such beyond
+#: ``_SKIPPED`` tell of none: the nodes skip whole waves (it is ``(h w)^2 / 2`` where they do not,
+#: up to 5 where they do). One below ``_KNOWN`` is taken at its word.
+_SEEN, _SKIPPED, _KNOWN = 1.0, 2.5, 0.2
+#: Intervals whose nodes skip waves are cut in so many; most intervals of a mesh, and rounds.
+_BLIND, _MOST, _ROUNDS = 8, 10_000, 8
 #: Larger states without blocks are looked at together; up to how many derivatives are looked at one
 #: by one; and what has little part beside the largest.
 _APART, _EACH, _LITTLE = 50, 400, 0.03
@@ -77,26 +78,15 @@ def along_parameters(
     return along
 
 
-def along_state(problem: FlatProblem, blocks: Ints | None = None) -> Along | None:
-    """As :func:`along_parameters` with ``little``, of f_u."""
-    n = len(problem.u0)
-    if not _is_driven(problem):
+def along_state(problem: FlatProblem, u: Array, blocks: Ints | None = None) -> Along | None:
+    """As :func:`along_parameters` with ``little``, of f_u; ``u`` (N, n): the solution."""
+    n, size = len(problem.u0), np.abs(u).max(axis=0)
+    if not _is_driven(problem) or not _little(size).any():
         return None
-    each = None
     if problem.functions.kernels is not None and n * n <= _EACH:
-        each = _each(problem, "jac:u")
-    value, arranged = _value(problem, problem.p), _arranged(n, blocks)
-
-    def along(u: Array, t: Array, rate: Rate | None) -> Array:
-        size = np.abs(u).max(axis=0)
-        if not _little(size).any():
-            return np.zeros((len(t), 1, 1))
-        if each is not None:
-            return each(u, t, rate)
-        d = _directions(size)[-1]
-        return arranged(value(u + d, t, rate) - value(u - d, t, rate))
-
-    return along
+        return _each(problem, "jac:u")
+    value, arranged, d = _value(problem, problem.p), _arranged(n, blocks), _directions(size)[-1]
+    return lambda u, t, rate: arranged(value(u + d, t, rate) - value(u - d, t, rate))
 
 
 def _each(problem: FlatProblem, role: str) -> Along:
@@ -163,41 +153,55 @@ def resolved(mesh: Array, segment: Segment, alongs: Sequence[Along | None], rtol
     if not looked_at:
         return mesh
     n, first = segment.u.shape[-1], mesh
-    for _ in range(_ROUNDS):
-        nodes = Nodes.of(mesh)
-        count = len(nodes.h)
-        if 3 * count * n > _HELD:
-            return first
-        t = nodes.t.reshape(-1)
+
+    def look(t: Array) -> list[Array]:
+        count, t = len(t), t.reshape(-1)
         u, rate = segment.interpolant(t), partial(segment.interpolant, t, 1)
         seen = [_bent(along(u, t, rate), count) for along in looked_at]
-        largest, second = (np.concatenate(x, axis=1) for x in zip(*seen, strict=True))
-        whole = (np.abs(nodes.h)[:, None] * largest).sum(axis=0)
-        # Waves take themselves away in the integral, and the adjoint may be large where f_p is
-        # small: each interval is held to rtol of what is near by, where it counts at all.
-        counts = (np.abs(nodes.h)[:, None] * largest > rtol * whole / count) & (second > 0.0)
-        ratio = np.divide(second, _nearby(largest, np.max), out=np.zeros_like(second), where=counts)
-        need = _ERROR * ratio.max(axis=1) ** 2.5 / rtol
+        return [np.concatenate(x, axis=1) for x in zip(*seen, strict=True)]
+
+    if 3 * (len(mesh) - 1) * n > _HELD:
+        return first
+    largest, second = look(Nodes.of(mesh).t)
+    for _ in range(_ROUNDS):
+        h = np.abs(np.diff(mesh))
+        ratio = _ratio(largest, second, h, rtol)
+        need = _ERROR * ratio**2.5 / rtol
         parts = np.where(need > 1.0, np.ceil(1.1 * need**0.2), 1.0)
-        blind = ratio.max(axis=1) > _SEEN
-        parts[blind] = _BLIND
+        parts = np.where(ratio > _SEEN, np.clip(parts, 2.0, _BLIND), parts)
+        parts[ratio > _SKIPPED] = _BLIND
         if parts.max() == 1.0:
             return mesh
-        cut = _as_neighbours(parts, np.abs(nodes.h))
-        if cut.sum() > max(_MOST, 4 * count):
+        cut = _as_neighbours(parts, h)
+        count = int(cut.sum())
+        if count > max(_MOST, 4 * len(h)) or 3 * count * n > _HELD:
             return first  # no wave, but jumps
         mesh = subdivide(mesh, cut)
-    return first if blind.any() else mesh
+        # of what was seen through the parts follow from the whole
+        known = (cut == 1) | (_nearby(ratio, np.max) <= _KNOWN)
+        largest, second = np.repeat(largest, cut, axis=0), np.repeat(second, cut, axis=0)
+        second /= np.repeat(cut, cut)[:, None] ** 2.0
+        new = np.repeat(~known, cut)
+        if new.any():
+            largest[new], second[new] = look(Nodes.of(mesh).t[new])
+    return first if (_ratio(largest, second, np.abs(np.diff(mesh)), rtol) > _SEEN).any() else mesh
+
+
+def _ratio(largest: Array, second: Array, h: Array, rtol: float) -> Array:
+    """The difference that counts most in each interval (K,), in units of the values near by."""
+    finite = np.isfinite(second).all(axis=0)
+    largest, second = largest[:, finite], second[:, finite]
+    weighted = h[:, None] * largest
+    # Waves take themselves away in the integral, and the adjoint may be large where f_p is
+    # small: each interval is held to rtol of what is near by, where it counts at all.
+    counts = (weighted > rtol * weighted.sum(axis=0) / len(h)) & (second > 0.0)
+    ratio = np.divide(second, _nearby(largest, np.max), out=np.zeros_like(second), where=counts)
+    return ratio.max(axis=1, initial=0.0)
 
 
 def _bent(values: Array, count: int) -> tuple[Array, Array]:
-    """Rows' largest values (K, rows) in each interval, and their second divided difference.
-
-    0 where a row is not finite.
-    """
+    """Rows' largest values (K, rows) in each interval, and their second divided difference."""
     values = values.reshape(count, 3, *values.shape[1:])
-    finite = np.isfinite(values).all(axis=(0, 1, 3), keepdims=True)
-    values = np.where(finite, values, 0.0)
     second = np.einsum("kirb,i->krb", values[:, ::-1], _SECOND)
     return mean_square(values).max(axis=1), mean_square(second)
 

@@ -105,7 +105,7 @@ class _Sensitivity:
         self.jac_u = functions.bind_batched("jac:u", p, c)
         if self.residual:
             self.jac_du = functions.bind_batched("jac:du", p, c)
-        self.alongs = along_parameters(problem, little=True), along_state(problem)
+        self.along_parameters = along_parameters(problem, little=True)
         self.one_jac_p = functions.bind("jac:p", p, c) if len(p) else None
         self.jac_p = None
         if len(p) and functions.kernels is not None:
@@ -152,7 +152,8 @@ class _Sensitivity:
 
     def _refined(self, segment: Segment, mesh: Array) -> Array:
         mass = self.problem.mass_matrix
-        mesh = resolved(mesh, segment, self.alongs, self.rtol)
+        alongs = self.along_parameters, along_state(self.problem, segment.u)
+        mesh = resolved(mesh, segment, alongs, self.rtol)
         new = None
         for _ in range(3):
             middle = 0.5 * (mesh[1:] + mesh[:-1])

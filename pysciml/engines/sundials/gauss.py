@@ -92,10 +92,6 @@ class CollocationAdjoint:
         return along_parameters(self.problem, self._plan.blocks, little=True)
 
     @cached_property
-    def _along_state(self) -> Along | None:
-        return along_state(self.problem, self._plan.blocks)
-
-    @cached_property
     def _long(self) -> LongIntervals | LongProducts | None:
         """The way over long intervals, where there is one. Stiff stretches never ask for it."""
         kernels, made = self.problem.functions.kernels, self._plan
@@ -126,7 +122,8 @@ class CollocationAdjoint:
                 return mu
         self._pieces.clear()
         mesh = join(segment.t, times)
-        mesh = resolved(mesh, segment, (self._along_little, self._along_state), self.rtol)
+        of_state = along_state(self.problem, segment.u, self._plan.blocks)
+        mesh = resolved(mesh, segment, (self._along_little, of_state), self.rtol)
         mu, _ = self._through(segment, mesh, jumps, 0)
         if self._pull is not None:
             for nodes, stages, u, du in self._pieces:
