@@ -17,8 +17,9 @@ const RADAU_ERROR = 7.9e-5
 const SEEN, SKIPPED, KNOWN, BLIND = 1.0, 2.5, 0.2, 8
 # Larger states are looked at together: of so many entries some always bend.
 const APART = 50
-# Up to how many derivatives are looked at one by one, and what has little part beside the largest.
-const EACH, LITTLE = 400, 0.03
+# Up to how many derivatives are looked at one by one; and what has little part beside the largest, among
+# as many entries and among more: of those some are always small, and move as the others do.
+const EACH, LITTLE, OF_MANY = 400, 0.03, 1.0e-6
 # Most rounds of cutting, and most intervals.
 const ROUNDS, MOST_INTERVALS = 8, 10_000
 
@@ -95,9 +96,9 @@ struct Along{T, F, V}
     du::V                         # of residuals, else empty
     x::V
     y::V
-    one::V
+    base::V
     other::V
-    moved::NTuple{3, V}
+    nodes::NTuple{3, V}
     bend::V
     groups::Vector{UnitRange{Int}}
 end
@@ -148,7 +149,7 @@ end
 # empty where none has.
 function little_step(size::AbstractVector{T}) where {T}
     largest = maximum(size; init = zero(T))
-    little = size .<= T(LITTLE) * largest
+    little = size .<= T(length(size) > EACH ? OF_MANY : LITTLE) * largest
     any(little) || return similar(size, 0)
     largest > 0 || (largest = one(T))
     part = T[cbrt(eps(T)) * cos(2 * i^2 + 1) for i in 0:(length(size) - 1)]
@@ -170,19 +171,19 @@ function along!(to, a::Along, t)
         return
     end
     isempty(a.J) || (by_state!(a.J, f, a.du, a.u, a.p, t); put!(a.J))
+    steps_p = !isempty(a.by_p) && isempty(a.pulled)
+    (steps_p || !isempty(a.by_u)) && value!(a.base, f, a.du, a.u, a.p, t)
     if !isempty(a.by_u)
-        value!(a.one, f, a.du, (a.x .= a.u .+ a.by_u; a.x), a.p, t)
-        value!(a.other, f, a.du, (a.x .= a.u .- a.by_u; a.x), a.p, t)
-        put!(a.one .-= a.other)
+        value!(a.other, f, a.du, (a.x .= a.u .+ a.by_u; a.x), a.p, t)
+        put!(a.other .-= a.base)
     end
     isempty(a.P) || (f.paramjac(a.P, a.u, a.p, t); put!(a.P))
     if !isempty(a.pulled)
         pulled!(a.pulled, f, a.weights, a.du, a.u, a.p, t)
         to[at + 1] = dot(a.pulled, a.by_p)
-    elseif !isempty(a.by_p)
-        value!(a.one, f, a.du, a.u, (a.y .= a.p .+ a.by_p; a.y), t)
-        value!(a.other, f, a.du, a.u, (a.y .= a.p .- a.by_p; a.y), t)
-        put!(a.one .-= a.other)
+    elseif steps_p
+        value!(a.other, f, a.du, a.u, (a.y .= a.p .+ a.by_p; a.y), t)
+        put!(a.other .-= a.base)
     end
     return to
 end
@@ -191,7 +192,7 @@ end
 function moves_with_time!(a::Along, t0::T, t1::T, interp) where {T}
     isempty(a.groups) && return false
     state!(a, t0, interp, :right)
-    first_, now = along!(a.moved[1], a, t0), a.moved[2]
+    first_, now = along!(a.nodes[1], a, t0), a.nodes[2]
     return any((0.29, 0.53, 1)) do x
         along!(now, a, T(t0 + x * (t1 - t0)))
         any(now .!= first_)
@@ -243,9 +244,9 @@ function look!(seen::Seen, k, a::Along{T}, mesh, interp) where {T}
     for i in 1:3
         t = i == 3 ? from : T(to - RADAU_C[i] * (to - from))
         state!(a, t, interp, i == 3 ? :right : :left)
-        along!(a.moved[i], a, t)
+        along!(a.nodes[i], a, t)
     end
-    x, y, z = a.moved
+    x, y, z = a.nodes
     a.bend .= T(SECOND[1]) .* x .+ T(SECOND[2]) .* y .+ T(SECOND[3]) .* z
     for (r, group) in enumerate(a.groups)
         seen.largest[r, k] = max(extent(x, group), extent(y, group), extent(z, group))

@@ -124,6 +124,8 @@ end
     # and what was seen through is not looked at again: three nodes an interval, in two values each
     cut_ = length(by([0.0; ones(499)])) - 1
     @test cut_ > 300 && calls[] < 2 * 6 * cut_
+    # among many some are always small: these are looked at where they are nothing beside the others
+    @test by([1.0e-3; ones(499)]) === mesh
     # jumps that nobody told of: no mesh resolves them
     @test finer(t -> sign(sin(40t)), mesh) === mesh
     # nor are those looked at that do not depend on time, or by pieces

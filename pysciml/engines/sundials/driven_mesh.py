@@ -38,8 +38,9 @@ _SEEN, _SKIPPED, _KNOWN = 1.0, 2.5, 0.2
 #: Intervals whose nodes skip waves are cut in so many; most intervals of a mesh, and rounds.
 _BLIND, _MOST, _ROUNDS = 8, 10_000, 8
 #: Larger states without blocks are looked at together; up to how many derivatives are looked at one
-#: by one; and what has little part beside the largest.
-_APART, _EACH, _LITTLE = 50, 400, 0.03
+#: by one; and what has little part beside the largest, among as many entries and among more: of
+#: those some are always small, and move as the others do.
+_APART, _EACH, _LITTLE, _OF_MANY = 50, 400, 0.03, 1e-6
 #: Numbers that are held at a time.
 _HELD = 4_000_000
 
@@ -140,7 +141,7 @@ def _directions(size: Array) -> list[Array]:
 
 
 def _little(size: Array) -> Bools:
-    return size <= _LITTLE * size.max(initial=0.0)
+    return size <= (_OF_MANY if len(size) > _EACH else _LITTLE) * size.max(initial=0.0)
 
 
 def resolved(mesh: Array, segment: Segment, alongs: Sequence[Along | None], rtol: float) -> Array:
