@@ -11,6 +11,7 @@ from torch import Tensor
 
 import pysciml as ps
 from pysciml.errors import EngineError, InputError
+from pysciml.ordinarydiffeq import WRONG_TIMES
 from support import F64, assert_close, central_difference, f64, nonstiff, stiff
 
 TIGHT = {"reltol": 1e-9, "abstol": 1e-9}
@@ -110,11 +111,13 @@ def test_an_event_of_a_second_order_equation(engine) -> None:
         ("Nystrom5VelocityIndependent", 5), ("Yoshida6", 6), ("KahanLi6", 6),
     ],
 )  # fmt: skip
-def test_orders_of_symplectic_and_nystrom_methods(name: str, order: int) -> None:
+@pytest.mark.parametrize("driven", [False, True], ids=["alone", "driven"])
+def test_orders_of_symplectic_and_nystrom_methods(name: str, order: int, driven: bool) -> None:
+    def force(v: Tensor, u: Tensor, p: Any, t: Tensor) -> Tensor:
+        return -torch.sin(u) + (torch.cos(2 * t) if driven else 0.0)
+
     def error(dt: float) -> float:
-        prob = ps.SecondOrderODEProblem(
-            lambda v, u, p, t: -torch.sin(u), f64([0.0]), f64([1.0]), (0.0, 2.0)
-        )
+        prob = ps.SecondOrderODEProblem(force, f64([0.0]), f64([1.0]), (0.0, 2.0))
         sol = ps.solve(
             prob, ps.algorithms.algorithm(name)(), engine="julia", dt=dt, saveat=[2.0],
             adaptive=False,
@@ -122,6 +125,12 @@ def test_orders_of_symplectic_and_nystrom_methods(name: str, order: int) -> None
         exact = ps.solve(prob, ps.Vern9(), engine="julia", saveat=[2.0], reltol=1e-13, abstol=1e-13)
         return float((sol.u[1] - exact.u[1]).abs())
 
+    if driven and name in WRONG_TIMES:
+        with pytest.raises(EngineError, match=f"{name} is of order one .* VerletLeapfrog"):
+            error(0.1)
+        return
+    if driven and name == "IRKN4":
+        order = 3  # as it is in Julia
     dt = {1: 1 / 64, 2: 1 / 32, 3: 1 / 16, 4: 1 / 16, 5: 1 / 32, 6: 1 / 8}[order]
     assert math.log2(error(dt) / error(dt / 2)) == pytest.approx(order, abs=0.35)
 
@@ -317,6 +326,23 @@ def test_the_linear_part_alone_is_exact_by_exponentials() -> None:
     prob = ps.SemilinearODEProblem(A, lambda u, p, t: torch.zeros_like(u), u0, (0.0, 0.5))
     sol = ps.solve(prob, ps.ETDRK4(), engine="julia", dt=0.25, saveat=[0.5])
     assert_close(sol.u[-1], torch.linalg.matrix_exp(0.5 * A) @ u0, 1e-12)
+
+
+@pytest.mark.julia
+@pytest.mark.filterwarnings("ignore::pysciml.CaptureWarning")
+def test_forces_that_are_called_back_are_asked_whether_they_depend_on_time() -> None:
+    def force(u: Tensor, t: Tensor, wave: float) -> Tensor:
+        return -u + wave * math.cos(2 * float(t))  # cannot be captured
+
+    def solved(wave: float) -> Tensor:
+        prob = ps.SecondOrderODEProblem(
+            lambda v, u, p, t: force(u, t, wave), f64([0.0]), f64([1.0]), (0.0, 1.0)
+        )
+        return ps.solve(prob, ps.KahanLi8(), engine="julia", dt=0.1, saveat=[1.0]).u[1][-1]
+
+    assert_close(solved(0.0), f64([math.cos(1.0)]), 1e-10)
+    with pytest.raises(EngineError, match="KahanLi8 is of order one"):
+        solved(1.0)
 
 
 # -- bad input -------------------------------------------------------------------------------------

@@ -89,11 +89,16 @@ class Kernels:
         return found
 
     @property
+    def timed(self) -> bool:
+        """Whether the value depends on ``t`` by itself."""
+        graph = self.graph("value")
+        found: bool = self.once("timed", lambda: structure.depends(graph, "t"))
+        return found
+
+    @property
     def driven(self) -> bool:
         """Whether the value depends on ``t`` by itself, and not by pieces."""
-        graph = self.graph("value")
-        found: bool = self.once("driven", lambda: structure.depends(graph, "t"))
-        return found and not self.piecewise("t")
+        return self.timed and not self.piecewise("t")
 
     def sparsity(self, wrt: str, role: str = "value") -> sparse.csr_matrix | None:
         """Which entries of ``role``'s Jacobian by ``wrt`` can be nonzero (n_out, n_in), as ones.

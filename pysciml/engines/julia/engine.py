@@ -114,7 +114,7 @@ def checked_options(
     """The options as the algorithm needs them. Raises where the two do not fit."""
     refuse_error_control(alg, options, problem)
     if alg is not None:
-        refuse_wrong(alg)
+        refuse_wrong(alg, options, problem)
     require_sensealg(options.sensealg, alg, options.tuning)
     if is_coarse(alg) and options.saveat is not None:
         # SciML sorts stops and leaves out the ends and what stands twice
@@ -354,7 +354,10 @@ class JuliaEngine(Engine):
         if problem.form in ("sde", "rode"):
             return stochastic.solve(self, problem, alg, options)
         if problem.form == "dde":
-            refuse_error_control(delay.checked("dde", alg), options, problem)
+            taken = delay.checked("dde", alg)
+            refuse_error_control(taken, options, problem)
+            if taken is not None:
+                refuse_wrong(taken, options, problem)
             return delay.solve(self, problem, alg, options)
         options = checked_options(alg, options, problem)
         refuse_coarse_events(problem, alg)

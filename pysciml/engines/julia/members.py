@@ -123,7 +123,8 @@ def prepared(
         raise EngineError(_missing(model))
     for role in ("value", "jac:u", "jac:t") if implicit else ("value",):
         _require_small(functions, role)
-    if alg.name in WRONG_TIMES and _depends_on_time(functions):
+    kernels = functions.functions.kernels
+    if alg.name in WRONG_TIMES and kernels is not None and kernels.timed:
         raise EngineError(
             f"f depends on t, and {alg.name} asks for it at wrong times (DiffEqGPU 3.15); use "
             "pysciml.Rodas5P()."
@@ -149,14 +150,6 @@ def _missing(model: int) -> str:
         f"{what} needs an NVIDIA card, but CUDA.jl finds none that works here ('python -m pysciml "
         "doctor' says more); use EnsembleThreads()."
     )
-
-
-def _depends_on_time(functions: JuliaFunctions) -> bool:
-    kernels = functions.functions.kernels
-    assert kernels is not None
-    graph = kernels.graph("value")
-    t = graph.input("t")
-    return any(a is t for node in graph.nodes() for a in node.args)
 
 
 def _require_small(functions: JuliaFunctions, role: str) -> None:

@@ -14,7 +14,9 @@ from pysciml.ordinarydiffeq import (
     BLIND_TO_INTEGRALS,
     BLIND_TO_LINEAR,
     NO_ERROR_CONTROL,
+    NO_FIXED_STEPS,
     WRONG,
+    WRONG_TIMES,
 )
 from pysciml.sensitivity import (
     CollocationAdjoint,
@@ -70,6 +72,12 @@ def algorithm_expression(
     return known
 
 
+#: Newton's method where none is given: by default its matrix stays while the step changes by less
+#: than a fifth, and on equations that are nearly linear the first iterate with it, which is wrong
+#: by as much, is taken for the solution (u' = cos t by KenCarp4 at 1e-8 was off by 2e-4, now 2e-7).
+_NEWTON = "OrdinaryDiffEqNonlinearSolve.NLNewton(; new_W_dt_cutoff = 0)"
+
+
 def _call(alg: Algorithm, packages: list[str]) -> str:
     packages.append(alg.package)
     parts = [_call(part, packages) for part in alg.parts]
@@ -83,6 +91,9 @@ def _call(alg: Algorithm, packages: list[str]) -> str:
     ]
     if takes_autodiff(alg):
         options.append(_AUTODIFF)
+    if alg.package == "OrdinaryDiffEqSDIRK" and "nlsolve" not in alg.options:
+        packages.append("OrdinaryDiffEqNonlinearSolve")
+        options.append(f"nlsolve = {_NEWTON}")
     inside = ", ".join([*parts, *positional]) + ("; " + ", ".join(options) if options else "")
     return f"{alg.package}.{alg.name}({inside})"
 
@@ -243,8 +254,10 @@ def sensealg_expression(sensealg: SensitivityAlgorithm) -> tuple[str, tuple[str,
     return text, packages
 
 
-def refuse_wrong(alg: Algorithm) -> None:
+def refuse_wrong(alg: Algorithm, options: SolveOptions, problem: FlatProblem) -> None:
     """Raise for a method that is wrong in Julia, or lacks an option that it cannot do without."""
+    for part in alg.parts:
+        refuse_wrong(part, options, problem)
     instead = WRONG.get(alg.name)
     if alg.name == "SBDF":
         order = alg.options.get("order")
@@ -253,6 +266,16 @@ def refuse_wrong(alg: Algorithm) -> None:
         instead = WRONG.get(f"SBDF{order}")
     if instead is not None:
         raise EngineError(f"{alg!r} is wrong in Julia, at any step; use pysciml.{instead}().")
+    if alg.name in WRONG_TIMES and _may_depend_on_time(problem):
+        raise EngineError(
+            f"{alg.name} is of order one where the rate depends on time, as it may here (in Julia "
+            f"it asks for it at wrong times within a step); use pysciml.{WRONG_TIMES[alg.name]}()."
+        )
+    if alg.name in NO_FIXED_STEPS and not options.adaptive:
+        raise EngineError(
+            f"{alg.name} was given with adaptive=False, but is wrong at steps that it does not "
+            f"choose itself in Julia; leave it out, or use pysciml.{NO_FIXED_STEPS[alg.name]}()."
+        )
     if alg.package == "OrdinaryDiffEqMultirate" and "m" not in alg.options:
         raise InputError(
             f"{alg.name} takes m steps of the fast part in one of the slow, and m is not given; "
@@ -280,6 +303,23 @@ def refuse_error_control(
         )
     for part in alg.parts:
         refuse_error_control(part, options, problem)
+
+
+def _may_depend_on_time(problem: FlatProblem) -> bool:
+    functions = problem.functions
+    if problem.form == "dde":
+        return True
+    if functions.kernels is not None:
+        return functions.kernels.timed
+    try:
+        value = functions.bind("value", problem.p, problem.c)
+    except EngineError:  # written in Julia
+        return True
+    u, found = 1.1 * problem.u0 + 0.1, []
+    for part in (0.0, 0.29, 0.53, 1.0):
+        found.append(np.empty_like(u))
+        value(u, problem.t0 + part * (problem.t1 - problem.t0), found[-1])
+    return any(not np.array_equal(x, found[0], equal_nan=True) for x in found[1:])
 
 
 def _integrates(problem: FlatProblem) -> bool:
