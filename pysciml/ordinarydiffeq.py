@@ -669,7 +669,6 @@ NO_ERROR_CONTROL: dict[str, str] = {
     "IMEXSSP222": "KenCarp3",
     "IMEXSSP2322": "KenCarp3",
     "IMEXSSP3332": "KenCarp3",
-    "CKLLSRK85_4FM_4R": "RDPK3Sp49",
     "AN5": "VCABM5",
     "JVODE": "VCABM",
     "JVODE_Adams": "VCABM",
@@ -681,7 +680,16 @@ NO_ERROR_CONTROL: dict[str, str] = {
     "ROS3PR": "ROS3PRL",
     "ROS34PW1a": "ROS34PW2",
     "ROS34PW1b": "ROS34PW2",
-}
+    # after a step that was rejected they go on from a state that it has overwritten: u' = cos t to
+    # t = 10 at 1e-5 was off by 0.6 by CKLLSRK95_4S
+    **dict.fromkeys(
+        (f"CKLLSRK{x}" for x in (
+            "43_2 54_3C 54_3C_3R 54_3M_3R 54_3M_4R 54_3N_3R 54_3N_4R 65_4M_4R 75_4M_5R 85_4C_3R "
+            "85_4FM_4R 85_4M_3R 85_4P_3R 95_4M 95_4S".split()
+        )),
+        "RDPK3SpFSAL49",
+    ),
+}  # fmt: skip
 
 #: Those of them whose estimate is zero on linear equations, as the coefficients of ROS3P in Lang
 #: and Verwer, BIT 41 (2001) have it: a harmonic oscillator to t = 10, at 1e-9, took three to five
@@ -701,7 +709,7 @@ NO_FIXED_STEPS: dict[str, str] = {"VCABM": "VCABM5"}
 #: three, five and four), each with one to use instead.
 WRONG: dict[str, str] = {
     "SBDF3": "KenCarp3", "SBDF4": "KenCarp4", "IRKC": "KenCarp4", "RKV76IIa": "Vern7",
-    "SSPRK932": "SSPRK43", "CKLLSRK95_4C": "CKLLSRK95_4S", "McAte42": "CandyRoz4",
+    "SSPRK932": "SSPRK43", "CKLLSRK95_4C": "RDPK3SpFSAL49", "McAte42": "CandyRoz4",
 }  # fmt: skip
 
 #: Methods that are of order one where the rate depends on time, and of theirs where it does not:
@@ -711,7 +719,7 @@ WRONG: dict[str, str] = {
 #: methods of Rosenbrock's kind take any equation for an autonomous one. Each with one to use
 #: instead.
 WRONG_TIMES: dict[str, str] = {
-    "CKLLSRK54_3C": "CKLLSRK54_3C_3R", "ESDIRK547L2SA2": "ESDIRK54I8L2SA",
+    "CKLLSRK54_3C": "RDPK3SpFSAL49", "ESDIRK547L2SA2": "ESDIRK54I8L2SA",
     "Kvaerno3": "KenCarp3", "Kvaerno4": "KenCarp4", "RKG2": "ROCK2", "RKL2": "ROCK2",
     "Rosenbrock32": "Rosenbrock23", "SERK2": "ROCK2", "SSPSDIRK2": "SDIRK22",
     **dict.fromkeys(

@@ -290,9 +290,11 @@ def refuse_error_control(
     if alg is None or not options.adaptive:
         return
     if alg.name in _FAULTY:
-        why = "is zero on linear equations" if alg.name in BLIND_TO_LINEAR else "in Julia is faulty"
+        why = "its error control in Julia is faulty"
+        if alg.name in BLIND_TO_LINEAR:
+            why = "its error estimate is zero on linear equations"
         raise EngineError(
-            f"{alg.name} does not choose its own steps rightly (its error estimate {why}); give "
+            f"{alg.name} does not choose its own steps rightly ({why}); give "
             f"dt= and adaptive=False, or use pysciml.{_FAULTY[alg.name]}()."
         )
     if alg.name in BLIND_TO_INTEGRALS and problem is not None and _integrates(problem):
