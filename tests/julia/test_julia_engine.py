@@ -26,6 +26,7 @@ from pysciml.ordinarydiffeq import (
     NO_ERROR_CONTROL,
     NO_FIXED_STEPS,
     PARTS,
+    TRUST_FIRST_STEP,
     WRONG,
     WRONG_TIMES,
 )
@@ -299,6 +300,13 @@ def test_methods_that_are_wrong_at_given_steps_are_refused_for_them(name) -> Non
         ps.solve(prob, ps.algorithms.algorithm(name)(), **options)
 
 
+@pytest.mark.parametrize("name", sorted(TRUST_FIRST_STEP))
+def test_first_steps_that_would_be_taken_unseen_are_refused(name) -> None:
+    prob = ps.ODEProblem(forced, tensor(1.0), (0.0, 1.0), tensor(1.0))
+    with pytest.raises(EngineError, match=f"given dt = 0.5.*use pysciml.{TRUST_FIRST_STEP[name]}"):
+        ps.solve(prob, ps.algorithms.algorithm(name)(), engine="julia", dt=0.5)
+
+
 @pytest.mark.parametrize("name", sorted(BLIND_TO_INTEGRALS))
 def test_what_does_not_see_integrals_is_refused_for_them(name) -> None:
     alg, instead = ps.algorithms.algorithm(name)(), BLIND_TO_INTEGRALS[name]
@@ -404,9 +412,14 @@ def test_every_algorithm_by_name(name) -> None:
     for kind, (f, u0, exact) in SUITABLE.items():
         if name in WRONG_TIMES and kind not in ("autonomous", "logistic"):
             continue
-        prob = ps.ODEProblem(f, tensor(*u0), (0.0, 2.0), tensor(1.0))
+        prob = ps.ODEProblem(f, tensor(*u0), (0.0, 2.0), tensor(1.0)[0])
         try:
             got, bound = ps.solve(prob, alg, **options).u, 1e-2 if low else 1e-4
+            if (
+                kind == "linear" and name not in TRUST_FIRST_STEP
+            ):  # from a first step that is much too long
+                again = ps.solve(prob, alg, dt=1.5, **options).u
+                assert (again - got).abs().max() < bound, "after a step that was rejected"
         except (EngineError, InputError) as error:
             refused = name in NO_ERROR_CONTROL or name in BLIND_TO_INTEGRALS and kind == "integral"
             if "choice of dt" not in str(error) and not refused:

@@ -15,6 +15,7 @@ from pysciml.ordinarydiffeq import (
     BLIND_TO_LINEAR,
     NO_ERROR_CONTROL,
     NO_FIXED_STEPS,
+    TRUST_FIRST_STEP,
     WRONG,
     WRONG_TIMES,
 )
@@ -302,6 +303,12 @@ def refuse_error_control(
             f"{alg.name} does not choose its own steps rightly here: its error estimate is zero on "
             "states whose rate does not depend on the present state, and there is such a one; use "
             f"pysciml.{BLIND_TO_INTEGRALS[alg.name]}()."
+        )
+    if alg.name in TRUST_FIRST_STEP and options.dt is not None:
+        raise EngineError(
+            f"{alg.name} was given dt = {options.dt:g}, but in Julia does not control the error of "
+            "a first step that is given; leave dt out, or use "
+            f"pysciml.{TRUST_FIRST_STEP[alg.name]}()."
         )
     for part in alg.parts:
         refuse_error_control(part, options, problem)
