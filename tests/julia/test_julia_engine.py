@@ -441,6 +441,20 @@ def test_methods_that_ask_at_wrong_times_are_refused_where_time_counts(name) -> 
         ps.solve(delayed, ps.MethodOfSteps(alg), **fixed)
 
 
+@pytest.mark.parametrize("name", ["Rosenbrock32", "CKLLSRK54_3C_3R"])
+def test_what_cannot_solve_adjoints_does_not(name) -> None:
+    p, fixed = tensor(0.5, grad=True), {"dt": 1 / 256, "adaptive": False, "engine": "julia"}
+    prob = ps.ODEProblem(
+        lambda u, p, t: -p * u * u, torch.ones(60, dtype=torch.float64), (0.0, 1.0), p
+    )
+    alg = ps.algorithms.algorithm(name)()
+    with pytest.raises(InputError, match=f"given with {name}.*CollocationAdjoint"):
+        ps.solve(prob, alg, sensealg=ps.GaussAdjoint(), **fixed)
+    sol = ps.solve(prob, alg, saveat=[1.0], **fixed)
+    (got,) = torch.autograd.grad(sol.u.mean(), [p])
+    np.testing.assert_allclose(got, -1 / 1.5**2, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["KenCarp4", "KenCarp47", "SDIRK2", "TRBDF2"])
 def test_newtons_matrix_goes_with_the_step(name) -> None:
     """By SciML's default it stays, and the first iterate with it was taken for the solution."""

@@ -20,7 +20,7 @@ from pysciml.engines.base import FlatGradient, FlatProblem, FlatSolution, SolveO
 from pysciml.engines.julia.bridge import HANDLES, address, array
 from pysciml.engines.julia.dlpack import tensor_at
 from pysciml.engines.julia.models import JuliaFunctions
-from pysciml.engines.julia.names import algorithm_expression
+from pysciml.engines.julia.names import algorithm_expression, fails_on_adjoints
 from pysciml.engines.julia.startup import how_to_add_gpu
 from pysciml.julia_function import JuliaFunction
 from pysciml.sensitivity import DiscreteAdjoint, GaussAdjoint
@@ -68,8 +68,12 @@ def suits(prob: Any, alg: Algorithm | None, sensealg: Any, has_callbacks: bool) 
         and not isinstance(prob.f, JuliaFunction)
         and prob.state_spec.dtype in (torch.float64, torch.float32)
         and type(sensealg) in _SENSEALGS
-        and (alg is None or (alg.package in _PACKAGES and not alg.parts))
+        and (alg is None or _runs(alg))
     )
+
+
+def _runs(alg: Algorithm) -> bool:
+    return alg.package in _PACKAGES and not alg.parts and not fails_on_adjoints(alg)
 
 
 def why_not(prob: Any, alg: Algorithm | None, sensealg: Any, name: str) -> str:
@@ -79,7 +83,7 @@ def why_not(prob: Any, alg: Algorithm | None, sensealg: Any, name: str) -> str:
             f"sensealg is {sensealg!r}, but {name} has GaussAdjoint and, after Tsit5, "
             "DiscreteAdjoint; leave it out."
         )
-    if alg is not None and (alg.package not in _PACKAGES or alg.parts):
+    if alg is not None and not _runs(alg):
         return (
             f"{alg!r} does not run on a GPU's arrays; give {name} an explicit Runge-Kutta method, "
             "e.g. pysciml.Tsit5(), or for few members pysciml.Rodas5P() or pysciml.FBDF()."

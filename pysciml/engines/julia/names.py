@@ -164,7 +164,17 @@ def default_sensealg(
         return CollocationAdjoint()
     if _has_stages(alg) and not tuning.discontinuities:
         return DiscreteAdjoint()
-    return CollocationAdjoint() if len(problem.u0) <= _COLLOCATED else GaussAdjoint()
+    if len(problem.u0) <= _COLLOCATED or fails_on_adjoints(alg):
+        return CollocationAdjoint()
+    return GaussAdjoint()
+
+
+def fails_on_adjoints(alg: Algorithm | None) -> bool:
+    """Whether SciMLSensitivity would solve the adjoint, which depends on time and to tolerances, by
+    a method that cannot. After Newton-based ones it is solved by Rodas5P."""
+    if alg is None or alg.package in ("OrdinaryDiffEqSDIRK", "OrdinaryDiffEqBDF"):
+        return False
+    return alg.name in WRONG_TIMES or alg.name in _FAULTY or any(map(fails_on_adjoints, alg.parts))
 
 
 def _has_stages(alg: Algorithm | None) -> bool:
@@ -175,6 +185,12 @@ def require_sensealg(
     sensealg: SensitivityAlgorithm | None, alg: Algorithm | None, tuning: Tuning
 ) -> None:
     """Raise InputError for a sensitivity algorithm that cannot follow the solver's algorithm."""
+    if sensealg is not None and sensealg.name in _ADJOINTS and fails_on_adjoints(alg):
+        raise InputError(
+            f"{sensealg.name} was given with {alg!r}, by which the adjoint equation, which depends "
+            "on time, cannot be solved to a tolerance in Julia; use "
+            "sensealg=pysciml.CollocationAdjoint(), or leave it out."
+        )
     if isinstance(sensealg, DiscreteAdjoint) and tuning.discontinuities:
         # it asks for f at the beginning of a step, where f is still what it was before
         raise InputError(
