@@ -710,6 +710,7 @@ BLIND_TO_INTEGRALS: dict[str, str] = {"Rodas5": "Rodas5P", "RKG1": "ROCK2", "RKL
 TRUST_FIRST_STEP: dict[str, str] = {
     "ABDF2": "QNDF", "QBDF1": "QBDF", "QBDF2": "QBDF", "QNDF1": "QNDF", "QNDF2": "QNDF",
     **dict.fromkeys("VCAB3 VCAB4 VCAB5 VCABM".split(), "VCABM5"),
+    **dict.fromkeys("ImplicitEuler SDIRK2 SDIRK22 Trapezoid".split(), "TRBDF2"),
 }  # fmt: skip
 
 #: Methods that are wrong at steps that are given (VCABM's order goes by its error estimate alone:
