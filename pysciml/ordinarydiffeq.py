@@ -656,8 +656,8 @@ ADAPTIVE_RKN: frozenset[str] = frozenset(
     "DPRKN4 DPRKN5 DPRKN6 DPRKN6FM DPRKN8 DPRKN12 ERKN4 ERKN5 ERKN7 FineRKN4 FineRKN5".split()
 )
 
-#: Methods whose error estimate is faulty in Julia (no end of steps, or, AN5 and JVODE, solutions
-#: to t = 10 at 1e-8 that are wrong by 0.07 and 1e-4; right at fixed ones), each with one to use
+#: Methods whose error control is faulty in Julia (no end of steps, or, AN5 and JVODE, solutions to
+#: t = 10 at 1e-8 that are wrong by 0.07 and 1e-4; right at fixed ones), each with one to use
 #: instead.
 NO_ERROR_CONTROL: dict[str, str] = {
     "PFRK87": "DP8",

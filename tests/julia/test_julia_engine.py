@@ -386,6 +386,10 @@ def fading(u, p, t):
     return torch.stack([-2 * p * t * u[0], u[0] - u[1]])
 
 
+def coupled(u, p, t):
+    return torch.stack([-u[0] + 0.5 * u[1] * torch.cos(t), -0.5 * u[0] - p[0] * u[1]])
+
+
 #: Each with its initial state, and the first entry's value at t. Methods were found that are wrong
 #: on one of these alone.
 SUITABLE = {
@@ -399,9 +403,7 @@ SUITABLE = {
 OF_ORDER_ONE = frozenset(
     "Euler ImplicitEuler QBDF1 QNDF1 RKG1 RKL1 JVODE JVODE_Adams JVODE_BDF".split()
 )
-
-
-#: Those of variable order start with it; in the end nothing tells them to go on to another.
+#: Those of variable order start with one, and at fixed steps nothing tells them to go on.
 OF_ORDER_ONE_AT_FIXED_STEPS = OF_ORDER_ONE | {"FBDF", "QBDF", "QNDF"}
 
 
@@ -435,6 +437,19 @@ def test_every_algorithm_by_name(name) -> None:
         if name not in {*NO_FIXED_STEPS, *COMPOSITES} and not alg.package.endswith("Extrapolation"):
             bound = 2e-2 if name in OF_ORDER_ONE_AT_FIXED_STEPS else 1e-4
             assert error(dt=1 / 128, adaptive=False) < bound, (kind, "at fixed steps")
+    if name in WRONG_TIMES:
+        return
+    prob = ps.ODEProblem(coupled, tensor(1.0, 0.5), (0.0, 1.0), tensor(1.0))
+    options = {"engine": "julia", "saveat": [0.5, 1.0]}
+    want = ps.solve(prob, ps.Vern9(), abstol=1e-13, reltol=1e-13, **options).u
+    try:
+        got, bound = ps.solve(prob, alg, abstol=1e-7, reltol=1e-7, **options).u, 2e-5
+    except (EngineError, InputError) as refused:
+        if "choice of dt" not in str(refused) and name not in NO_ERROR_CONTROL:
+            raise
+        # the order of some is one
+        got, bound = ps.solve(prob, alg, dt=1e-3, adaptive=False, **options).u, 2e-3
+    assert (got - want).abs().max() < bound
 
 
 @pytest.mark.parametrize("name", sorted({*WRONG_TIMES} - {*NEEDS}))

@@ -38,7 +38,7 @@ end
 # where the drive is so weak that these do not.
 quadrature_stops(sensealg, sol, alg, model, reltol) = empty(sol.t)
 function quadrature_stops(::GaussAdjoint, sol, alg, model, reltol)
-    steps = joined_mesh(sol.t, empty(sol.t))
+    steps = joined_mesh(sol.t)
     interp = readable(sol, alg).interp
     return resolving(steps, model.functions, model.n, interp, sol.prob.p, reltol)[2:(end - 1)]
 end

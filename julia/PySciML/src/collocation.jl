@@ -107,7 +107,7 @@ function gather!(w::Collocation{T, E, I, Nothing}, weight, i, t) where {T, E, I}
 end
 
 # Steps and output times, strictly in the direction of integration.
-function joined_mesh(steps::Vector{T}, ts::Vector{T}) where {T}
+function joined_mesh(steps::Vector{T}, ts::Vector{T} = T[]) where {T}
     back = last(steps) < first(steps)
     return sort!(unique!(sort!([steps; ts])); rev = back)
 end

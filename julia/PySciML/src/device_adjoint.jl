@@ -113,9 +113,7 @@ function backwards(::DeviceAdjoint, h::DeviceHandle{T}, ts, cotangents, abstol, 
     u0, p = h.prob.u0, h.prob.p
     lambda, dp = zeros_like(u0, h.model.n), zeros_like(p, length(p))
     nodes, weights = gauss_rule(T, clamp((SciMLBase.alg_order(alg) + 2) ÷ 2, 3, 6))
-    mesh = resolving(
-        joined_mesh(h.sol.t, empty(h.sol.t)), h.model, h.model.n, asked(h), p, reltol
-    )
+    mesh = resolving(joined_mesh(h.sol.t), h.model, h.model.n, asked(h), p, reltol)
     at, j = last(h.sol.t), length(ts)
     step = length(h.sol.t) > 1 ? h.sol.t[end - 1] - at : zero(T)
     moved = false
@@ -160,7 +158,7 @@ function stretch!(
     part, u, w = similar(dp), similar(lambda), similar(lambda)
     # the forward steps too: f's derivative by the parameters may change faster than the cotangent
     low, high = minmax(span...)
-    mesh = sort!(unique!([sol.t; filter(t -> low < t < high, forward)]); rev = span[1] > span[2])
+    mesh = joined_mesh(sol.t, filter(t -> low < t < high, forward))
     isempty(dp) || for i in 1:(length(mesh) - 1)
         t, length_ = mesh[i], mesh[i + 1] - mesh[i]
         for (node, weight) in zip(nodes, weights)

@@ -56,7 +56,7 @@ end
 # How many intervals each step needs; nothing where one will do for all.
 function parts_for_steps(times::Vector{T}, functions, n, interp, p, reltol) where {T}
     isdriven(functions) || return Int[]
-    steps = joined_mesh(times, T[])
+    steps = joined_mesh(times)
     mesh = resolving(steps, functions, n, interp, p, reltol)
     length(mesh) == length(steps) && return Int[]
     place = Dict(t => i for (i, t) in enumerate(mesh))
@@ -71,20 +71,12 @@ Whether the rate depends on time otherwise than through the state, and without p
 isdriven(functions) = false
 isdriven(f::Union{Functions, Residual}) = f.driven
 
-# A function's value or residual, and its derivatives, by what they have in common.
-value!(out, f, du, u, p, t) = f.value(out, u, p, t)
-value!(out, f::Residual, du, u, p, t) = f.value(out, du, u, p, t)
-by_state!(J, f, du, u, p, t) = f.jac(J, u, p, t)
-by_state!(J, f::Residual, du, u, p, t) = f.jac_u(J, du, u, p, t)
-pulled!(out, f, w, du, u, p, t) = f.vjp_p(out, w, u, p, t)
-pulled!(out, f::Residual, w, du, u, p, t) = f.vjp_p(out, w, du, u, p, t)
-
 # f_u and f_p at one place after the other: J and P, or where these are large, what a step of u or p
 # changes; empty where there is nothing to look at. What is called back in Python takes the problem's
 # own parameters, whatever it is given: there the product with f_p is taken in place of a step. What is
 # in one of the `groups` is looked at together.
-struct Along{T, F, V}
-    functions::F
+struct Along{T, E, V}
+    equation::E
     p::V
     J::Matrix{T}
     P::Matrix{T}
@@ -97,7 +89,7 @@ struct Along{T, F, V}
     x::V
     y::V
     base::V
-    other::V
+    ahead::V
     nodes::NTuple{3, V}
     bend::V
     groups::Vector{UnitRange{Int}}
@@ -112,25 +104,24 @@ function Along(f, mesh::Vector{T}, interp, p::V, n, nx) where {T, V}
         push!(groups, first_:(first_ + (together ? count : 1) - 1))
     end
     together, foreign = !host || n > APART, false
-    if isempty(by_u)
-    elseif host && n * nx <= EACH
+    if !isempty(by_u) && host && n * nx <= EACH
         J, by_u = zeros(T, n, nx), of(0)
         grow!(n * nx, false)
-    else
+    elseif !isempty(by_u)
         grow!(n, together)
     end
-    if isempty(by_p)
-    elseif f isa Functions && n * np <= EACH
+    if !isempty(by_p) && f isa Functions && n * np <= EACH
         P, by_p = zeros(T, n, np), of(0)
         grow!(n * np, false)
-    else
+    elseif !isempty(by_p)
         foreign = host && ensure!(f.value).source isa Foreign
         foreign ? grow!(1, false) : grow!(n, together)
     end
     all_ = isempty(groups) ? 0 : last(groups[end])
     weights = copyto!(of(n), T[cos(2 * i^2 + 1) for i in 0:(n - 1)])
-    return Along{T, typeof(f), V}(
-        f, p, J, P, by_u, by_p, of(foreign ? np : 0), weights, u, of(f isa Residual ? nx : 0),
+    e = Equation{T, typeof(f)}(f, nothing, n)
+    return Along{T, typeof(e), V}(
+        e, p, J, P, by_u, by_p, of(foreign ? np : 0), weights, u, of(isresidual(e) ? nx : 0),
         of(nx), of(np), of(n), of(n), (of(all_), of(all_), of(all_)), of(all_), groups
     )
 end
@@ -164,26 +155,26 @@ function state!(a::Along, t, interp, side)
 end
 
 function along!(to, a::Along, t)
-    f, at = a.functions, 0
+    e, at = a.equation, 0
     function put!(x)
         copyto!(to, at + 1, x, 1, length(x))
         at += length(x)
         return
     end
-    isempty(a.J) || (by_state!(a.J, f, a.du, a.u, a.p, t); put!(a.J))
+    isempty(a.J) || (jacobian!(a.J, e, a.du, a.u, a.p, t); put!(a.J))
     steps_p = !isempty(a.by_p) && isempty(a.pulled)
-    (steps_p || !isempty(a.by_u)) && value!(a.base, f, a.du, a.u, a.p, t)
+    (steps_p || !isempty(a.by_u)) && value!(a.base, e, a.du, a.u, a.p, t)
     if !isempty(a.by_u)
-        value!(a.other, f, a.du, (a.x .= a.u .+ a.by_u; a.x), a.p, t)
-        put!(a.other .-= a.base)
+        value!(a.ahead, e, a.du, (a.x .= a.u .+ a.by_u; a.x), a.p, t)
+        put!(a.ahead .-= a.base)
     end
-    isempty(a.P) || (f.paramjac(a.P, a.u, a.p, t); put!(a.P))
+    isempty(a.P) || (e.functions.paramjac(a.P, a.u, a.p, t); put!(a.P))
     if !isempty(a.pulled)
-        pulled!(a.pulled, f, a.weights, a.du, a.u, a.p, t)
+        pull_p!(a.pulled, e, a.weights, a.du, a.u, a.p, t)
         to[at + 1] = dot(a.pulled, a.by_p)
     elseif steps_p
-        value!(a.other, f, a.du, a.u, (a.y .= a.p .+ a.by_p; a.y), t)
-        put!(a.other .-= a.base)
+        value!(a.ahead, e, a.du, a.u, (a.y .= a.p .+ a.by_p; a.y), t)
+        put!(a.ahead .-= a.base)
     end
     return to
 end

@@ -19,13 +19,18 @@ struct Equation{T, F}
 end
 Equation(m::Model{T, F}) where {T, F} = Equation{T, F}(m.functions, m.mass_matrix, m.n)
 
-isresidual(::Equation{T, <:Functions}) where {T} = false
+isresidual(::Equation) = false
 isresidual(::Equation{T, <:Residual}) where {T} = true
 
 "Whether the equation has the form u' = f."
 isplain(e::Equation) = !isresidual(e) && e.mass === nothing
 
-# J at (du, u, t); `du` counts for a residual only.
+# f, or the residual, at (du, u, t); `du` counts for a residual only.
+value!(out, e::Equation, du, u, p, t) = (e.functions.value(out, u, p, t); out)
+value!(out, e::Equation{T, <:Residual}, du, u, p, t) where {T} =
+    (e.functions.value(out, du, u, p, t); out)
+
+# J there
 jacobian!(J, e::Equation{T, <:Functions}, du, u, p, t) where {T} = (e.functions.jac(J, u, p, t); J)
 function jacobian!(J, e::Equation{T, <:Residual}, du, u, p, t) where {T}
     e.functions.jac_u(J, du, u, p, t)

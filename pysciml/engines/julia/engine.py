@@ -66,10 +66,7 @@ from pysciml.engines.julia.twin import adjoint_of_twin, twin_between
 from pysciml.errors import EngineError
 from pysciml.kernels.callback import CallbackFunctions
 from pysciml.ordinarydiffeq import NEEDS, PARTS, SATISFIED
-from pysciml.sensitivity import (
-    GaussAdjoint,
-    InterpolatingAdjoint,
-)
+from pysciml.sensitivity import GaussAdjoint, InterpolatingAdjoint
 
 Array = npt.NDArray[np.float64]
 
@@ -113,8 +110,7 @@ def checked_options(
 ) -> SolveOptions:
     """The options as the algorithm needs them. Raises where the two do not fit."""
     refuse_error_control(alg, options, problem)
-    if alg is not None:
-        refuse_wrong(alg, options, problem)
+    refuse_wrong(alg, options, problem)
     require_sensealg(options.sensealg, alg, options.tuning)
     if is_coarse(alg) and options.saveat is not None:
         # SciML sorts stops and leaves out the ends and what stands twice
@@ -356,8 +352,7 @@ class JuliaEngine(Engine):
         if problem.form == "dde":
             taken = delay.checked("dde", alg)
             refuse_error_control(taken, options, problem)
-            if taken is not None:
-                refuse_wrong(taken, options, problem)
+            refuse_wrong(taken, options, problem)
             return delay.solve(self, problem, alg, options)
         options = checked_options(alg, options, problem)
         refuse_coarse_events(problem, alg)

@@ -271,8 +271,10 @@ def sensealg_expression(sensealg: SensitivityAlgorithm) -> tuple[str, tuple[str,
     return text, packages
 
 
-def refuse_wrong(alg: Algorithm, options: SolveOptions, problem: FlatProblem) -> None:
+def refuse_wrong(alg: Algorithm | None, options: SolveOptions, problem: FlatProblem) -> None:
     """Raise for a method that is wrong in Julia, or lacks an option that it cannot do without."""
+    if alg is None:
+        return
     for part in alg.parts:
         refuse_wrong(part, options, problem)
     instead = WRONG.get(alg.name)
