@@ -95,6 +95,15 @@ def test_controls_that_are_zero(alg, sensealg, place) -> None:
     np.testing.assert_allclose(got.cpu(), exact, rtol=1e-3)
 
 
+@pytest.mark.parametrize("alg", [ps.Tsit5(), ps.Vern7()], ids=["Tsit5", "Vern7"])
+def test_a_loss_that_is_no_number_has_a_gradient_that_is_none(alg, place) -> None:
+    prob, leaves = reaction_diffusion(place.torch)
+    with place.solving():
+        sol = ps.solve(prob, alg, engine="julia", saveat=[1.0])
+        for grad in torch.autograd.grad(sol.u.sum() * math.nan, leaves):
+            assert grad.device.type == place.torch.type and torch.isnan(grad).all()
+
+
 def test_times_have_gradients(place) -> None:
     def grads(on: torch.device) -> list[torch.Tensor]:
         t0, t1 = (torch.tensor(x, dtype=F64, requires_grad=True) for x in (0.1, 1.2))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from pysciml.engines.base import (
     FIRST_EVENT,
@@ -50,24 +53,24 @@ def _keeps_or_drops(mass: Array) -> bool:
     return bool(np.isin(diagonal, (0.0, 1.0)).all() and not (mass - np.diag(diagonal)).any())
 
 
-def is_defined(*cotangents: Array | None) -> bool:
-    return all(x is None or bool(np.isfinite(x).all()) for x in cotangents)
+def is_defined(*cotangents: Array | Tensor | None) -> bool:
+    return all(
+        x is None or bool((torch if isinstance(x, Tensor) else np).isfinite(x).all())
+        for x in cotangents
+    )
 
 
 def undefined(problem: FlatProblem, times: int) -> FlatGradient:
-    """The gradient of what is not a number, as torch has it: neither is it anywhere."""
-
-    def lost(n: int) -> Array:
-        return np.full(n, np.nan, problem.dtype)
-
+    """The gradient of what is not a number, as torch has it: neither is it anywhere. On a device
+    where u0 and p are tensors there."""
     devents, of_callbacks = events_gradient(problem)
     devents.fill(np.nan)
     return FlatGradient(
-        u0=lost(len(problem.u0)),
-        p=lost(len(problem.p)),
+        u0=problem.u0 * math.nan,
+        p=problem.p * math.nan,
         t0=np.nan,
         times=np.full(times, np.nan),
-        du0=lost(len(problem.u0)) if problem.kind == "dae" else None,
+        du0=problem.u0 * math.nan if problem.kind == "dae" else None,
         callbacks_p=of_callbacks,
     )
 

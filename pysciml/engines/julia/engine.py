@@ -582,10 +582,10 @@ class JuliaEngine(Engine):
         by_times: bool = True,
     ) -> FlatGradient:
         handle: Handle = solution.handle
-        if isinstance(handle, device.DeviceHandle):
-            return device.adjoint(self, solution, grad_u, at, by_times)
         if not is_defined(grad_u, grad_t):
             return undefined(handle.problem, len(grad_u))
+        if isinstance(handle, device.DeviceHandle):
+            return device.adjoint(self, solution, grad_u, at, by_times)
         pure = is_pure(handle.problem)
         if pure and not handle.options.gradient:
             raise EngineError("This jump process was solved without gradients; solve it with them.")
