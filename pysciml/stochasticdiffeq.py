@@ -59,6 +59,12 @@ FIXED_STEP: frozenset[str] = frozenset(
 #: Brownian motion, which ended at 1e16; steps of one size are right), each with one to use instead.
 NO_ERROR_CONTROL: dict[str, str] = {"ISSEM": "ImplicitEM", "ISSEulerHeun": "ImplicitEulerHeun"}
 
+#: Methods whose error estimate leaves out how the drift depends on time (du = 2 cos(3t) dt with
+#: additive noise, from dt = 0.5 at 1e-3: off by 0.5 in two steps), each with one that sees it.
+BLIND_TO_INTEGRALS: dict[str, str] = {
+    "ImplicitEM": "LambaEM", "ImplicitEulerHeun": "LambaEulerHeun", "ImplicitRKMil": "RKMil",
+}  # fmt: skip
+
 #: Diagonal and scalar noise only.
 DIAGONAL: frozenset[str] = frozenset(
     "RKMil SRIW1 SRIW2 SOSRI SOSRI2 ImplicitRKMil WangLi3SMil_A".split()

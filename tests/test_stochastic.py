@@ -15,6 +15,7 @@ import pysciml as ps
 from pysciml.errors import EngineError, InputError
 from pysciml.stochasticdiffeq import (
     ADDITIVE,
+    BLIND_TO_INTEGRALS,
     DIAGONAL,
     FIXED_STEP,
     NO_ERROR_CONTROL,
@@ -189,6 +190,27 @@ def test_noise_of_steps_rejected_many_times_is_that_of_a_wiener_process(
     deviation = math.sqrt(2 / len(w))
     assert abs(float(w.square().mean()) - 1.0) < 4 * deviation
     assert abs(float((early * late).mean())) < 4 * math.sqrt(0.45 * 0.55 / len(w))
+
+
+@julia
+@pytest.mark.parametrize("name", sorted(BLIND_TO_INTEGRALS))
+def test_drifts_of_time_alone_that_an_error_estimate_does_not_see(name: str) -> None:
+    def g(u: Any, p: Any, t: Any) -> Any:
+        return 0.01 * torch.ones_like(u)
+
+    def solved(alg: Any, **options: Any) -> torch.Tensor:
+        def pushed(u: Any, p: Any, t: Any) -> Any:
+            return 2 * torch.cos(3 * t) + 0 * u
+
+        prob = ps.SDEProblem(pushed, g, torch.zeros(2, dtype=F64), (0.0, 1.0))
+        return ps.solve(prob, alg, seed=1, engine="julia", **options).u[-1]
+
+    alg, instead = ps.algorithm(name)(), BLIND_TO_INTEGRALS[name]
+    with pytest.raises(EngineError, match=f"zero on states whose rate.*use pysciml.{instead}"):
+        solved(alg)
+    want = 2 / 3 * math.sin(3.0)
+    assert (solved(alg, dt=1e-3, adaptive=False) - want).abs().max() < 0.05
+    assert (solved(ps.algorithm(instead)(), abstol=1e-4, dt=0.5) - want).abs().max() < 0.15
 
 
 @julia

@@ -109,37 +109,56 @@ def test_switching_between_algorithms_of_the_users_choice() -> None:
 
 # -- between the steps -------------------------------------------------------------------------
 
-COARSE = ["ExtrapolationMidpointDeuflhard", "Feagin10", "TsitPap8", "RadauIIA5"]
+COARSE = [
+    ps.ExtrapolationMidpointDeuflhard(), ps.Feagin10(), ps.TsitPap8(), ps.RadauIIA5(),
+    ps.KenCarp58(), ps.Exprb43(), ps.Stepanov5(), ps.AutoTsit5(ps.KenCarp58()),
+]  # fmt: skip
 
 
 def oscillator(u, p, t):
     return torch.stack([p * u[1], -p * u[0]])
 
 
-@pytest.mark.parametrize("name", COARSE)
-def test_long_steps_with_a_cubic_between_them(name) -> None:
+@pytest.mark.parametrize("alg", COARSE, ids=str)
+def test_outputs_where_what_stands_between_the_steps_is_coarse(alg) -> None:
     """Outputs, sol(t), its derivative and gradients are as good as the steps themselves."""
     w = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     prob = ps.ODEProblem(oscillator, f64(0.0, 1.0), (0.0, 6.0), w)
     ts = torch.linspace(0.3, 5.7, 10, dtype=torch.float64)
     options = {"engine": "julia", "abstol": 1e-8, "reltol": 1e-8, "maxiters": 10**6}
-    sol = ps.solve(prob, getattr(ps, name)(), saveat=ts, **options)
+    sol = ps.solve(prob, alg, saveat=ts, **options)
     torch.testing.assert_close(sol.u[:, 0], torch.sin(w * ts), rtol=0, atol=2e-7)
     (got,) = torch.autograd.grad(sol.u[:, 0].sum(), w)
     torch.testing.assert_close(got, (ts * torch.cos(ts)).sum(), rtol=0, atol=5e-6)
-    every = ps.solve(prob, getattr(ps, name)(), **options)
+    every = ps.solve(prob, alg, **options)
     torch.testing.assert_close(every(ts)[:, 0], torch.sin(w * ts), rtol=0, atol=2e-7)
     torch.testing.assert_close(every(ts, 1)[:, 0], torch.cos(w * ts), rtol=0, atol=2e-5)
     (got,) = torch.autograd.grad(every(ts)[:, 0].sum(), w)
     torch.testing.assert_close(got, (ts * torch.cos(ts)).sum(), rtol=0, atol=5e-6)
 
 
-@pytest.mark.parametrize("name", COARSE[:1])
-def test_events_between_such_steps_are_refused(name) -> None:
+@pytest.mark.parametrize(
+    "alg",
+    [ps.Alshina6(), ps.FRK65(), ps.MSRK6(), ps.RKO65(), ps.SIR54(), ps.AutoTsit5(ps.Exprb43())],
+    ids=str,
+)
+def test_fixed_steps_where_what_stands_between_them_is_coarse(alg) -> None:
+    prob = ps.ODEProblem(oscillator, f64(0.0, 1.0), (0.0, 6.0), f64(1.0))
+    ts = torch.linspace(0.33, 5.71, 10, dtype=torch.float64)
+    options = {"engine": "julia", "dt": 0.05, "adaptive": False}
+    for u in (
+        ps.solve(prob, alg, saveat=ts, **options).u,
+        ps.solve(prob, alg, **options)(ts),
+    ):
+        torch.testing.assert_close(u[:, 0], torch.sin(ts), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("alg", [COARSE[0], COARSE[-1]], ids=str)
+def test_events_between_such_steps_are_refused(alg) -> None:
     prob = ps.ODEProblem(oscillator, f64(0.0, 1.0), (0.0, 6.0), f64(1.0))
     hit = ps.ContinuousCallback(lambda u, p, t: u[0])
-    with pytest.raises(EngineError, match=f"{name} does not find events.*Vern9"):
-        ps.solve(prob, getattr(ps, name)(), callback=hit, engine="julia")
+    with pytest.raises(EngineError, match="does not find events.*Vern9"):
+        ps.solve(prob, alg, callback=hit, engine="julia")
 
 
 def test_a_solve_that_stopped_is_read_between_its_outputs_up_to_there(monkeypatch) -> None:

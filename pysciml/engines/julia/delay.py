@@ -83,9 +83,9 @@ def solve(
 def _refuse_coarse(alg: Algorithm) -> None:
     if alg.name in COARSE_BEFORE:
         raise EngineError(
-            f"{alg.name} does not solve delay equations to its tolerance: between its long steps, "
-            "where the past is read, stands a cubic; use pysciml.Vern9(), or pysciml.Rodas5P() for "
-            "a stiff equation."
+            f"{alg.name} does not solve delay equations to its tolerance: what stands between its "
+            "steps, where the past is read, is coarse in Julia; use pysciml.Vern9(), or "
+            "pysciml.Rodas5P() for a stiff equation."
         )
 
 

@@ -120,16 +120,18 @@ def checked_options(
 
 
 def is_coarse(alg: Algorithm | None) -> bool:
-    return alg is not None and alg.name in COARSE_BETWEEN
+    """Whether the solution is not to be read between the steps, of an algorithm or of one of those
+    that it switches between."""
+    return alg is not None and (alg.name in COARSE_BETWEEN or any(map(is_coarse, alg.parts)))
 
 
 def refuse_coarse_events(problem: FlatProblem, alg: Algorithm | None) -> None:
     """Raise EngineError where events would be looked for on a coarse interpolant."""
     if is_coarse(alg) and any(c.kind == "continuous" for c in problem.callbacks):
         raise EngineError(
-            f"{alg.name} does not find events (ContinuousCallback) to its tolerance: "  # type: ignore[union-attr]
-            "between its long steps stands a cubic; use pysciml.Vern9(), or pysciml.Rodas5P() for "
-            "a stiff equation."
+            f"{alg!r} does not find events (ContinuousCallback) to its tolerance: what stands "
+            "between its steps is coarse in Julia; use pysciml.Vern9(), or pysciml.Rodas5P() for a "
+            "stiff equation."
         )
 
 

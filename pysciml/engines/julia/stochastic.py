@@ -103,7 +103,7 @@ def _require_fit(problem: FlatProblem, alg: Algorithm, options: SolveOptions) ->
             f"{alg.name} does not take scalar noise; use pysciml.RKMil(), or write the noise as "
             "general, with a noise_rate_prototype of one column."
         )
-    refuse_error_control(alg, options)
+    refuse_error_control(alg, options, problem)
     if alg.name == "SKenCarp" and options.adaptive and problem.columns > 0:
         raise EngineError(
             "SKenCarp does not choose its own steps where the noise is general (Julia's error "
