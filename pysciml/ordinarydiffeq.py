@@ -685,6 +685,12 @@ NO_ERROR_CONTROL: dict[str, str] = {
     "ROS3PR": "ROS3PRL",
     "ROS34PW1a": "ROS34PW2",
     "ROS34PW1b": "ROS34PW2",
+    # where it raises its order it begins Newton's iteration with memory that nobody wrote to: seen
+    # to end as Unstable in one process, and right in another
+    "AdaptiveRadau": "RadauIIA9",
+    # where Newton's iteration fails at their first stage they go on from a state that the next try
+    # overwrites: u' = -500 (u^3 - cos t) from t = 0.7 on, at 1e-6, was off by 0.7 to 1.3
+    "Cash4": "KenCarp4", "Hairer4": "KenCarp4", "Hairer42": "KenCarp4", "SDIRK2": "TRBDF2",
     # after a step that was rejected they go on from a state that it has overwritten: u' = cos t to
     # t = 10 at 1e-5 was off by 0.6 by CKLLSRK95_4S
     **dict.fromkeys(
@@ -710,7 +716,7 @@ BLIND_TO_INTEGRALS: dict[str, str] = {"Rodas5": "Rodas5P", "RKG1": "ROCK2", "RKL
 TRUST_FIRST_STEP: dict[str, str] = {
     "ABDF2": "QNDF", "QBDF1": "QBDF", "QBDF2": "QBDF", "QNDF1": "QNDF", "QNDF2": "QNDF",
     **dict.fromkeys("VCAB3 VCAB4 VCAB5 VCABM".split(), "VCABM5"),
-    **dict.fromkeys("ImplicitEuler SDIRK2 SDIRK22 Trapezoid".split(), "TRBDF2"),
+    **dict.fromkeys("ImplicitEuler SDIRK22 Trapezoid".split(), "TRBDF2"),
 }  # fmt: skip
 
 #: Methods that are wrong at steps that are given (VCABM's order goes by its error estimate alone:
