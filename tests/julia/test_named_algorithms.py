@@ -153,6 +153,17 @@ def test_fixed_steps_where_what_stands_between_them_is_coarse(alg) -> None:
         torch.testing.assert_close(u[:, 0], torch.sin(ts), rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize(
+    ("alg", "options"),
+    [(ps.RKO65(), {}), (ps.SFSDIRK4(), {}), (ps.RadauIIA5(), {"adaptive": False})],
+    ids=str,
+)
+def test_outputs_do_not_become_the_steps_that_were_not_given(alg, options) -> None:
+    prob = ps.ODEProblem(oscillator, f64(0.0, 1.0), (0.0, 6.0), f64(1.0))
+    with pytest.raises(InputError, match="steps of one size.*give dt="):
+        ps.solve(prob, alg, saveat=[1.0, 5.0], engine="julia", **options)
+
+
 @pytest.mark.parametrize("alg", [COARSE[0], COARSE[-1]], ids=str)
 def test_events_between_such_steps_are_refused(alg) -> None:
     prob = ps.ODEProblem(oscillator, f64(0.0, 1.0), (0.0, 6.0), f64(1.0))

@@ -48,6 +48,7 @@ from pysciml.engines.julia.events import JuliaEvents
 from pysciml.engines.julia.jumps import is_pure
 from pysciml.engines.julia.models import JuliaFunctions, Loader
 from pysciml.engines.julia.names import (
+    COARSE_AT_FIXED_STEPS,
     COARSE_BETWEEN,
     algorithm_expression,
     refuse_error_control,
@@ -112,11 +113,17 @@ def checked_options(
     refuse_error_control(alg, options, problem)
     refuse_wrong(alg, options, problem)
     require_sensealg(options.sensealg, alg, options.tuning)
-    if is_coarse(alg) and options.saveat is not None:
+    if is_coarse(alg) and options.saveat is not None and not _lacks_steps(alg, options):
         # SciML sorts stops and leaves out the ends and what stands twice
         stops = [options.saveat] if options.tstops is None else [options.saveat, options.tstops]
         options = replace(options, tstops=np.concatenate(stops))
     return options
+
+
+def _lacks_steps(alg: Algorithm | None, options: SolveOptions) -> bool:
+    """Whether stops would become the steps of a method that nobody gave any: Julia refuses that."""
+    fixed = not options.adaptive or (alg is not None and alg.name in COARSE_AT_FIXED_STEPS)
+    return fixed and options.dt is None and options.tstops is None
 
 
 def is_coarse(alg: Algorithm | None) -> bool:
