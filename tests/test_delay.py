@@ -67,6 +67,28 @@ def test_closed_form_by_steps(alg: Any, u0: float) -> None:
 
 
 @julia
+@pytest.mark.parametrize("alg", [ps.RadauIIA5(), ps.Tsit5(), ps.Rodas5P()], ids=repr)
+def test_between_the_steps_a_solution_is_of_the_delay_equation(alg: Any) -> None:
+    """RadauIIA5's is read from elsewhere where the equation has no delay."""
+    p = {"a": f64(1.3, grad=True), "tau": f64(0.7), "c": f64(1.0)}
+    prob = ps.DDEProblem(decay, torch.ones(1, dtype=F64), constant, (0.0, 4.0), p)
+    sol = ps.solve(prob, ps.MethodOfSteps(alg), engine="julia", abstol=1e-9, reltol=1e-9)
+    at = [0.65, 1.11, 2.3]
+    values = sol(at)[:, 0]
+    np.testing.assert_allclose(values.detach(), by_steps(at), rtol=0, atol=1e-5)
+    (got,) = torch.autograd.grad(values.sum(), p["a"])
+    high, low = (by_steps(at, a=1.3 + d).sum() for d in (1e-6, -1e-6))
+    assert float(got) == pytest.approx((high - low) / 2e-6, abs=1e-3)
+
+
+@julia
+@pytest.mark.parametrize("alg", [ps.KenCarp5(), ps.AutoTsit5(ps.KenCarp58()), ps.VCABM()], ids=repr)
+def test_methods_that_are_coarse_where_the_past_is_read_are_refused(alg: Any) -> None:
+    with pytest.raises(EngineError, match="does not solve delay equations to its tolerance"):
+        ps.solve(linear(), ps.MethodOfSteps(alg), engine="julia")
+
+
+@julia
 def test_steps_stop_where_the_lag_carries_the_jump() -> None:
     sol = ps.solve(linear(2.0), ps.MethodOfSteps(ps.Tsit5()), **TIGHT)
     for k in range(1, 5):

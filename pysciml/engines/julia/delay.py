@@ -81,6 +81,8 @@ def solve(
 
 
 def _refuse_coarse(alg: Algorithm) -> None:
+    for part in alg.parts:
+        _refuse_coarse(part)
     if alg.name in COARSE_BEFORE:
         raise EngineError(
             f"{alg.name} does not solve delay equations to its tolerance: what stands between its "

@@ -128,8 +128,10 @@ def _lacks_steps(alg: Algorithm | None, options: SolveOptions) -> bool:
 
 def is_coarse(alg: Algorithm | None) -> bool:
     """Whether the solution is not to be read between the steps, of an algorithm or of one of those
-    that it switches between."""
-    return alg is not None and (alg.name in COARSE_BETWEEN or any(map(is_coarse, alg.parts)))
+    that it switches between. Of delay equations it is: see ``COARSE_BEFORE``."""
+    if alg is None or alg.name == "MethodOfSteps":
+        return False
+    return alg.name in COARSE_BETWEEN or any(map(is_coarse, alg.parts))
 
 
 def refuse_coarse_events(problem: FlatProblem, alg: Algorithm | None) -> None:
