@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import pysciml as ps
-from pysciml.engines.sundials import long_intervals, long_products
+from pysciml.engines.sundials import lengths, long_intervals, long_products
 
 F64 = torch.float64
 
@@ -20,8 +21,8 @@ def found(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int | None]]:
     seen: list[tuple[int, int | None]] = []
     for kind in (long_intervals.LongIntervals, long_products.LongProducts):
 
-        def call(self, segment, jumps, original=kind.__call__):
-            out = original(self, segment, jumps)
+        def call(self, *args, original=kind.__call__):
+            out, segment = original(self, *args), args[0]
             seen.append((len(segment.t) - 1, None if out is None else len(out[3])))
             return out
 
@@ -73,6 +74,68 @@ def test_parameters_whose_part_changes_faster_than_the_solution(found):
     assert float(got) == pytest.approx(exact, rel=1e-4)
     steps, nodes = found[-1]
     assert nodes is not None and nodes > 3 * steps
+
+
+@pytest.mark.parametrize("saveat", [[3.0], [0.4, 1.1, 2.3, 3.0]])  # at the end; inside intervals
+@pytest.mark.parametrize("others", [0.0, 2.0])
+def test_many_parameters_whose_part_changes_faster(others, saveat, found):
+    """u' = -u + P phi(t): beside the waves that make the solution, those that are zero so far."""
+    k = torch.arange(0.5, 60.0, 0.1, dtype=F64)
+
+    def f(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
+        return -u + p @ torch.cos(k * t)
+
+    p = torch.zeros(2, len(k), dtype=F64)
+    p[:, :10] = others
+    p.requires_grad_()
+    sol = ps.solve(ps.ODEProblem(f, torch.ones(2, dtype=F64), (0.0, 3.0), p), ps.CVODE_Adams(),
+                   saveat=saveat, reltol=1e-8, abstol=1e-10, engine="sundials")  # fmt: skip
+    (got,) = torch.autograd.grad((torch.tensor([1.0, -0.5], dtype=F64) * sol.u).sum(), p)
+    exact = sum(((k * t).cos() + k * (k * t).sin() - math.exp(-t)) / (1.0 + k**2) for t in saveat)
+    for row, weight in zip(got, (1.0, -0.5), strict=True):
+        torch.testing.assert_close(row, weight * exact, rtol=1e-5, atol=1e-6)
+    steps, nodes = found[-1]
+    assert nodes is not None and nodes > steps
+
+
+def lotka_volterra(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
+    x, y = u
+    return torch.stack([p[0] * x - p[1] * x * y, p[2] * x * y - p[3] * y])
+
+
+def driven_pendulum(u: Tensor, p: Tensor, t: Tensor) -> Tensor:
+    up = 1 + p[0] * torch.sin(p[1] * t)
+    return torch.stack([u[1], -torch.sin(p[3] * u[0]) * up - p[2] * u[1]])
+
+
+@pytest.mark.parametrize("times", [[0.37], [0.55, 0.9], [*np.linspace(0.02, 1.0, 49)]], ids=len)
+@pytest.mark.parametrize("rtol", [1e-3, 1e-5, 1e-6])
+@pytest.mark.parametrize("f", [lotka_volterra, driven_pendulum])
+def test_outputs_inside_are_as_good_as_on_a_fine_mesh(f, rtol, times, monkeypatch, found):
+    """Between an interval's ends the polynomial is of half the order: gradients were 24 rtol off.
+
+    Both are of the same solution, whose own error does not enter.
+    """
+    p = torch.tensor([1.5, 1.0, 1.0, 3.0], dtype=F64, requires_grad=True)
+    weights = torch.rand(len(times), 2, generator=torch.Generator().manual_seed(3), dtype=F64)
+    if len(times) > 2:
+        weights -= 0.5
+
+    def gradient() -> Tensor:
+        prob = ps.ODEProblem(f, torch.ones(2, dtype=F64), (0.0, 6.0), p)
+        sol = ps.solve(prob, ps.CVODE_Adams(), saveat=6.0 * torch.tensor(times, dtype=F64),
+                       reltol=rtol, abstol=rtol, engine="sundials")  # fmt: skip
+        return torch.autograd.grad((sol.u * weights).sum(), p)[0]
+
+    got = gradient()
+    with monkeypatch.context() as fine:
+        for limit in ("_NODES", "_NODES_TIMED", "_NODES_PARAMETERS"):
+            fine.setattr(lengths, limit, 1e9)
+        fine.setattr(lengths, "grouped", lambda t, _: np.linspace(t[0], t[-1], 81))
+        want = gradient()
+    coarse, fine_nodes = found[0][1], found[1][1]
+    assert coarse is not None and fine_nodes is not None and fine_nodes >= 800
+    assert float((got - want).norm() / want.norm()) < 4 * rtol
 
 
 def test_rates_with_a_kink(found):

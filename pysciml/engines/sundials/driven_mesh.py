@@ -10,7 +10,7 @@ there: entry by entry where these are few, else in some directions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pysciml.engines.base import FlatProblem
 from pysciml.engines.sundials.collocation import C, Nodes, subdivide
 from pysciml.engines.sundials.integrate import Segment
-from pysciml.engines.sundials.long_intervals import mean_square
+from pysciml.engines.sundials.legendre_rule import mean_square
 
 __all__ = ["Along", "along_parameters", "along_state", "resolved"]
 
@@ -68,12 +68,15 @@ def along_parameters(
         return None
     if functions.kernels is not None and len(problem.u0) * len(p) <= _EACH:
         return _each(problem, "jac:p")
-    steps = _directions(np.abs(p))[-1 if little else 0 :]
-    ways = [(_value(problem, p + d), _value(problem, p - d)) for d in steps]
     arranged = _arranged(len(problem.u0), blocks)
 
+    @cache  # often nothing is looked at
+    def ways() -> list[tuple[Along, Along]]:
+        steps = _directions(np.abs(p))[-1 if little else 0 :]
+        return [(_value(problem, p + d), _value(problem, p - d)) for d in steps]
+
     def along(u: Array, t: Array, rate: Rate | None) -> Array:
-        moved = [arranged(ahead(u, t, rate) - behind(u, t, rate)) for ahead, behind in ways]
+        moved = [arranged(ahead(u, t, rate) - behind(u, t, rate)) for ahead, behind in ways()]
         return np.concatenate(moved, axis=1)
 
     return along

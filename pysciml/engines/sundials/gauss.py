@@ -24,6 +24,7 @@ from pysciml.engines.sundials.collocation import (
 )
 from pysciml.engines.sundials.driven_mesh import Along, along_parameters, along_state, resolved
 from pysciml.engines.sundials.integrate import Segment
+from pysciml.engines.sundials.lengths import Integral
 from pysciml.engines.sundials.long_intervals import LongIntervals
 from pysciml.engines.sundials.long_products import LongProducts
 from pysciml.engines.sundials.matrix_free import TooStiff, sweep_matrix_free
@@ -84,6 +85,10 @@ class CollocationAdjoint:
         return self.problem.functions.bind_batched("vjp:u", self.problem.p, self.problem.c)
 
     @cached_property
+    def _pull_each(self) -> Callable[..., Array]:
+        return self.problem.functions.bind_batched("vjp:p", self.problem.p, self.problem.c)
+
+    @cached_property
     def _along(self) -> Along | None:
         return along_parameters(self.problem, self._plan.blocks)
 
@@ -114,12 +119,9 @@ class CollocationAdjoint:
         if len(segment.t) == 1:
             return sum((c for _, c in jumps), np.zeros_like(mu_end))
         if segment.nonstiff and self._long is not None:
-            found = self._long(segment, jumps)
+            found = self._over_long(self._long, segment, jumps, grad_p)
             if found is not None:
-                mu, weighted, u, t = found
-                if self._pull is not None:
-                    grad_p += self._pull(weighted, u, t)
-                return mu
+                return found
         self._pieces.clear()
         mesh = join(segment.t, times)
         of_state = along_state(self.problem, segment.u, self._plan.blocks)
@@ -129,6 +131,28 @@ class CollocationAdjoint:
             for nodes, stages, u, du in self._pieces:
                 weighted = (nodes.weights[:, :, None] * stages).reshape(-1, u.shape[-1])
                 grad_p += self._vjp(weighted, u, du, nodes)
+        return mu
+
+    def _over_long(
+        self,
+        long: LongIntervals | LongProducts,
+        segment: Segment,
+        jumps: list[tuple[float, Array]],
+        grad_p: Array,
+    ) -> Array | None:
+        """mu at the beginning, by intervals of many steps; None where these will not do."""
+        if self._pull is not None and self._along is not None and isinstance(long, LongIntervals):
+            if len(segment.t) * len(grad_p) <= _HELD:
+                integral = Integral(self._pull_each, np.abs(self.problem.p), self.rtol)
+                found = long(segment, jumps, integral)
+                grad_p += integral.total if found is not None else 0.0
+                return None if found is None else found[0]
+        found = long(segment, jumps)
+        if found is None:
+            return None
+        mu, weighted, u, t = found
+        if self._pull is not None:
+            grad_p += self._pull(weighted, u, t)
         return mu
 
     def _through(

@@ -16,18 +16,8 @@ import numpy.typing as npt
 
 from pysciml.engines.sundials.collocation import subdivide
 from pysciml.engines.sundials.integrate import Segment
-from pysciml.engines.sundials.long_intervals import (
-    JACOBIAN,
-    A,
-    B,
-    C,
-    Lengths,
-    S,
-    integrals,
-    mean_square,
-    reach,
-    tail,
-)
+from pysciml.engines.sundials.legendre_rule import A, B, C, S, integrals, mean_square, reach, tail
+from pysciml.engines.sundials.lengths import JACOBIAN, Lengths
 
 Array = npt.NDArray[np.float64]
 
