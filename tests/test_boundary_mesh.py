@@ -320,7 +320,15 @@ def test_conditions_all_at_one_end(engine: str) -> None:
 
 
 def test_no_solution(engine: str) -> None:
-    """Bratu's problem has none above 3.51."""
+    """Bratu's problem has none above 3.51.
+
+    SciMLSensitivity brings methods of differentiation that NonlinearSolve would take for the
+    kernels: it is loaded first.
+    """
+    if engine == "julia":
+        p = f64(1.0, grad=True)
+        prob = ps.ODEProblem(lambda u, p, t: -p * u, f64(1.0), (0.0, 1.0), p)
+        ps.solve(prob, ps.Tsit5(), engine=engine, sensealg=ps.GaussAdjoint()).u[-1].backward()
     prob = ps.TwoPointBVProblem(bratu, AT_REST, f64(0.0, 0.0), (0.0, 1.0), 5.0)
     alg = ps.SolveBVP(max_nodes=200) if engine == "sundials" else ps.MIRK4(max_num_subintervals=200)
     with pytest.raises(SolveError, match="found no solution: .*nearer guess"):

@@ -4,7 +4,7 @@ colouring are not public, so that the compat entry keeps to one minor version.
 """
 module PySciMLBoundaryExt
 
-using ADTypes: AutoForwardDiff, AutoSparse
+using ADTypes: AutoFiniteDiff, AutoForwardDiff, AutoSparse
 using BoundaryValueDiffEqMIRK: BVPJacobianAlgorithm, BoundaryValueDiffEqMIRK
 using PySciML: BoundaryOptions, EndConditions, PiecesRate, PySciML
 using SciMLBase: BVPFunction, BVProblem, SciMLBase, TwoPointBVProblem
@@ -36,7 +36,23 @@ function with_jacobians(alg::A) where {A}
         dense; coloring_algorithm = BoundaryValueDiffEqMIRK.__default_coloring_algorithm(dense)
     )
     jac_alg = BVPJacobianAlgorithm(sparse; bc_diffmode = dense)
-    return Base.typename(A).wrapper(; jac_alg, alg.max_num_subintervals)
+    return Base.typename(A).wrapper(; jac_alg, alg.max_num_subintervals, nlsolve = newton())
+end
+
+# Newton's method as the package takes it by default, but for the derivatives that it looks for beside
+# the Jacobian: it takes them from whatever is loaded, once there were gradients ReverseDiff or Enzyme,
+# which do not differentiate kernels.
+function newton()
+    parts = parentmodule(BVPJacobianAlgorithm) # BoundaryValueDiffEqCore, which has NonlinearSolve's
+    quiet = AutoFiniteDiff()
+    by = (; autodiff = quiet, jvp_autodiff = quiet, vjp_autodiff = quiet)
+    return parts.NonlinearSolvePolyAlgorithm(
+        (
+            parts.NewtonRaphson(; by...),
+            parts.NewtonRaphson(; linesearch = parts.BackTracking(), by...),
+            parts.TrustRegion(; by...),
+        )
+    )
 end
 
 function two_point(rate, g::EndConditions{T}, guess, span, n, k) where {T}
