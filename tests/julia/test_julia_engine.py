@@ -455,6 +455,38 @@ def test_every_algorithm_by_name(name) -> None:
     assert (got - want).abs().max() < bound
 
 
+@pytest.mark.parametrize("name", _NAMES)
+def test_every_algorithm_between_its_steps(name) -> None:
+    """``sol(t)`` is about as good there as at the steps.
+
+    Methods were found whose interpolant is a cubic over long steps, or goes through wrong slopes:
+    they take a second solution (COARSE_BETWEEN).
+    """
+    arity = COMPOSITES[name][-1] if name in COMPOSITES else 0
+    alg = ps.algorithms.algorithm(name)(*[ps.Tsit5(), ps.Rosenbrock23()][2 - arity :])
+    times = torch.linspace(0.0, 2.0, 201, dtype=torch.float64)
+    for kind in ("autonomous", "logistic" if name in WRONG_TIMES else "nonlinear"):
+        f, u0, exact = SUITABLE[kind]
+        prob = ps.ODEProblem(f, tensor(*u0), (0.0, 2.0), tensor(1.0)[0])
+        for tolerance, options in (
+            (1e-7, {"abstol": 1e-7, "reltol": 1e-7}), (1e-9, {"dt": 1 / 32, "adaptive": False}),
+        ):  # fmt: skip
+            if "dt" in options and alg.package.endswith("Extrapolation"):
+                continue  # its steps are columns of a tableau
+            try:
+                sol = ps.solve(prob, alg, engine="julia", maxiters=10**6, **options)
+            except (EngineError, InputError) as refused:
+                known = name in NO_ERROR_CONTROL or name in NO_FIXED_STEPS
+                if not known and "choice of dt" not in str(refused):
+                    raise
+                continue
+            at_steps, between = (
+                max(abs(u - exact(t)) for u, t in zip(us[:, 0].tolist(), ts.tolist(), strict=True))
+                for us, ts in ((sol.u, sol.t), (sol(times), times))
+            )
+            assert between < 20 * max(at_steps, tolerance), (kind, options)
+
+
 @pytest.mark.parametrize("name", sorted({*WRONG_TIMES} - {*NEEDS}))
 def test_methods_that_ask_at_wrong_times_are_refused_where_time_counts(name) -> None:
     fixed = {"dt": 1 / 128, "adaptive": False, "engine": "julia"}
