@@ -407,12 +407,16 @@ OF_ORDER_ONE = frozenset(
 OF_ORDER_ONE_AT_FIXED_STEPS = OF_ORDER_ONE | {"FBDF", "QBDF", "QNDF"}
 
 
+def by_name(name):
+    arity = COMPOSITES[name][-1] if name in COMPOSITES else 0
+    return ps.algorithms.algorithm(name)(*[ps.Tsit5(), ps.Rosenbrock23()][2 - arity :])
+
+
 @pytest.mark.parametrize("name", _NAMES)
 def test_every_algorithm_by_name(name) -> None:
     """To its tolerance, from a first step that is rejected too, and at steps so that its order
     shows."""
-    arity = COMPOSITES[name][-1] if name in COMPOSITES else 0
-    alg = ps.algorithms.algorithm(name)(*[ps.Tsit5(), ps.Rosenbrock23()][2 - arity :])
+    alg = by_name(name)
     options = {"engine": "julia", "saveat": [1.0, 2.0], "abstol": 1e-7, "reltol": 1e-7}
     for kind, (f, u0, exact) in SUITABLE.items():
         if name in WRONG_TIMES and kind not in ("autonomous", "logistic"):
@@ -462,8 +466,7 @@ def test_every_algorithm_between_its_steps(name) -> None:
     Methods were found whose interpolant is a cubic over long steps, or goes through wrong slopes:
     they take a second solution (COARSE_BETWEEN).
     """
-    arity = COMPOSITES[name][-1] if name in COMPOSITES else 0
-    alg = ps.algorithms.algorithm(name)(*[ps.Tsit5(), ps.Rosenbrock23()][2 - arity :])
+    alg = by_name(name)
     times = torch.linspace(0.0, 2.0, 201, dtype=torch.float64)
     for kind in ("autonomous", "logistic" if name in WRONG_TIMES else "nonlinear"):
         f, u0, exact = SUITABLE[kind]

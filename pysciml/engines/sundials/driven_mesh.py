@@ -20,7 +20,15 @@ from pysciml.engines.sundials.collocation import C, Nodes, subdivide
 from pysciml.engines.sundials.integrate import Segment
 from pysciml.engines.sundials.legendre_rule import mean_square
 
-__all__ = ["Along", "along_parameters", "along_state", "resolved"]
+__all__ = [
+    "EACH",
+    "HELD",
+    "Along",
+    "along_parameters",
+    "along_state",
+    "has_little_part",
+    "resolved",
+]
 
 Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -40,9 +48,9 @@ _BLIND, _MOST, _ROUNDS = 8, 10_000, 8
 #: Larger states without blocks are looked at together; up to how many derivatives are looked at one
 #: by one; and what has little part beside the largest, among as many entries and among more: of
 #: those some are always small, and move as the others do.
-_APART, _EACH, _LITTLE, _OF_MANY = 50, 400, 0.03, 1e-6
+_APART, EACH, _LITTLE, _OF_MANY = 50, 400, 0.03, 1e-6
 #: Numbers that are held at a time.
-_HELD = 4_000_000
+HELD = 4_000_000
 
 #: Values at the nodes, by rising time, to the second divided difference in units of the interval.
 _theta = 1.0 - C[::-1]
@@ -64,9 +72,9 @@ def along_parameters(
     no mesh resolves it.
     """
     functions, p = problem.functions, problem.p
-    if not len(p) or not _is_driven(problem) or little and not _little(np.abs(p)).any():
+    if not len(p) or not _is_driven(problem) or little and not has_little_part(np.abs(p)).any():
         return None
-    if functions.kernels is not None and len(problem.u0) * len(p) <= _EACH:
+    if functions.kernels is not None and len(problem.u0) * len(p) <= EACH:
         return _each(problem, "jac:p")
     arranged = _arranged(len(problem.u0), blocks)
 
@@ -85,9 +93,9 @@ def along_parameters(
 def along_state(problem: FlatProblem, u: Array, blocks: Ints | None = None) -> Along | None:
     """As :func:`along_parameters` with ``little``, of f_u; ``u`` (N, n): the solution."""
     n, size = len(problem.u0), np.abs(u).max(axis=0)
-    if not _is_driven(problem) or not _little(size).any():
+    if not _is_driven(problem) or not has_little_part(size).any():
         return None
-    if problem.functions.kernels is not None and n * n <= _EACH:
+    if problem.functions.kernels is not None and n * n <= EACH:
         return _each(problem, "jac:u")
     value, arranged, d = _value(problem, problem.p), _arranged(n, blocks), _directions(size)[-1]
     return lambda u, t, rate: arranged(value(u + d, t, rate) - value(u - d, t, rate))
@@ -137,14 +145,15 @@ def _directions(size: Array) -> list[Array]:
     largest = size.max() or 1.0
     part = 1e-5 * np.cos(1.0 + 2.0 * np.arange(len(size)) ** 2)
     ways = [(size + 1e-3 * largest) * part]
-    small = _little(size)
+    small = has_little_part(size)
     if small.any() and not small.all():
         ways.append(np.where(small, largest * part, 0.0))
     return ways
 
 
-def _little(size: Array) -> Bools:
-    return size <= (_OF_MANY if len(size) > _EACH else _LITTLE) * size.max(initial=0.0)
+def has_little_part(size: Array) -> Bools:
+    """Which entries of some ``size`` count for little beside the largest."""
+    return size <= (_OF_MANY if len(size) > EACH else _LITTLE) * size.max(initial=0.0)
 
 
 def resolved(mesh: Array, segment: Segment, alongs: Sequence[Along | None], rtol: float) -> Array:
@@ -164,7 +173,7 @@ def resolved(mesh: Array, segment: Segment, alongs: Sequence[Along | None], rtol
         seen = [_bent(along(u, t, rate), count) for along in looked_at]
         return [np.concatenate(x, axis=1) for x in zip(*seen, strict=True)]
 
-    if 3 * (len(mesh) - 1) * n > _HELD:
+    if 3 * (len(mesh) - 1) * n > HELD:
         return first
     largest, second = look(Nodes.of(mesh).t)
     for _ in range(_ROUNDS):
@@ -178,7 +187,7 @@ def resolved(mesh: Array, segment: Segment, alongs: Sequence[Along | None], rtol
             return mesh
         cut = _as_neighbours(parts, h)
         count = int(cut.sum())
-        if count > max(_MOST, 4 * len(h)) or 3 * count * n > _HELD:
+        if count > max(_MOST, 4 * len(h)) or 3 * count * n > HELD:
             return first  # no wave, but jumps
         mesh = subdivide(mesh, cut)
         # of what was seen through the parts follow from the whole

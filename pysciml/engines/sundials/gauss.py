@@ -22,7 +22,13 @@ from pysciml.engines.sundials.collocation import (
     sweep_blocks,
     sweep_dense,
 )
-from pysciml.engines.sundials.driven_mesh import Along, along_parameters, along_state, resolved
+from pysciml.engines.sundials.driven_mesh import (
+    HELD,
+    Along,
+    along_parameters,
+    along_state,
+    resolved,
+)
 from pysciml.engines.sundials.integrate import Segment
 from pysciml.engines.sundials.lengths import Integral
 from pysciml.engines.sundials.long_intervals import LongIntervals
@@ -37,8 +43,6 @@ Bools = npt.NDArray[np.bool_]
 
 #: Up to this size a dense Jacobian is formed at once; beyond it, only where the problem is stiff.
 _DIRECT = 32
-#: Numbers that are held at a time.
-_HELD = 4_000_000
 
 
 class CollocationAdjoint:
@@ -141,12 +145,14 @@ class CollocationAdjoint:
         grad_p: Array,
     ) -> Array | None:
         """mu at the beginning, by intervals of many steps; None where these will not do."""
-        if self._pull is not None and self._along is not None and isinstance(long, LongIntervals):
-            if len(segment.t) * len(grad_p) <= _HELD:
-                integral = Integral(self._pull_each, np.abs(self.problem.p), self.rtol)
-                found = long(segment, jumps, integral)
-                grad_p += integral.total if found is not None else 0.0
-                return None if found is None else found[0]
+        few = len(segment.t) * len(grad_p) <= HELD
+        if isinstance(long, LongIntervals) and self._along is not None and few:
+            integral = Integral(self._pull_each, np.abs(self.problem.p), self.rtol)
+            found = long(segment, jumps, integral)
+            if found is None:
+                return None
+            grad_p += integral.total
+            return found[0]
         found = long(segment, jumps)
         if found is None:
             return None
@@ -254,7 +260,7 @@ class CollocationAdjoint:
         made = self._plan
         assert made.rows is not None and made.cols is not None
         entries = len(made.rows)
-        held = max(_HELD // (3 * entries), 1)
+        held = max(HELD // (3 * entries), 1)
         known: tuple[int, Array] = (-1, np.empty(0))
 
         def values(k: int) -> Array:

@@ -33,6 +33,16 @@ def integrals(theta: Array) -> Array:
     return 0.5 * inside @ TO_LEGENDRE
 
 
+def integral_beyond(theta: Array) -> Array:
+    """Integrals (q,) from 0 to ``theta`` (q,) of the first Legendre polynomial beyond the rule's.
+
+    Zero at the ends, to the last bit.
+    """
+    p = legendre.legvander(2.0 * theta - 1.0, S + 1)
+    found = (p[:, -1] - p[:, -3]) / (4 * S + 2)
+    return np.where(np.abs(found) > 1e-9, found, 0.0)
+
+
 A: Array = integrals(C)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 
+from pysciml.engines.sundials.driven_mesh import EACH, HELD, has_little_part
 from pysciml.engines.sundials.integrate import Segment
 from pysciml.engines.sundials.legendre_rule import TO_LEGENDRE, B, C, S, mean_square, ratio, tail
 
@@ -25,10 +26,6 @@ STEPS, STEPS_TIMED = 16, 7
 STATES, JACOBIAN, PARAMETERS, INTEGRAND, INSIDE = 300.0, 2.0, 2.0, 2.0, 2.0
 #: Nodes a step of the solver, beyond which its own mesh is the better one; where f_p asks for them.
 _NODES, _NODES_TIMED, _NODES_PARAMETERS = 1.5, 3.0, 20.0
-#: Up to so many parameters the integrand is looked at one by one; what is little among more.
-_EACH, _LITTLE = 400, 1e-6
-#: Numbers that are held at a time.
-_HELD = 4_000_000
 
 
 class Lengths:
@@ -121,8 +118,8 @@ class Integral:
         self, pull: Callable[[Array, Array, Array], Array], size: Array, rtol: float
     ) -> None:
         self._pull, self._enough = pull, INTEGRAND * math.sqrt(rtol)
-        little = size <= _LITTLE * size.max(initial=0.0)
-        self._together = None if len(size) <= _EACH else (~little, little)
+        little = has_little_part(size)
+        self._together = None if len(size) <= EACH else (~little, little)
         self.total = np.zeros(len(size))
         self._largest = np.zeros(len(size))
 
@@ -157,7 +154,7 @@ class Integral:
 
     def _shares(self, w: Array, u: Array, t: Array) -> Iterator[tuple[slice, Array]]:
         """What the nodes of some intervals at a time add (k, S, n_p)."""
-        held = max(1, _HELD // (S * len(self.total)))
+        held = max(1, HELD // (S * len(self.total)))
         for k in range(0, len(t) // S, held):
             at = slice(k * S, (k + held) * S)
             yield (

@@ -29,7 +29,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numpy.polynomial import legendre
 
 from pysciml.engines.sundials.collocation import subdivide
 from pysciml.engines.sundials.integrate import Segment
@@ -39,6 +38,7 @@ from pysciml.engines.sundials.legendre_rule import (
     B,
     C,
     S,
+    integral_beyond,
     integrals,
     mean_square,
     ratio,
@@ -56,6 +56,8 @@ from pysciml.engines.sundials.lengths import (
 
 Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+#: Where intervals begin that stay, states and Jacobians at their nodes.
+_Kept = tuple[Array, Array, Array]
 
 #: Single systems up to this size are solved for at once; others, and batches, by iteration.
 _DIRECT, _ITERATIONS = 6, 60
@@ -112,7 +114,7 @@ class LongIntervals(Lengths):
         """
         self._looks = integral is None and self._push_p is not None
         mesh, limit = self._first_mesh(segment), self._limit(segment)
-        kept: tuple[Array, Array, Array] | None = None
+        kept: _Kept | None = None
         done = np.empty(0)  # where intervals begin that the integral has
         while mesh is not None:
             found = self._resolve(segment, mesh, limit, kept)
@@ -122,11 +124,10 @@ class LongIntervals(Lengths):
             way = self._carry(mesh, u, jac, jumps)
             if way is None:
                 return None
-            parts, weighted = parts_of(way.need), self._flat(way.stages)
-            parts[np.isin(mesh[:-1], done)] = 1
+            # what the integral has of intervals that stay is as good as their mesh
+            new = ~np.isin(mesh[:-1], done)
+            parts, weighted = np.where(new, parts_of(way.need), 1), self._flat(way.stages)
             if parts.max() == 1 and integral is not None:
-                # what it has of intervals that stay is as good as their mesh
-                new = ~np.isin(mesh[:-1], done)
                 nodes, bent = np.repeat(new, S), np.isin(np.flatnonzero(new), way.bent)
                 probes = self._flat(way.probes[np.isin(way.bent, np.flatnonzero(new))])
                 need = integral.add(weighted[nodes], u[nodes], t[nodes], bent, probes)
@@ -136,9 +137,7 @@ class LongIntervals(Lengths):
                 start = np.empty(self._place.size)
                 start[self._place] = way.mu
                 return start, weighted, u, t
-            stay = parts == 1
-            kept = mesh[:-1][stay], u.reshape(len(stay), S, -1)[stay], jac[stay]
-            mesh = subdivide(mesh, parts)
+            mesh, kept = _cut(mesh, u, jac, parts)
         return None
 
     def _flat(self, stages: Array) -> Array:
@@ -155,7 +154,7 @@ class LongIntervals(Lengths):
         segment: Segment,
         mesh: Array,
         limit: float,
-        kept: tuple[Array, Array, Array] | None,
+        kept: _Kept | None,
     ) -> tuple[Array, Array, Array, Array] | None:
         """A mesh (K + 1,), its nodes (K s,), states there, and J^T (K, m, m, s, nb) by columns.
 
@@ -183,9 +182,7 @@ class LongIntervals(Lengths):
                 limit = self._limit(segment, by_parameters)
             if parts.max() == 1:
                 return mesh, t.reshape(-1), u.reshape(count * S, -1), jac
-            stay = parts == 1
-            kept = mesh[:-1][stay], u[stay], jac[stay]
-            mesh = subdivide(mesh, parts)
+            mesh, kept = _cut(mesh, u, jac, parts)
         return None
 
     def _needed_by_jacobian(self, h: Array, u: Array, jac: Array) -> Array:
@@ -281,12 +278,17 @@ class LongIntervals(Lengths):
         h = mesh[which + 1] - mesh[which]
         theta = (times - mesh[which]) / h
         weights = h[:, None] * integrals(theta)
-        p = legendre.legvander(2.0 * theta - 1.0, S + 1)
-        missed = (p[:, -1] - p[:, -3]) / (4 * S + 2)
-        missed = np.where(np.abs(missed) > 1e-9, h * missed, 0.0)  # nothing at an end
+        missed = h * integral_beyond(theta)
         found = {
             int(k): (weights[which == k], missed[which == k], cotangents[which == k])
             for k in np.unique(which)
             if k >= 0
         }
         return found, cotangents[which < 0].sum(axis=0)
+
+
+def _cut(mesh: Array, u: Array, jac: Array, parts: Ints) -> tuple[Array, _Kept]:
+    """The mesh with its intervals in ``parts``, and what is known of those that stay."""
+    stay = parts == 1
+    kept = mesh[:-1][stay], u.reshape(len(stay), S, -1)[stay], jac[stay]
+    return subdivide(mesh, parts), kept
