@@ -139,7 +139,7 @@ def test_jacobians_of_some_intervals_at_a_time(monkeypatch):
     monkeypatch.setattr(jacobian, "batched", batched)
     whole = gradient()
     all_at_once, seen[:] = seen[:], []
-    monkeypatch.setattr(gauss, "_HELD", 5 * 3 * 3 * N)
+    monkeypatch.setattr(gauss, "HELD", 5 * 3 * 3 * N)
     np.testing.assert_allclose(gradient(), whole, rtol=1e-12)
     assert max(seen) == 15 and sum(seen) == sum(all_at_once) and len(all_at_once) == 1
 
