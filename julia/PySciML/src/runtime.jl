@@ -60,7 +60,6 @@ end
 @inline to_integer(x::Integer) = Int(x)
 @inline to_integer(x) = trunc(Int, x)
 
-@inline sigmoid(x) = inv(one(x) + exp_(-x))
 @inline softplus(x) = max(x, zero(x)) + log1p_unit(exp_(-abs(x)))
 
 include("fastmath.jl")

@@ -217,14 +217,19 @@ class LongIntervals(Lengths):
             coupled = -h[:, None, None, None, None] * np.einsum("ts,kiat->kasit", A, jac[..., 0])
             inverse = np.linalg.inv(np.eye(m * S) + coupled.reshape(count, m * S, m * S))
 
+        first_look: dict[float, int] = {}  # by what is enough: an interval takes about as many
+
         def solved(k: int, source: Array, enough: float) -> Array | None:
             if direct:
                 return (inverse[k] @ source.reshape(-1)).reshape(m, S, 1)
             found, back, close = source, h[k] * A.T, enough * np.abs(source).max()
+            looks = first_look.get(enough, 2)
             for i in range(_ITERATIONS):
                 last = found
-                found = source + back @ np.einsum("iasb,isb->asb", jac[k], found)
-                if i > 1 and not np.abs(found - last).max() > close:
+                found = back @ np.einsum("iasb,isb->asb", jac[k], found)
+                found += source
+                if i >= looks and not np.abs(found - last).max() > close:
+                    first_look[enough] = max(2, i - 1)
                     return found
             return None
 
