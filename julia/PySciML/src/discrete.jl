@@ -11,8 +11,9 @@ a stage, restarts nowhere, and needs the stages that a dense solution keeps. For
 A step may be too long for modes of the model that the solution does not hold: the solution never
 shows it, while a cotangent that excites such a mode would grow without bound where the method is
 unstable. So the Jacobian's size is followed by power iteration, and a step that does not resolve
-it is gone back through by the continuous adjoint, in as many parts as are needed. So is a step
-that does not resolve f_p (see driven_mesh.jl).
+it is gone back through by the continuous adjoint, in as many parts as are needed; in fewer where
+that mode decays and is gone by the beginning: its integral is right whenever it is damped. So is a
+step that does not resolve f_p (see driven_mesh.jl).
 
 Sanz-Serna, "Symplectic Runge-Kutta schemes for adjoint equations, automatic differentiation,
 optimal control, and more", SIAM Review 58 (2016).
@@ -99,12 +100,14 @@ mutable struct Growth{T, V}
     rate::T
     size::T                          # of the last product
     since::Int                       # steps since it was looked at
+    against::T                       # the last product's cosine with what it was taken of
+    decays::Bool                     # whether the fastest mode does, by two products
 end
 
 function Growth(like::AbstractVector{T}) where {T}
     # any vector will do that holds something of every mode
     v = [one(T) + T(0.5) * sin(T(37) * i * i) for i in eachindex(like)]
-    return Growth(copyto!(similar(like), v ./ norm(v)), T(-1), zero(T), 0)
+    return Growth(copyto!(similar(like), v ./ norm(v)), T(-1), zero(T), 0, zero(T), false)
 end
 
 # The rate at which the fastest mode moves; `product` multiplies with the Jacobian. Of two products
@@ -125,9 +128,13 @@ function look!(product::F, g::Growth{T}) where {F, T}
         product_of_v = product(g.v)
         g.size = sqrt(sum(abs2, product_of_v))
         if !(isfinite(g.size) && g.size > 0)
-            g.size = zero(T)
+            g.size, g.decays = zero(T), false
             return g.rate = zero(T)
         end
+        # of one that swings the next product's cosine is of the other sign
+        last = g.against
+        g.against = dot(g.v, product_of_v) / g.size
+        g.decays = max(last, g.against) < T(-0.9)
         g.v .= product_of_v ./ g.size
         g.rate = sqrt(before * g.size)
         !first_look && g.size < T(1.5) * before && break
@@ -201,7 +208,11 @@ function steps_back(
             end
             in_parts!(b, step, u, t, max(z, parts[i] * b.reach))
         else
-            z > limit ? in_parts!(b, step, u, t, z) : as_taken!(b, step, u, t)
+            # one that decays, and is gone by the beginning, need not be followed as closely: its
+            # integral is right if it is damped
+            gone = b.growth.decays && rate * abs(times[i] - times[1]) > -log(reltol)
+            z > limit ? in_parts!(b, step, u, t, gone ? z * b.reach / limit : z) :
+                as_taken!(b, step, u, t)
         end
     end
     b.handed && pull!(b, b.passed, us[1], times[1])

@@ -52,6 +52,25 @@ end
     end
 end
 
+@testset "the fastest mode, by products" begin
+    function seen(J, looks)
+        g = PySciML.Growth(zeros(size(J, 1)))
+        return map(1:looks) do _
+            PySciML.look!(v -> J * v, g)
+            g.rate, g.decays
+        end
+    end
+    heat = SymTridiagonal(fill(-2.0, 40), fill(1.0, 39))
+    for (rate, decays) in seen(heat, 5)
+        @test decays && 0.8 * opnorm(Matrix(heat)) < rate <= opnorm(Matrix(heat))
+    end
+    @test !any(last, seen(-heat, 5))
+    # swinging, in units as unequal as they may be, about to decay, and growing beside what decays
+    for J in ([0.0 1.0e4; -1.0 0.0], [0.0 1.0; -1.0 -0.2], [0.0 1.0e-3; -1.0e3 0.0], [-1.0 0.0; 0.0 1.2])
+        @test !any(last, seen(J, 20))
+    end
+end
+
 @testset "modes that decay are gone by the beginning of the mesh" begin
     through(lambda, mesh) = prod(PySciML.radau_factor(h * lambda) for h in diff(mesh))
     cut(mesh, parts) = PySciML.subdivided(mesh, parts)
